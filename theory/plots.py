@@ -1,0 +1,30 @@
+"""The look of the figures: lines that a grey print still tells apart, no pyplot state."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#56b4e9", "#8a8a8a")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v")
+
+
+def style(index: int, marker: bool = False) -> dict[str, object]:
+    """Colour, dash and (if asked) marker of series `index`, distinct without colour."""
+    look: dict[str, object] = {"color": COLOURS[index % 5], "linestyle": LINES[index % 5]}
+    return look | {"marker": MARKERS[index % 5], "markersize": 4} if marker else look
+
+
+def panels(columns: int, rows: int = 1, width: float = 4.2) -> "tuple[Figure, list[Axes]]":
+    """A figure of rows x columns panels (width in inches each) and its axes, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, 3.4 * rows), layout="constrained", dpi=120)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color="0.9", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes

@@ -1,0 +1,224 @@
+"""What a check returns: conditions with numbers in them, and the verdict that follows from them.
+
+A theory module opens with a docstring of labelled paragraphs, the only place where its words live:
+
+    Claim: what the paper says, and where.
+    Statement: what is tested, precisely.
+    Assumptions: under which it is tested.
+    Proof: a few lines, where there is one.
+    Verdict: the rule by which the conditions become a verdict.
+
+Its `check` computes `Condition`s and hands them, with that docstring, to `judge`. A verdict is a
+verdict on the *statement*; `bearing` says what the statement, once settled, means for the claim.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+PROVED = "proved"
+HOLDS = "holds numerically"
+FALSE = "false (counterexample)"
+INCONCLUSIVE = "inconclusive"
+VERDICTS = (PROVED, HOLDS, FALSE, INCONCLUSIVE)
+
+SUPPORTS, REFUTES, QUALIFIES, OPEN = "supports", "refutes", "qualifies", "open"
+BEARINGS = (SUPPORTS, REFUTES, QUALIFIES, OPEN)
+
+ALPHA = 1e-3
+"""Family-wise error rate of the statistical tests of the whole suite."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One computed number against one bound. `p`: the number is a p-value (Holm corrects it).
+
+    A p-value with relation "<=" is evidence that the verdict needs (a null that must be rejected),
+    with ">=" a goodness of fit (a null that must survive). NaN satisfies nothing.
+    """
+
+    what: str
+    value: float
+    relation: str
+    bound: float
+    p: bool = False
+
+    def __post_init__(self) -> None:
+        if self.relation not in ("<=", ">="):
+            raise ValueError(f"condition {self.what!r}: relation is <= or >=, not {self.relation}")
+        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "bound", float(self.bound))
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bound if self.relation == "<=" else self.value >= self.bound
+
+    def __str__(self) -> str:
+        sign = self.relation if self.holds else f"not {self.relation}"
+        return f"{self.what}: {self.value:.3g} {sign} {self.bound:.3g}"
+
+
+def at_most(what: str, value: float, bound: float) -> Condition:
+    return Condition(what, value, "<=", bound)
+
+
+def at_least(what: str, value: float, bound: float) -> Condition:
+    return Condition(what, value, ">=", bound)
+
+
+def rejects(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
+    """A null hypothesis that has to be rejected for the verdict to stand."""
+    return Condition(what, p_value, "<=", alpha, p=True)
+
+
+def fits(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
+    """A null hypothesis (a law that is claimed) that must not be rejected."""
+    return Condition(what, p_value, ">=", alpha, p=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check.
+
+    name: module; claim, statement, assumptions: from its docstring; computed: every condition;
+    verdict: one of VERDICTS, on the statement; bearing: one of BEARINGS, on the paper's claim;
+    reason: one line; figure: plain lists and floats, all that `figure(verdict)` needs.
+    """
+
+    name: str
+    claim: str
+    statement: str
+    assumptions: str
+    computed: tuple[Condition, ...]
+    verdict: str
+    reason: str
+    bearing: str = OPEN
+    figure: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"{self.name}: verdict {self.verdict!r} is not one of {VERDICTS}")
+        if self.bearing not in BEARINGS:
+            raise ValueError(f"{self.name}: bearing {self.bearing!r} is not one of {BEARINGS}")
+        if "\n" in self.reason:
+            raise ValueError(f"{self.name}: the reason takes one line")
+
+    @property
+    def deciding(self) -> Condition:
+        """The first condition that fails, or else the first."""
+        return next((c for c in self.computed if not c.holds), self.computed[0])
+
+    @property
+    def statistic(self) -> float:
+        return self.deciding.value
+
+    @property
+    def tolerance(self) -> float:
+        return self.deciding.bound
+
+    @property
+    def p_value(self) -> float | None:
+        """The largest p-value that the verdict rests on; None without a statistical test."""
+        return max((c.value for c in self.computed if c.p), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that strict JSON takes: numbers that are not finite become null."""
+        content = asdict(self)
+        content["computed"] = [{**asdict(c), "holds": c.holds} for c in self.computed]
+        content |= {"statistic": self.statistic, "tolerance": self.tolerance}
+        return plain(content | {"p_value": self.p_value})
+
+
+def plain(value: Any) -> Any:
+    """Arrays, tensors, tuples and numpy numbers as lists and Python numbers, for JSON."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a verdict holds plain lists, numbers and text, not {type(value).__name__}")
+
+
+def sections(doc: str) -> dict[str, str]:
+    """The labelled paragraphs of a theory module's docstring, each on one line, lower-case keys."""
+    pattern = re.compile(r"^(Claim|Statement|Assumptions|Proof|Verdict): ", re.MULTILINE)
+    parts = pattern.split(doc)[1:]
+    return {
+        label.lower(): " ".join(text.split())
+        for label, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def judge(
+    name: str,
+    doc: str,
+    conditions: Sequence[Condition],
+    *,
+    verdict: str,
+    reason: str,
+    bearing: str,
+    otherwise: str = INCONCLUSIVE,
+    figure: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """`verdict` if every condition holds, else `otherwise`, with the failing condition as reason.
+
+    name, doc: the module's `__name__` and `__doc__`. `bearing` counts only when the verdict stands.
+    """
+    if not conditions:
+        raise ValueError(f"{name}: a verdict without a condition was not computed")
+    words = sections(doc)
+    failing = [c for c in conditions if not c.holds]
+    return Verdict(
+        name=name.rpartition(".")[2],
+        claim=words["claim"],
+        statement=words["statement"],
+        assumptions=words["assumptions"],
+        computed=tuple(conditions),
+        verdict=otherwise if failing else verdict,
+        reason="; ".join(map(str, failing)) if failing else reason,
+        bearing=OPEN if failing else bearing,
+        figure=plain(figure or {}),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The suite after Holm: evidence that no longer reaches alpha makes a verdict inconclusive.
+
+    The correction can only take a verdict back; a fit that failed alone stays failed.
+    """
+    raw = [c.value for v in verdicts for c in v.computed if c.p]
+    adjusted = iter(holm(raw))
+    suite = []
+    for v in verdicts:
+        computed = tuple(replace(c, value=next(adjusted)) if c.p else c for c in v.computed)
+        lost = [new for old, new in zip(v.computed, computed, strict=True) if old.holds > new.holds]
+        v = replace(v, computed=computed)
+        if lost:
+            reason = f"after Holm's correction {lost[0]}"
+            v = replace(v, verdict=INCONCLUSIVE, bearing=OPEN, reason=reason)
+        suite.append(v)
+    return suite
+
+
+def as_json(verdicts: Sequence[Verdict]) -> str:
+    """The suite as strict JSON text."""
+    return json.dumps([v.to_json() for v in verdicts], indent=1, allow_nan=False) + "\n"

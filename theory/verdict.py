@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 PROVED = "proved"
@@ -38,6 +38,7 @@ class Condition:
 
     A p-value with relation "<=" is evidence that the verdict needs (a null that must be rejected),
     with ">=" a goodness of fit (a null that must survive). NaN satisfies nothing.
+    `adjusted`: the p-value after correction over the suite; None before.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Condition:
     relation: str
     bound: float
     p: bool = False
+    adjusted: float | None = None
 
     def __post_init__(self) -> None:
         if self.relation not in ("<=", ">="):
@@ -54,11 +56,16 @@ class Condition:
 
     @property
     def holds(self) -> bool:
-        return self.value <= self.bound if self.relation == "<=" else self.value >= self.bound
+        """Correction only takes away: a fit that failed alone stays failed."""
+        numbers = [self.value] if self.adjusted is None else [self.value, self.adjusted]
+        if self.relation == "<=":
+            return all(number <= self.bound for number in numbers)
+        return all(number >= self.bound for number in numbers)
 
     def __str__(self) -> str:
         sign = self.relation if self.holds else f"not {self.relation}"
-        return f"{self.what}: {self.value:.3g} {sign} {self.bound:.3g}"
+        number = self.value if self.adjusted is None else self.adjusted
+        return f"{self.what}: {number:.3g} {sign} {self.bound:.3g}"
 
 
 def at_most(what: str, value: float, bound: float) -> Condition:
@@ -81,11 +88,12 @@ def fits(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one check.
+    """The outcome of one check; `verdict`, `reason` and `bearing` follow from the conditions.
 
     name: module; claim, statement, assumptions: from its docstring; computed: every condition;
-    verdict: one of VERDICTS, on the statement; bearing: one of BEARINGS, on the paper's claim;
-    reason: one line; figure: plain lists and floats, all that `figure(verdict)` needs.
+    if_all_hold, otherwise: the verdicts (of VERDICTS) on the statement; finding: one line, the
+    reason while all hold; on_claim: what an established statement says of the paper's claim (of
+    BEARINGS); figure: plain lists and floats, all that `figure(verdict)` needs; seconds: wall time.
     """
 
     name: str
@@ -93,24 +101,45 @@ class Verdict:
     statement: str
     assumptions: str
     computed: tuple[Condition, ...]
-    verdict: str
-    reason: str
-    bearing: str = OPEN
+    if_all_hold: str
+    finding: str
+    on_claim: str
+    otherwise: str = INCONCLUSIVE
     figure: Mapping[str, Any] = field(default_factory=dict)
+    fast: bool = False
+    seed: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"{self.name}: verdict {self.verdict!r} is not one of {VERDICTS}")
-        if self.bearing not in BEARINGS:
-            raise ValueError(f"{self.name}: bearing {self.bearing!r} is not one of {BEARINGS}")
-        if "\n" in self.reason:
-            raise ValueError(f"{self.name}: the reason takes one line")
+        if not self.computed:
+            raise ValueError(f"{self.name}: a verdict without a condition was not computed")
+        if not {self.if_all_hold, self.otherwise} <= set(VERDICTS):
+            raise ValueError(f"{self.name}: a verdict is one of {', '.join(VERDICTS)}")
+        if self.on_claim not in BEARINGS:
+            raise ValueError(f"{self.name}: {self.on_claim!r} is not one of {', '.join(BEARINGS)}")
+        if "\n" in self.finding:
+            raise ValueError(f"{self.name}: the finding takes one line")
+
+    @property
+    def failing(self) -> list[Condition]:
+        return [c for c in self.computed if not c.holds]
+
+    @property
+    def verdict(self) -> str:
+        return self.otherwise if self.failing else self.if_all_hold
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(map(str, self.failing)) or self.finding
+
+    @property
+    def bearing(self) -> str:
+        return OPEN if self.failing else self.on_claim
 
     @property
     def deciding(self) -> Condition:
         """The first condition that fails, or else the first."""
-        return next((c for c in self.computed if not c.holds), self.computed[0])
+        return (self.failing or list(self.computed))[0]
 
     @property
     def statistic(self) -> float:
@@ -122,15 +151,27 @@ class Verdict:
 
     @property
     def p_value(self) -> float | None:
-        """The largest p-value that the verdict rests on; None without a statistical test."""
-        return max((c.value for c in self.computed if c.p), default=None)
+        """The largest p-value that must be small; None where nothing has to be rejected."""
+        return max((c.value for c in self.computed if c.p and c.relation == "<="), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON takes: numbers that are not finite become null."""
-        content = asdict(self)
+        derived = ("verdict", "reason", "bearing", "statistic", "tolerance", "p_value")
+        content = asdict(self) | {name: getattr(self, name) for name in derived}
         content["computed"] = [{**asdict(c), "holds": c.holds} for c in self.computed]
-        content |= {"statistic": self.statistic, "tolerance": self.tolerance}
-        return plain(content | {"p_value": self.p_value})
+        return plain(content)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Verdict":
+        """The verdict that `to_json` wrote (null numbers come back as NaN)."""
+        known = {f.name: content[f.name] for f in fields(cls)}
+        names = [f.name for f in fields(Condition)]
+        rows = [{name: row[name] for name in names} for row in content["computed"]]
+        nan = {"value": math.nan, "bound": math.nan}
+        known["computed"] = tuple(
+            Condition(**{k: nan.get(k) if v is None else v for k, v in row.items()}) for row in rows
+        )
+        return cls(**known)
 
 
 def plain(value: Any) -> Any:
@@ -173,19 +214,17 @@ def judge(
 
     name, doc: the module's `__name__` and `__doc__`. `bearing` counts only when the verdict stands.
     """
-    if not conditions:
-        raise ValueError(f"{name}: a verdict without a condition was not computed")
     words = sections(doc)
-    failing = [c for c in conditions if not c.holds]
     return Verdict(
         name=name.rpartition(".")[2],
         claim=words["claim"],
         statement=words["statement"],
         assumptions=words["assumptions"],
         computed=tuple(conditions),
-        verdict=otherwise if failing else verdict,
-        reason="; ".join(map(str, failing)) if failing else reason,
-        bearing=OPEN if failing else bearing,
+        if_all_hold=verdict,
+        otherwise=otherwise,
+        finding=reason,
+        on_claim=bearing,
         figure=plain(figure or {}),
     )
 
@@ -201,21 +240,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The suite after Holm: evidence that no longer reaches alpha makes a verdict inconclusive.
-
-    The correction can only take a verdict back; a fit that failed alone stays failed.
-    """
-    raw = [c.value for v in verdicts for c in v.computed if c.p]
-    adjusted = iter(holm(raw))
+    """The suite with every p-value also adjusted by Holm; a verdict can only be taken back."""
+    adjusted = iter(holm([c.value for v in verdicts for c in v.computed if c.p]))
     suite = []
     for v in verdicts:
-        computed = tuple(replace(c, value=next(adjusted)) if c.p else c for c in v.computed)
-        lost = [new for old, new in zip(v.computed, computed, strict=True) if old.holds > new.holds]
-        v = replace(v, computed=computed)
-        if lost:
-            reason = f"after Holm's correction {lost[0]}"
-            v = replace(v, verdict=INCONCLUSIVE, bearing=OPEN, reason=reason)
-        suite.append(v)
+        computed = tuple(replace(c, adjusted=next(adjusted)) if c.p else c for c in v.computed)
+        suite.append(replace(v, computed=computed))
     return suite
 
 

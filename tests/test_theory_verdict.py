@@ -1,0 +1,117 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import theory
+from theory.verdict import (
+    ALPHA,
+    FALSE,
+    INCONCLUSIVE,
+    PROVED,
+    Condition,
+    Verdict,
+    as_json,
+    at_least,
+    at_most,
+    corrected,
+    fits,
+    holm,
+    judge,
+    plain,
+    rejects,
+    sections,
+)
+
+DOC = """One line.
+
+Claim: what the paper says
+(its place).
+
+Statement: what is tested.
+
+Assumptions: none.
+
+Verdict: the rule.
+"""
+
+
+def verdict(*conditions: Condition, **words: str) -> Verdict:
+    settings = {"verdict": PROVED, "reason": "it holds", "bearing": "supports"} | words
+    return judge("theory.toy", DOC, conditions, **settings)
+
+
+def test_docstring_becomes_the_words_of_the_verdict():
+    assert sections(DOC)["claim"] == "what the paper says (its place)."
+    v = verdict(at_most("error", 1e-12, 1e-10))
+    assert (v.name, v.statement, v.assumptions) == ("toy", "what is tested.", "none.")
+    assert (v.verdict, v.reason, v.bearing) == (PROVED, "it holds", "supports")
+
+
+@pytest.mark.parametrize("value", [2.0, math.inf, math.nan])
+def test_one_failing_condition_takes_the_verdict_back_and_is_named(value):
+    v = verdict(at_most("first", 0, 1), at_most("second", value, 1), otherwise=FALSE)
+    assert (v.verdict, v.bearing) == (FALSE, "open")
+    assert v.reason.startswith("second:")
+    assert v.tolerance == 1
+    assert verdict(at_least("x", 0, 1)).verdict == INCONCLUSIVE
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p):
+    adjusted = holm(p)
+    for raw, new in zip(p, adjusted, strict=True):
+        assert raw <= new <= min(1.0, len(p) * raw) + 1e-15
+    assert [a for _, a in sorted(zip(p, adjusted, strict=True))] == sorted(adjusted)
+
+
+def test_correction_takes_back_evidence_and_never_grants_a_fit():
+    weak = verdict(rejects("p", 0.6 * ALPHA))
+    suite = corrected([weak, weak])
+    assert weak.verdict == PROVED
+    assert [v.verdict for v in suite] == [INCONCLUSIVE] * 2
+    misfit = verdict(fits("fit", 0.6 * ALPHA))
+    assert [v.verdict for v in corrected([misfit, misfit])] == [INCONCLUSIVE] * 2
+    assert corrected(suite) == suite
+
+
+def test_json_is_strict_and_comes_back():
+    v = verdict(at_most("a", math.nan, 1), rejects("p", 1e-5), otherwise=FALSE)
+    text = as_json(corrected([v]))
+    assert "NaN" not in text
+    (content,) = json.loads(text)
+    assert content["verdict"] == FALSE
+    assert content["p_value"] == 1e-5
+    back = Verdict.from_json(content)
+    assert (back.verdict, back.statement) == (v.verdict, v.statement)
+    assert math.isnan(back.computed[0].value)
+
+
+def test_plain_refuses_what_json_cannot_hold():
+    with pytest.raises(TypeError, match="object"):
+        plain({"x": object()})
+
+
+@pytest.mark.parametrize(
+    "words", [{"verdict": "true"}, {"bearing": "yes"}, {"reason": "two\nlines"}]
+)
+def test_verdicts_outside_the_vocabulary_are_refused(words):
+    with pytest.raises(ValueError, match="toy"):
+        verdict(at_most("a", 0, 1), **words)
+
+
+def test_a_verdict_needs_a_condition():
+    with pytest.raises(ValueError, match="not computed"):
+        verdict()
+
+
+def test_unknown_name_gets_the_nearest():
+    with pytest.raises(LookupError, match="nearest is 'zero_set'"):
+        theory.load("zeroset")

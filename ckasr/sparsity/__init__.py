@@ -1,0 +1,17 @@
+"""Sparsity: layer densities, masks, and what a mask leaves of a network."""
+
+from .densities import DISTRIBUTIONS, allocate, layer_densities
+from .masks import Masks, global_topk_masks, prunable, random_masks, topk_masks
+from .report import report
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "Masks",
+    "allocate",
+    "global_topk_masks",
+    "layer_densities",
+    "prunable",
+    "random_masks",
+    "report",
+    "topk_masks",
+]

@@ -1,0 +1,205 @@
+"""Which weights live: drawing masks, and holding a model to them.
+
+A *mask* is a bool tensor of its weight's shape, True where the weight stays. Masks cover every
+conv and linear weight of a model (a layer left dense has a mask of ones); biases and norms are
+never masked.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .densities import Shapes, allocate
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that sparsity counts: of every convolution and linear layer, by name.
+
+    Keys are parameter names as in ``model.named_parameters()``, in its order; a weight that two
+    layers share appears once. Transposed convolutions and embeddings are not taken. Raises
+    ValueError for a layer whose weight is no plain parameter (torch.nn.utils.prune and
+    parametrize replace it).
+    """
+    model = uncompiled(model)
+    weights: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            continue
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is None:
+            raise ValueError(
+                f"layer {path!r} has no plain weight parameter: "
+                "undo its pruning or parametrisation first"
+            )
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            weights[f"{path}.weight" if path else "weight"] = weight
+    return weights
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that torch.compile wrapped, or the module itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def random_masks(shapes: Shapes, densities: Mapping[str, float], seed: int) -> dict[str, Tensor]:
+    """Random masks with exact counts (`allocate`), on the CPU.
+
+    Each layer ranks its weights by its own generator, keyed by the seed and the layer's name, and
+    keeps the first ones. So the ranking depends on no other layer, on no other random draw and on
+    no device, and the masks of one seed are nested: a sparser one is a subset of a denser one.
+    Raises ValueError as `allocate` does.
+    """
+    counts = allocate(densities, shapes)
+    masks = {}
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(_key(seed, name))
+        scores = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+        masks[name] = _keep_highest(scores, counts[name])
+    return masks
+
+
+def topk_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Masks that keep each layer's `counts[name]` highest scores; ties go to the first index.
+
+    Raises ValueError for a NaN score, a layer without count, or a count the layer cannot hold.
+    """
+    for name, score in scores.items():
+        _check_scores(name, score)
+        if name not in counts:
+            raise ValueError(f"no count for layer {name!r}: give one for every score")
+        _check_count(counts[name], score.numel(), f"layer {name!r}")
+    return {name: _keep_highest(score, counts[name]) for name, score in scores.items()}
+
+
+def global_topk_masks(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Masks that keep the `count` highest scores of all layers together.
+
+    Ties go to the layer that comes first, and in it to the first index. Raises ValueError for no
+    scores, a NaN score, or a count that the network cannot hold.
+    """
+    if not scores:
+        raise ValueError("no scores: there is no layer to choose weights from")
+    for name, score in scores.items():
+        _check_scores(name, score)
+    flat = torch.cat([score.detach().flatten().double() for score in scores.values()])
+    _check_count(count, flat.numel(), "the network")
+    parts = _keep_highest(flat, count).split([score.numel() for score in scores.values()])
+    return {
+        name: part.reshape(score.shape).clone()
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }
+
+
+class Masks(Mapping[str, Tensor]):
+    """The masks of a model, and what holds its weights to them.
+
+    Built once the model is on its device and in its memory format; reads as a mapping from name
+    to bool mask. Those bool tensors are the truth. A method that moves weights (RigL, SET, GMP)
+    changes them in place and calls `refresh`, or hands new ones to `update`: every tensor keeps
+    its address, so a captured CUDA graph of the step stays valid.
+
+    Raises ValueError for a mask that is missing, unknown, of another shape, or not bool.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self._weights = prunable(model)
+        check_masks(self._weights, masks)
+        self._masks = {
+            name: masks[name].to(weight.device, copy=True) for name, weight in self._weights.items()
+        }
+        # Multiplied into the weights: a product of equal types and strides is one fused kernel
+        # over all layers, a product with a bool is one kernel a layer.
+        self._factors = {
+            name: torch.empty_like(weight, requires_grad=False)
+            for name, weight in self._weights.items()
+        }
+        self.refresh()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over bool masks that were changed in place; no host synchronisation."""
+        for name, factor in self._factors.items():
+            factor.copy_(self._masks[name])
+
+    @torch.no_grad()
+    def update(self, masks: Mapping[str, Tensor]) -> None:
+        """Copy new masks, for all layers or some, into the ones that are held."""
+        check_masks({name: self._weights[name] for name in masks if name in self}, masks)
+        for name, mask in masks.items():
+            self._masks[name].copy_(mask)
+        self.refresh()
+
+    @torch.no_grad()
+    def apply(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Zero the pruned weights, and their entries in the optimiser's state, in place.
+
+        To be called after every optimiser step: weight decay and momentum move a pruned weight
+        even where its gradient is zero. Any state tensor of the weight's shape is masked
+        (momentum, Adam's moments). No host synchronisation, fit for capture in a CUDA graph.
+        """
+        targets: list[Tensor] = list(self._weights.values())
+        factors = list(self._factors.values())
+        if optimizer is not None:
+            for name, weight in self._weights.items():
+                for state in optimizer.state.get(weight, {}).values():
+                    if isinstance(state, Tensor) and state.shape == weight.shape:
+                        targets.append(state)
+                        factors.append(self._factors[name])
+        torch._foreach_mul_(targets, factors)
+
+
+def check_masks(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `masks` holds one bool mask of the right shape for each weight."""
+    for name in masks:
+        if name not in weights:
+            near = difflib.get_close_matches(name, weights, n=3) or list(weights)[:3]
+            raise ValueError(
+                f"mask for unknown layer {name!r}: the nearest names are {', '.join(near)}"
+            )
+    for name, weight in weights.items():
+        if name not in masks:
+            raise ValueError(f"no mask for layer {name!r}: a dense layer has a mask of ones")
+        mask = masks[name]
+        if mask.dtype != torch.bool or mask.shape != weight.shape:
+            raise ValueError(
+                f"mask of layer {name!r} is {mask.dtype} {tuple(mask.shape)}: "
+                f"it must be torch.bool {tuple(weight.shape)}"
+            )
+
+
+def _key(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"mask of layer {name}, seed {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _keep_highest(scores: Tensor, count: int) -> Tensor:
+    order = torch.argsort(scores.detach().flatten(), descending=True, stable=True)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[order[:count]] = True
+    return mask.reshape(scores.shape)
+
+
+def _check_scores(name: str, score: Tensor) -> None:
+    if torch.isnan(score).any():
+        raise ValueError(f"score of layer {name!r} holds NaN: nothing can be ranked by it")
+
+
+def _check_count(count: int, size: int, what: str) -> None:
+    if not 0 <= count <= size:
+        raise ValueError(f"{what} cannot keep {count} weights: it has {size}")

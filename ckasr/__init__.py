@@ -1,0 +1,37 @@
+"""ckasr: CKA-SR (arXiv 2307.07389) for any PyTorch loop, and the sparse training it is tested on."""
+
+import importlib
+from types import ModuleType
+
+from ckasr.cka import (
+    MinibatchCKA,
+    cka_matrix,
+    cka_sr_loss,
+    hsic,
+    linear_cka,
+    null_zscore,
+    rbf_cka,
+)
+from ckasr.regularizer import CKASR, find_stages
+
+__version__ = "0.1.0"
+__all__ = [
+    "CKASR",
+    "MinibatchCKA",
+    "cka_matrix",
+    "cka_sr_loss",
+    "find_stages",
+    "hsic",
+    "linear_cka",
+    "null_zscore",
+    "rbf_cka",
+]
+
+_PACKAGES = ("analysis", "data", "experiments", "methods", "models", "sparsity", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Packages on first use (``ckasr.models``), so that ``import ckasr`` costs little."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"ckasr.{name}")
+    raise AttributeError(f"module 'ckasr' has no attribute {name!r}")

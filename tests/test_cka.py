@@ -1,0 +1,290 @@
+"""ckasr.cka against dcor, ckatorch and naive pairwise code, in values and gradients."""
+
+import itertools
+
+import dcor
+import numpy as np
+import pytest
+import torch
+from ckatorch.core import cka_base
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ckasr
+from ckasr.cka import center, gram_linear, gram_rbf, hsic, unit_grams
+
+
+def features(n: int = 10, dims: tuple[int, ...] = (6, 9, 4), seed: int = 0) -> list[torch.Tensor]:
+    """Correlated layers in float64: each adds noise to a projection of a common input."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    return [
+        base @ torch.randn(5, d, generator=generator, dtype=torch.float64)
+        + 0.5 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+        + 3.0
+        for d in dims
+    ]
+
+
+def song_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """HSIC_1 by Song et al.'s three-term formula, on raw features, pair by pair."""
+    n = len(x)
+    k, l = (z @ z.T for z in (x, y))  # noqa: E741
+    k, l = (g - torch.diag(torch.diag(g)) for g in (k, l))  # noqa: E741
+    trace = (k @ l).trace()
+    outer = k.sum() * l.sum() / ((n - 1) * (n - 2))
+    cross = 2 * (k.sum(0) @ l.sum(0)) / (n - 2)
+    return (trace + outer - cross) / (n * (n - 3))
+
+
+def feature_space_cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Biased linear CKA as the paper's eq. 3 prints it: in feature space."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+def naive_cka(x: torch.Tensor, y: torch.Tensor, estimator: str) -> torch.Tensor:
+    if estimator == "biased":
+        return feature_space_cka(x, y)
+    return song_hsic(x, y) / (song_hsic(x, x) * song_hsic(y, y)).sqrt()
+
+
+def naive_term(stages: list[list[torch.Tensor]], variant: str) -> torch.Tensor:
+    """The three losses as paper.md words them: a double loop over layers."""
+    if variant == "aug":
+        layers = [f for stage in stages for f in stage]
+        values = [naive_cka(x, y, "biased") for x, y in itertools.combinations(layers, 2)]
+        return torch.stack(values).mean()
+    estimator = {"paper": "biased", "official": "unbiased"}[variant]
+    return sum(naive_cka(x, y, estimator) for stage in stages for x in stage for y in stage)
+
+
+def value_and_gradients(function, tensors):
+    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    value = function(tensors)
+    return value.detach(), torch.autograd.grad(value, tensors)
+
+
+def test_unbiased_hsic_equals_dcor_and_song():
+    x, y, _ = features()
+    expected = dcor.u_product(
+        dcor.u_centered((gram_linear(x) - gram_linear(x).diag().diag()).numpy()),
+        dcor.u_centered((gram_linear(y) - gram_linear(y).diag().diag()).numpy()),
+    )
+    ours = hsic(gram_linear(x), gram_linear(y)).item()
+    assert ours == pytest.approx(expected, rel=1e-10)
+    assert ours == pytest.approx(song_hsic(x, y).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_linear_cka_equals_ckatorch(estimator):
+    x, y, _ = features()
+    expected = cka_base(
+        x, y, kernel="linear", unbiased=estimator == "unbiased", method="fro_norm"
+    ).item()
+    assert ckasr.linear_cka(x, y, estimator).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_values_and_gradients_equal_the_pairwise_reference(estimator):
+    pair = features()[:2]
+    ours = value_and_gradients(lambda t: ckasr.linear_cka(*t, estimator), pair)
+    naive = value_and_gradients(lambda t: naive_cka(*t, estimator), pair)
+    torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_rbf_cka_equals_a_direct_computation(estimator):
+    x, y, _ = features()
+    grams = []
+    for z in (x, y):
+        squared = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
+        off_diagonal = squared[~torch.eye(len(z), dtype=torch.bool)]
+        grams.append(torch.exp(-squared / (2 * 0.8**2 * off_diagonal.median())))
+    expected = hsic(*grams, estimator) / (
+        hsic(grams[0], grams[0], estimator) * hsic(grams[1], grams[1], estimator)
+    ).sqrt()
+    ours = ckasr.rbf_cka(x, y, estimator=estimator, bandwidth=0.8)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_rbf_tends_to_linear_at_large_bandwidth():
+    x, y, _ = features()
+    linear = ckasr.linear_cka(x, y, "biased").item()
+    assert ckasr.rbf_cka(x, y, estimator="biased", bandwidth=1e3).item() == pytest.approx(
+        linear, abs=1e-5
+    )
+    assert ckasr.rbf_cka(x, y, estimator="biased", bandwidth=0.5).item() != pytest.approx(
+        linear, abs=1e-2
+    )
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_matrix_holds_every_pair(estimator, kernel):
+    layers = features(dims=(6, 9, 4, 20))
+    matrix = ckasr.cka_matrix(layers, estimator=estimator, kernel=kernel)
+    single = (lambda x, y: ckasr.linear_cka(x, y, estimator)) if kernel == "linear" else (
+        lambda x, y: ckasr.rbf_cka(x, y, estimator=estimator)
+    )
+    for i, j in itertools.product(range(4), range(4)):
+        assert matrix[i, j].item() == pytest.approx(single(layers[i], layers[j]).item(), rel=1e-12)
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(4, dtype=torch.float64))
+
+
+@given(n=st.integers(4, 24), d=st.integers(1, 40), seed=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_unbiased_cka_is_bounded_and_invariant(n, d, seed):
+    x, y = features(n, (d, 7), seed)
+    value = ckasr.linear_cka(x, y).item()
+    assert abs(value) <= 1 + 1e-12
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
+    moved = 2.5 * x @ rotation + torch.randn(d, generator=generator, dtype=torch.float64)
+    assert ckasr.linear_cka(moved, y).item() == pytest.approx(value, rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper", "aug"])
+def test_loss_equals_the_double_loop_in_value_and_gradient(variant):
+    layers = features(8, (12, 30, 5, 7, 16, 3))
+    sizes = [2, 3, 1]
+    naive = value_and_gradients(
+        lambda t: naive_term([list(s) for s in _split(t, sizes)], variant), layers
+    )
+    ours = value_and_gradients(lambda t: ckasr.cka_sr_loss(_split(t, sizes), variant), layers)
+    torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-12)
+
+
+def _split(tensors, sizes):
+    iterator = iter(tensors)
+    return [list(itertools.islice(iterator, size)) for size in sizes]
+
+
+def test_number_of_terms_is_the_papers():
+    """Identical layers have CKA 1 everywhere, so the loss counts its terms: 27 in ResNet20."""
+    x = features()[0]
+    for blocks, terms in ((3, 27), (5, 75), (9, 243)):
+        value = ckasr.cka_sr_loss([[x] * blocks] * 3, "official")
+        assert value.item() == pytest.approx(terms, rel=1e-12)
+    assert ckasr.cka_sr_loss([[x] * 3] * 3, "aug").item() == pytest.approx(1, rel=1e-12)
+
+
+def test_other_pairs():
+    layers = features(9, (6, 9, 4, 11))
+    matrix = ckasr.cka_matrix(layers)
+    stages = [layers[:2], layers[2:]]
+    loss = {p: ckasr.cka_sr_loss(stages, pairs=p).item() for p in ("all", "adjacent", "input")}
+    assert loss["all"] == pytest.approx(matrix.sum().item(), rel=1e-12)
+    assert loss["adjacent"] == pytest.approx(2 * matrix.diagonal(1).sum().item(), rel=1e-12)
+    assert loss["input"] == pytest.approx(2 * matrix[0, 1:].sum().item(), rel=1e-12)
+    mean = ckasr.cka_sr_loss([layers[:3], layers[3:]], "aug", pairs="within").item()
+    biased = ckasr.cka_matrix(layers[:3], estimator="biased")
+    expected = biased[np.triu_indices(3, 1)].mean().item()
+    assert mean == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, -7.3, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("variant", ["official", "paper", "aug"])
+def test_dead_feature_gives_zero_and_no_gradient(offset, dtype, variant):
+    alive = features(8)[0].to(dtype)
+    dead = torch.full((8, 33), offset, dtype=dtype, requires_grad=True)
+    assert ckasr.linear_cka(dead, alive, "unbiased").item() == 0
+    assert ckasr.rbf_cka(dead, alive).item() == 0
+    loss = ckasr.cka_sr_loss([[dead, alive, alive * 2]], variant)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert (dead.grad == 0).all()
+    torch.testing.assert_close(
+        ckasr.cka_matrix([dead, alive]).diagonal(), torch.tensor([0, 1], dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_float32_survives_large_offsets(offset):
+    """Song's formula on raw float32 features gives NaN or noise here."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 16384, generator=generator) + offset
+    y = 0.3 * x + torch.randn(8, 16384, generator=generator)
+    exact = ckasr.linear_cka(x.double(), y.double()).item()
+    assert ckasr.linear_cka(x, y).item() == pytest.approx(exact, abs=2e-4)
+
+
+def test_half_precision_is_computed_in_float32():
+    x, y, _ = (f.float() for f in features())
+    with torch.autocast("cpu", torch.bfloat16):
+        value = ckasr.cka_sr_loss([[x, y]])
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, ckasr.cka_sr_loss([[x, y]]))
+    assert ckasr.linear_cka(x.bfloat16(), y.bfloat16()).dtype == torch.float32
+
+
+def test_pooled_minibatches_approach_the_full_value():
+    """At batches of 8 the pooled unbiased value is near the full one, the biased far above it."""
+    x, y, _ = features(4096, (64, 64, 4))
+    full = ckasr.linear_cka(x, y).item()
+    pooled = {}
+    for estimator in ("unbiased", "biased"):
+        meter = ckasr.MinibatchCKA(estimator)
+        for start in range(0, 4096, 8):
+            meter.update([x[start : start + 8], y[start : start + 8]])
+        pooled[estimator] = meter.compute()[0, 1].item()
+    assert (meter.samples, meter.batches) == (4096, 512)
+    assert pooled["unbiased"] == pytest.approx(full, abs=0.02)
+    assert abs(pooled["biased"] - full) > 0.05
+
+
+def test_pooled_single_batch_is_the_matrix():
+    layers = features(12)
+    for estimator in ("unbiased", "biased"):
+        meter = ckasr.MinibatchCKA(estimator)
+        meter.update(layers)
+        torch.testing.assert_close(
+            meter.compute(), ckasr.cka_matrix(layers, estimator=estimator), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_null_law_by_full_enumeration():
+    """Over all pairings of 6 samples: mean 0 and variance 2 / (n (n - 3)), exactly."""
+    x, y, _ = features(6)
+    units = unit_grams([x, y]).reshape(2, 6, 6)
+    values = torch.stack(
+        [
+            (units[0] * units[1][list(p)][:, list(p)]).sum()
+            for p in itertools.permutations(range(6))
+        ]
+    )
+    scores = ckasr.null_zscore(values, 6)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-12)
+    assert scores.square().mean().item() == pytest.approx(1, rel=1e-12)
+
+
+def test_center_rows_sum_to_zero():
+    gram = gram_rbf(features(7)[0])
+    for estimator in ("unbiased", "biased"):
+        assert center(gram, estimator).sum(-1).abs().max() < 1e-13
+    assert (center(gram, "unbiased").diagonal() == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: ckasr.linear_cka(x[:3], x[:3]), "at least 4 samples, got n = 3"),
+        (lambda x: ckasr.cka_sr_loss([[x[:3], x[:3]]]), "at least 4 samples"),
+        (lambda x: ckasr.linear_cka(x[:1], x[:1], "biased"), "at least 2 samples"),
+        (lambda x: ckasr.cka_matrix([x, x[:5]]), "same samples"),
+        (lambda x: ckasr.cka_matrix([]), "at least one layer"),
+        (lambda x: ckasr.cka_sr_loss([[x]], "aug"), "no pair of layers"),
+        (lambda x: ckasr.cka_sr_loss([[x]], pairs="adjacent"), "no pair of layers"),
+        (lambda x: ckasr.cka_sr_loss([[x]], "offical"), "choose one of: official"),
+        (lambda x: ckasr.cka_sr_loss([[x, x]], pairs="some"), "unknown pairs"),
+        (lambda x: ckasr.linear_cka(x, x, "debiased"), "unknown estimator"),
+        (lambda x: ckasr.rbf_cka(x, x, bandwidth=0), "bandwidth must be positive"),
+        (lambda x: ckasr.null_zscore(0.1, 3), "at least 4 samples"),
+        (lambda x: ckasr.MinibatchCKA().compute(), "no minibatch"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(features()[0])
+    assert "\n" not in str(error.value)

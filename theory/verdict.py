@@ -19,6 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 PROVED = "proved"
 HOLDS = "holds numerically"
 FALSE = "false (counterexample)"
@@ -68,12 +71,14 @@ class Condition:
         return f"{self.what}: {number:.3g} {sign} {self.bound:.3g}"
 
 
-def at_most(what: str, value: float, bound: float) -> Condition:
-    return Condition(what, value, "<=", bound)
+def at_most(what: str, value: ArrayLike, bound: float) -> Condition:
+    """The number, or the largest of the numbers, is at most the bound (a NaN among them fails)."""
+    return Condition(what, np.max(value), "<=", bound)
 
 
-def at_least(what: str, value: float, bound: float) -> Condition:
-    return Condition(what, value, ">=", bound)
+def at_least(what: str, value: ArrayLike, bound: float) -> Condition:
+    """The number, or the smallest of the numbers, is at least the bound (a NaN among them fails)."""
+    return Condition(what, np.min(value), ">=", bound)
 
 
 def rejects(what: str, p_value: float, alpha: float = ALPHA) -> Condition:

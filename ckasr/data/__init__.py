@@ -1,0 +1,17 @@
+"""Data: load a set by its name, split it, turn it into batches on the device."""
+
+from .datasets import NAMES, Dataset, data_root, fetch, load
+from .loader import AUGMENTS, Batches, Plan, keyed_generator, split
+
+__all__ = [
+    "AUGMENTS",
+    "NAMES",
+    "Batches",
+    "Dataset",
+    "Plan",
+    "data_root",
+    "fetch",
+    "keyed_generator",
+    "load",
+    "split",
+]

@@ -1,0 +1,55 @@
+"""Published weights, checked before they are read."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def load_pretrained(model: nn.Module, path: Path | str) -> None:
+    """Load the CIFAR-10 weights of akamaster/pytorch_resnet_cifar10 into a model, in place.
+
+    The file's name ends in the first digits of its sha256, as in ``resnet20-12fca82f.th``, which
+    fits ``create("resnet20_a", num_classes=10)``. Its images were normalised by ImageNet's mean
+    and std. Other state dicts of that naming, or of ours, load as well. Raises FileNotFoundError
+    for a missing file, ValueError for an altered one and for weights that do not fit; the model is
+    then left as it was.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path} are missing: give the path of a .th or .pt file")
+    prefix = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    if prefix is None:
+        raise ValueError(
+            f"weights {path}: the name must end in the first digits of the file's sha256, "
+            "as in resnet20-12fca82f.th"
+        )
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix[1]):
+        raise ValueError(f"weights {path} are altered or truncated: their sha256 is another")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    given = {_renamed(key): value for key, value in content.get("state_dict", content).items()}
+
+    wanted = model.state_dict()
+    # Files older than PyTorch 0.4.1 lack this counter, which only matters without momentum.
+    for name, value in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, value)
+    problems = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} has no place" for name in given if name not in wanted]
+    problems += [
+        f"{name} is {tuple(given[name].shape)}, the model's is {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"weights {path} do not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}"
+        )
+    model.load_state_dict(given)
+
+
+def _renamed(key: str) -> str:
+    return re.sub(r"^linear\.", "fc.", key.removeprefix("module."))

@@ -1,0 +1,99 @@
+"""Residual networks for CIFAR (He et al. 2015, section 4.2): depth 6n + 2, three stages.
+
+`resnet20` and its like have projection shortcuts (1x1 conv and batch norm where the shape
+changes), as VITA-Group/Random_Pruning, the base of the CKA-SR experiments. `_w32` doubles the
+width of 16 (GraSP's and SNIP's "ResNet-32"), `_a` has the shortcut without parameters (option A).
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .registry import kaiming, register
+
+DEPTHS = (20, 32, 44, 56, 110)
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, and zeros for the channels that are new."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        new = out_channels - in_channels
+        self.stride, self.padding = stride, (new // 2, new - new // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = x[:, :, :: self.stride, :: self.stride]
+        return nn.functional.pad(halved, (0, 0, 0, 0, *self.padding))
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Option B: a 1x1 convolution and a batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; its output is taken after the add and the ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, option_a: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            shortcut = PadShortcut if option_a else projection
+            self.shortcut = shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Stem, three stages of widths `width`, 2 `width`, 4 `width`, global average pool, linear."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        *,
+        depth: int,
+        width: int = 16,
+        option_a: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"depth={depth} is no depth of this family: it must be 6n + 2")
+        self.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+
+        def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(in_channels, out_channels, stride, option_a=option_a)
+            rest = (BasicBlock(out_channels, out_channels, 1) for _ in range(depth // 6 - 1))
+            return nn.Sequential(first, *rest)
+
+        self.layer1 = stage(width, width, 1)
+        self.layer2 = stage(width, 2 * width, 2)
+        self.layer3 = stage(2 * width, 4 * width, 2)
+        self.fc = nn.Linear(4 * width, num_classes)
+        kaiming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+for _depth in DEPTHS:
+    for _suffix, _width in (("", 16), ("_w32", 32)):
+        register(f"resnet{_depth}{_suffix}")(partial(ResNet, depth=_depth, width=_width))
+        register(f"resnet{_depth}{_suffix}_a")(
+            partial(ResNet, depth=_depth, width=_width, option_a=True)
+        )

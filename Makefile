@@ -30,8 +30,8 @@ $(READY): requirements.lock pyproject.toml
 	  "$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "make: $(PYTHON) is Python %d.%d; ckasr needs 3.11 to 3.13: make PYTHON=python3.12" % v)' && \
 	  "$(PYTHON)" -m venv --clear $(VENV); }
 	@echo "Installing requirements.lock into $(VENV) (about 5 GB, some minutes the first time) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: $(READY) ## the tests; those on real CIFAR need CKASR_DATA, else they skip
@@ -53,7 +53,7 @@ benchmarks: $(READY) ## time and memory beside the plain reference
 	$(PY) -m benchmarks $(ARGS)
 
 lab: $(READY) ## the notebooks in JupyterLab
-	$(PY) -m jupyterlab notebooks $(ARGS)
+	CKASR_DATA="$${CKASR_DATA:-$(CURDIR)/data}" $(PY) -m jupyterlab notebooks $(ARGS)
 
 lint: $(READY) ## ruff check and format, nothing is changed
 	$(PY) -m ruff check $(LINTED)

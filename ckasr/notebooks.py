@@ -1,0 +1,300 @@
+"""Notebooks as steps of a reproduction: papermill behind one small wrapper.
+
+A notebook has one cell tagged ``parameters``, a line each, `name: type = default  # help`, and ends
+by writing `<results>/<its name>.json` with `finish`. That file, not an exit code, says that it is
+done: papermill reports success when a cell calls ``sys.exit`` and keeps a parameter's default when
+its name is misspelt, so the wrapper checks the names, the types and the file itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ckasr import data
+from ckasr.experiments.records import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALARS = ("bool", "float", "int", "str")
+TYPES = (*SCALARS, *(f"list[{kind}]" for kind in SCALARS))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's parameters cell; `kind` is one of `TYPES`."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a profile and the parameters it runs with."""
+
+    notebook: Path
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A file of workflow/: what it runs in which order, and the data sets it needs."""
+
+    name: str
+    about: str
+    datasets: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One executed notebook: where its result and its executed copy lie, seconds of wall time."""
+
+    name: str
+    result: Path
+    executed: Path
+    seconds: float
+
+
+def resolve(path: str | Path) -> Path:
+    """`path` from the repository's root: the same in JupyterLab, in a batch run and on a shell."""
+    return ROOT / Path(path).expanduser()
+
+
+def finish(results: str | Path, name: str, values: Mapping[str, Any]) -> Path:
+    """Write `values` to `<results>/<name>.json` in one piece: a notebook's last act, its result."""
+    target = resolve(results) / f"{name}.json"
+    write_text(target, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    return target
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares, by name.
+
+    Raises FileNotFoundError for a missing notebook and ValueError for one that is no notebook, has
+    not exactly one cell tagged ``parameters``, or holds another line in it than
+    `name: type = default  # help`.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", ())]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no notebook {notebook}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{notebook} is not a notebook: it holds no JSON with cells") from None
+    if len(tagged) != 1:
+        raise ValueError(
+            f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; give it exactly one"
+        )
+    lines = "".join(tagged[0]["source"]).splitlines()
+    found = [_parameter(line, notebook.name) for line in lines if line.strip()]
+    names = [parameter.name for parameter in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{notebook.name} declares {', '.join(twice)} more than once")
+    return {parameter.name: parameter for parameter in found}
+
+
+def _parameter(line: str, where: str) -> Parameter:
+    wrong = ValueError(
+        f"{where}: {line.strip()!r} is no parameter; write one a line, "
+        f"'name: type = default  # help', the type one of {', '.join(TYPES)}"
+    )
+    try:
+        (node,) = ast.parse(line).body
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            raise wrong
+        if node.value is None:
+            raise wrong
+        kind = ast.unparse(node.annotation)
+        default = convert(ast.literal_eval(node.value), kind)
+    except (SyntaxError, ValueError):
+        raise wrong from None
+    comment = line.encode()[node.end_col_offset :].decode().strip()
+    if not comment.strip("# "):
+        raise wrong
+    return Parameter(node.target.id, kind, default, comment.strip("# "))
+
+
+def convert(value: Any, kind: str) -> Any:
+    """`value` as the plain Python `kind` (one of `TYPES`); ValueError where that would change it.
+
+    NumPy scalars and arrays, tensors, tuples and paths become what they stand for. papermill would
+    hand them to the notebook as text, silently.
+    """
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    plain = os.fspath(plain) if isinstance(plain, os.PathLike) else plain
+    if kind.startswith("list[") and isinstance(plain, list | tuple):
+        return [convert(item, kind[5:-1]) for item in plain]
+    accepted = {"bool": bool, "int": int, "float": (int, float), "str": str}.get(kind, ())
+    if not isinstance(plain, accepted) or (isinstance(plain, bool) and kind != "bool"):
+        raise ValueError(f"{value!r} is no {kind}")
+    return float(plain) if kind == "float" else plain
+
+
+def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`parameters` in the notebook's own types; ValueError for an unknown name or a wrong type."""
+    known = declared(notebook)
+    checked = {}
+    for name, value in parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{notebook.name} has no parameter {name!r}; nearest: {near[0] if near else 'none'}"
+                f" (all: {', '.join(known)})"
+            )
+        try:
+            checked[name] = convert(value, known[name].kind)
+        except ValueError as error:
+            raise ValueError(f"{notebook.name}, parameter {name!r}: {error}") from None
+    return checked
+
+
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    result: Path | None = None,
+    log: TextIO | None = None,
+) -> Path:
+    """Run `notebook` with `parameters`, write the executed copy to `output`, return that path.
+
+    result: the file the notebook must have written anew when it ends. log: where what the notebook
+    prints goes as it prints it, beside the executed copy (None: standard output).
+
+    Raises ValueError for an unknown parameter or a wrong type (before anything runs),
+    ModuleNotFoundError where papermill is missing, RuntimeError where a cell fails, the kernel dies
+    or the result is not there.
+    """
+    checked = check(notebook, parameters)
+    pm, failed, config = _papermill()
+    before = _stamp(result)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Sockets in a folder of their own: over TCP or in a shared folder parallel runs can meet.
+    with tempfile.TemporaryDirectory(prefix="ckasr-") as folder:
+        try:
+            pm.execute_notebook(
+                str(notebook.resolve()),
+                str(output.resolve()),
+                parameters=checked,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=log or sys.stdout,
+                stderr_file=log or sys.stdout,
+                config=config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
+            )
+        except failed as error:
+            raise RuntimeError(
+                f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
+            ) from None
+        except RuntimeError as error:  # nbclient's DeadKernelError is one
+            raise RuntimeError(
+                f"{notebook.name}: {error}: often for want of memory (what ran is in {output})"
+            ) from None
+    if result is not None and _stamp(result) in (None, before):
+        raise RuntimeError(f"{notebook.name} ended without writing {result} (see {output})")
+    return output
+
+
+def _papermill() -> tuple[Any, type[Exception], Any]:
+    """papermill, its error, traitlets' Config; imported here, as the rest does without Jupyter."""
+    try:
+        import ipykernel  # noqa: F401  (where it is missing, the kernel only seems to die)
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
+        from traitlets.config import Config
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"running notebooks needs {error.name}: pip install 'ckasr[notebooks]'", name=error.name
+        ) from None
+    return papermill, PapermillExecutionError, Config
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None or not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_mtime_ns, state.st_ino
+
+
+def profiles() -> dict[str, Path]:
+    """The profiles that come with the project, by name."""
+    return {path.stem: path for path in sorted((ROOT / "workflow").glob("*.toml"))}
+
+
+def read_profile(profile: str | Path) -> Profile:
+    """The profile of that name in workflow/, or in the file of that path.
+
+    Everything in it is checked here: that the notebooks exist and have these parameters with these
+    types, and that each data set a notebook is given is on the profile's list. LookupError for an
+    unknown name, ValueError for the rest.
+    """
+    path = Path(profile) if Path(profile).suffix == ".toml" else profiles().get(str(profile))
+    if path is None or not path.is_file():
+        raise LookupError(f"no profile {str(profile)!r}; there are: {', '.join(profiles())}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if table.keys() != {"about", "datasets", "notebooks"}:
+        raise ValueError(f"{path} must have about, datasets and notebooks, not {', '.join(table)}")
+    steps = []
+    for name, parameters in table["notebooks"].items():
+        notebook = ROOT / "notebooks" / f"{name}.ipynb"
+        checked = check(notebook, parameters)
+        known = declared(notebook)
+        if "results" in checked or "results" not in known:
+            raise ValueError(f"{path}: {name} must have a parameter 'results', which the run sets")
+        dataset = checked.get("dataset", known["dataset"].default if "dataset" in known else None)
+        if dataset not in (None, *table["datasets"]):
+            raise ValueError(f"{path}: {name} reads {dataset}; add it to the profile's datasets")
+        steps.append(Step(notebook, checked))
+    return Profile(path.stem, table["about"], tuple(table["datasets"]), tuple(steps))
+
+
+def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:
+    """Execute every notebook of `profile` in order, into `results`; stop at the first that fails.
+
+    Nothing is written before the profile, papermill and every data set have been found good; a set
+    that is missing is downloaded where there is a network. Executed copies go to
+    `<results>/executed/`. log: progress lines (None: standard output).
+    """
+    plan = read_profile(profile)
+    _papermill()
+    for name in plan.datasets:
+        print(f"data set {name}", file=log, flush=True)
+        data.load(name, download=True)
+    return run_steps(plan.steps, results, log=log)
+
+
+def run_steps(steps: Sequence[Step], results: Path, *, log: TextIO | None = None) -> list[Finished]:
+    """Execute each step into `results`, with a progress line before and after it."""
+    results = results.resolve()
+    finished = []
+    for number, step in enumerate(steps, start=1):
+        name, start = step.notebook.stem, time.perf_counter()
+        label = f"[{number}/{len(steps)}] {name}"
+        print(label, file=log, flush=True)
+        result = results / f"{name}.json"
+        executed = execute(
+            step.notebook,
+            results / "executed" / step.notebook.name,
+            {**step.parameters, "results": str(results)},
+            result=result,
+            log=log,
+        )
+        seconds = time.perf_counter() - start
+        print(f"{label}: done in {seconds:.0f} s", file=log, flush=True)
+        finished.append(Finished(name, result, executed, seconds))
+    return finished

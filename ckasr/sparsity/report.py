@@ -20,6 +20,14 @@ _ACTIVATIONS = tuple(
     for name in nn.modules.activation.__all__
     if name not in ("MultiheadAttention", "GLU")
 )
+_AVERAGES = {
+    nn.MaxPool1d: nn.AvgPool1d,
+    nn.MaxPool2d: nn.AvgPool2d,
+    nn.MaxPool3d: nn.AvgPool3d,
+    nn.AdaptiveMaxPool1d: nn.AdaptiveAvgPool1d,
+    nn.AdaptiveMaxPool2d: nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool3d: nn.AdaptiveAvgPool3d,
+}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -125,7 +133,7 @@ def _trace(
             module.register_forward_pre_hook(before)
             module.register_forward_hook(after)
 
-    white = torch.ones(input_shape, dtype=torch.float64)
+    white = torch.ones(input_shape, dtype=torch.float64, device="cpu")
     with torch.enable_grad():
         output = copied(torch.stack([torch.zeros_like(white), white]))
         if output.ndim != 2 or output.shape[1] != masks[trace.last].shape[0]:
@@ -164,16 +172,19 @@ def _skeleton(
             raise ValueError(f"layer {path!r} is attention: its paths cannot be followed")
         if isinstance(module, _NORMS + _ACTIVATIONS) and path:
             copied.set_submodule(path, nn.Identity())
-        elif isinstance(module, nn.MaxPool2d) and path:
+        elif isinstance(module, tuple(_AVERAGES)) and path:
             # A maximum passes its gradient to one of equal inputs, an average to all.
             copied.set_submodule(path, _average(path, module))
     return copied
 
 
-def _average(path: str, pool: nn.MaxPool2d) -> nn.AvgPool2d:
-    if pool.dilation not in (1, (1, 1)):
+def _average(path: str, pool: nn.Module) -> nn.Module:
+    average = next(new for old, new in _AVERAGES.items() if isinstance(pool, old))
+    if hasattr(pool, "output_size"):
+        return average(pool.output_size)
+    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
         raise ValueError(f"layer {path!r} is a dilated pooling: its paths cannot be followed")
-    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
+    return average(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
 
 
 class _Clip(torch.autograd.Function):

@@ -1,0 +1,341 @@
+"""Masks: exact counts, keyed by seed and layer alone, and weights held to them in place."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from ckasr.sparsity import (
+    Masks,
+    allocate,
+    global_topk_masks,
+    layer_densities,
+    prunable,
+    random_masks,
+    topk_masks,
+)
+
+SHAPES = {"conv": (8, 3, 3, 3), "block.conv": (8, 8, 3, 3), "fc": (10, 8)}
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10)
+    )
+
+
+def masks_of(model: nn.Module, density: float = 0.2, seed: int = 0) -> dict[str, torch.Tensor]:
+    shapes = {name: weight.shape for name, weight in prunable(model).items()}
+    return random_masks(shapes, layer_densities(shapes, density, "erk"), seed)
+
+
+def train(model, optimizer, masks, steps: int, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        images = torch.randn(4, 3, 6, 6, generator=generator)
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        masks.apply(optimizer)
+
+
+class TestPrunable:
+    def test_takes_conv_and_linear_weights_only_by_parameter_name(self):
+        model = network()
+        assert list(prunable(model)) == ["0.weight", "4.weight"]
+        assert prunable(model)["0.weight"] is model[0].weight
+
+    def test_a_bare_layer_and_a_shared_weight(self):
+        assert list(prunable(nn.Linear(2, 3))) == ["weight"]
+        tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        tied[1].weight = tied[0].weight
+        assert list(prunable(tied)) == ["0.weight"]
+
+    def test_a_compiled_model_keeps_its_names(self):
+        model = network()
+        assert list(prunable(torch.compile(model))) == list(prunable(model))
+
+    def test_a_wrapped_weight_is_refused(self):
+        model = network()
+        prune.identity(model[4], "weight")
+        with pytest.raises(ValueError, match="layer '4' has no plain weight"):
+            prunable(model)
+
+
+class TestRandomMasks:
+    @given(st.floats(0, 1), st.sampled_from(["uniform", "er", "erk"]), st.integers(0, 2**40))
+    def test_counts_are_exact(self, density, distribution, seed):
+        densities = layer_densities(SHAPES, density, distribution)
+        masks = random_masks(SHAPES, densities, seed)
+        counts = allocate(densities, SHAPES)
+        assert {name: int(mask.sum()) for name, mask in masks.items()} == counts
+        assert all(
+            mask.dtype == torch.bool and tuple(mask.shape) == SHAPES[name]
+            for name, mask in masks.items()
+        )
+
+    def test_the_same_seed_gives_the_same_masks_whatever_was_drawn_before(self):
+        first = random_masks(SHAPES, dict.fromkeys(SHAPES, 0.3), 7)
+        torch.manual_seed(123)
+        state = torch.random.get_rng_state()
+        second = random_masks(SHAPES, dict.fromkeys(SHAPES, 0.3), 7)
+        assert all(torch.equal(first[name], second[name]) for name in SHAPES)
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+    def test_a_layer_does_not_depend_on_the_others(self):
+        densities = dict.fromkeys(SHAPES, 0.25)  # whole counts, so that none is rounded
+        whole = random_masks(SHAPES, densities, 3)
+        for name, shape in SHAPES.items():
+            alone = random_masks({name: shape}, densities, 3)
+            assert torch.equal(alone[name], whole[name])
+
+    def test_seeds_and_layers_of_one_shape_differ(self):
+        shapes = {"a": (20, 20), "b": (20, 20)}
+        masks = random_masks(shapes, dict.fromkeys(shapes, 0.5), 0)
+        other = random_masks(shapes, dict.fromkeys(shapes, 0.5), 1)
+        assert not torch.equal(masks["a"], masks["b"])
+        assert not torch.equal(masks["a"], other["a"])
+
+    def test_masks_of_one_seed_are_nested(self):
+        sparse = random_masks(SHAPES, layer_densities(SHAPES, 0.02, "erk"), 5)
+        dense = random_masks(SHAPES, layer_densities(SHAPES, 0.3, "erk"), 5)
+        assert all((sparse[name] & ~dense[name]).sum() == 0 for name in SHAPES)
+
+    def test_every_weight_is_drawn_equally_often(self):
+        shapes, draws, density = {"a": (5, 8)}, 4000, 0.25
+        times = sum(random_masks(shapes, {"a": density}, s)["a"].double() for s in range(draws))
+        # Standardised by the binomial spread; beyond 4.5 standard deviations in 40 weights is a
+        # matter of one in 4000 for fair draws, and these draws are fixed by their seeds.
+        z = (times - draws * density) / (draws * density * (1 - density)) ** 0.5
+        assert z.abs().max() < 4.5
+
+    def test_the_draw_itself_never_changes(self):
+        # Records name their masks by the seed alone: another draw would break every pair.
+        mask = random_masks({"fc.weight": (4, 8)}, {"fc.weight": 0.25}, 0)["fc.weight"]
+        assert mask.flatten().nonzero().flatten().tolist() == [0, 6, 7, 8, 9, 16, 22, 24]
+
+
+class TestTopk:
+    def test_layerwise_and_global_keep_the_highest(self):
+        scores = {"a": torch.tensor([[1.0, 5.0], [3.0, 2.0]]), "b": torch.tensor([[4.0, 0.0]])}
+        local = topk_masks(scores, {"a": 1, "b": 1})
+        assert local["a"].tolist() == [[False, True], [False, False]]
+        assert local["b"].tolist() == [[True, False]]
+        overall = global_topk_masks(scores, 3)
+        assert overall["a"].tolist() == [[False, True], [True, False]]
+        assert overall["b"].tolist() == [[True, False]]
+
+    @given(
+        st.lists(st.integers(-2, 2), min_size=6, max_size=60), st.data(), st.sampled_from([1, 2])
+    )
+    def test_ties_go_to_the_first_index(self, values, data, layers):
+        count = data.draw(st.integers(0, len(values)))
+        scores = {
+            str(i): part.float()[None]
+            for i, part in enumerate(torch.tensor(values).tensor_split(layers))
+        }
+        masks = global_topk_masks(scores, count)
+        chosen = torch.cat([mask.flatten() for mask in masks.values()])
+        expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+        assert chosen.nonzero().flatten().tolist() == sorted(expected)
+
+    def test_infinite_scores_rank_at_the_ends(self):
+        scores = {"a": torch.tensor([[0.0, -torch.inf, torch.inf, 1.0]])}
+        assert global_topk_masks(scores, 3)["a"].tolist() == [[True, False, True, True]]
+
+    def test_masks_do_not_share_memory(self):
+        masks = global_topk_masks({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, 8)
+        masks["a"].zero_()
+        assert masks["b"].all()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: topk_masks({"a": torch.ones(1, 2)}, {}), "no count for layer 'a'"),
+            (
+                lambda: topk_masks({"a": torch.ones(1, 2)}, {"a": 3}),
+                "layer 'a' cannot keep 3 weights: it has 2",
+            ),
+            (lambda: global_topk_masks({"a": torch.ones(1, 2)}, -1), "the network cannot keep -1"),
+            (lambda: global_topk_masks({}, 0), "no scores"),
+            (
+                lambda: global_topk_masks({"a": torch.tensor([[1.0, torch.nan]])}, 1),
+                "score of layer 'a' holds NaN",
+            ),
+        ],
+    )
+    def test_bad_input(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "nesterov": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    ),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+
+
+class TestMasks:
+    @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+    def test_pruned_weights_and_their_momentum_stay_zero(self, make):
+        model = network()
+        masks = Masks(model, masks_of(model))
+        optimizer = make(model.parameters())
+        before = {name: param.clone() for name, param in model.named_parameters()}
+        masks.apply()
+        train(model, optimizer, masks, steps=3)
+        for name, weight in prunable(model).items():
+            assert (weight[~masks[name]] == 0).all()
+            assert (weight[masks[name]] != 0).all()
+            moments = [
+                s
+                for s in optimizer.state[weight].values()
+                if isinstance(s, torch.Tensor) and s.ndim
+            ]
+            assert all((moment[~masks[name]] == 0).all() for moment in moments)
+            assert all((moment[masks[name]] != 0).any() for moment in moments)
+        for name, param in model.named_parameters():
+            if name not in masks:  # biases and norms move, and none of their entries is cleared
+                assert not torch.equal(param, before[name])
+                assert (param != 0).all()
+
+    def test_without_the_optimiser_momentum_revives_nothing_but_is_left_alone(self):
+        model = network()
+        masks = Masks(model, masks_of(model))
+        optimizer = OPTIMIZERS["nesterov"](model.parameters())
+        model(torch.randn(4, 3, 6, 6)).sum().backward()
+        optimizer.step()
+        masks.apply()
+        weight = prunable(model)["0.weight"]
+        pruned = ~masks["0.weight"]
+        assert (weight[pruned] == 0).all()
+        assert (optimizer.state[weight]["momentum_buffer"][pruned] != 0).any()
+
+    def test_equals_training_only_the_kept_weights(self):
+        """Masking after the step is the same as a step in the kept coordinates alone."""
+        model, plain = network().double(), network().double()
+        masks = Masks(model, masks_of(model))
+        masks.apply()
+        generator = torch.Generator().manual_seed(0)
+        optimizer = OPTIMIZERS["nesterov"](model.parameters())
+        velocity = {name: torch.zeros_like(p) for name, p in plain.named_parameters()}
+        with torch.no_grad():
+            for name, param in plain.named_parameters():
+                param.mul_(masks.get(name, 1))
+        for _ in range(4):
+            images = torch.randn(4, 3, 6, 6, generator=generator, dtype=torch.float64)
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+            masks.apply(optimizer)
+            plain.zero_grad()
+            plain(images).square().mean().backward()
+            with torch.no_grad():
+                for name, param in plain.named_parameters():
+                    kept = masks[name] if name in masks else torch.ones_like(param).bool()
+                    step = (param.grad + 5e-4 * param)[kept]
+                    velocity[name][kept] = 0.9 * velocity[name][kept] + step
+                    param[kept] -= 0.1 * (step + 0.9 * velocity[name][kept])
+        for name, param in plain.named_parameters():
+            torch.testing.assert_close(
+                model.get_parameter(name), param, rtol=1e-12, atol=1e-14, msg=name
+            )
+
+    def test_masks_changed_in_place_hold_without_moving_a_tensor(self):
+        model = network()
+        masks = Masks(model, masks_of(model))
+        tensors = [*masks.values(), *masks._factors.values()]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        masks["4.weight"].copy_(torch.rand(10, 128) < 0.5)
+        masks.refresh()
+        masks.update({"0.weight": torch.rand(8, 3, 3, 3) < 0.5})
+        torch.nn.init.ones_(model[0].weight)
+        torch.nn.init.ones_(model[4].weight)
+        masks.apply()
+        for name, weight in prunable(model).items():
+            assert torch.equal(weight.detach(), masks[name].float())
+        assert [tensor.data_ptr() for tensor in tensors] == addresses
+
+    def test_the_masks_given_are_copied(self):
+        model = network()
+        given_masks = masks_of(model)
+        masks = Masks(model, given_masks)
+        given_masks["0.weight"].zero_()
+        assert masks["0.weight"].any()
+
+    def test_factors_follow_the_memory_format_and_dtype(self):
+        model = network().to(memory_format=torch.channels_last, dtype=torch.bfloat16)
+        masks = Masks(model, masks_of(model))
+        factor = masks._factors["0.weight"]
+        assert factor.stride() == model[0].weight.stride()
+        assert factor.dtype == torch.bfloat16
+        masks.apply()
+        assert (model[0].weight[~masks["0.weight"]] == 0).all()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda m: m.pop("0.weight"), "no mask for layer '0.weight'"),
+            (lambda m: m.update({"fc": m["4.weight"]}), "unknown layer 'fc': the nearest names"),
+            (lambda m: m.update({"0.bias": m["4.weight"]}), "unknown layer '0.bias'.*0.weight"),
+            (lambda m: m.update({"4.weight": m["4.weight"].T}), r"\(128, 10\): it must be"),
+            (lambda m: m.update({"4.weight": m["4.weight"].float()}), "torch.float32"),
+        ],
+    )
+    def test_masks_that_do_not_fit_are_refused(self, change, message):
+        model = network()
+        given_masks = masks_of(model)
+        change(given_masks)
+        with pytest.raises(ValueError, match=message):
+            Masks(model, given_masks)
+
+    def test_an_update_that_does_not_fit_changes_nothing(self):
+        model = network()
+        masks = Masks(model, masks_of(model))
+        before = masks["0.weight"].clone()
+        ones = torch.ones_like(before)
+        with pytest.raises(ValueError, match="unknown layer 'nope'"):
+            masks.update({"0.weight": ones, "nope": ones})
+        assert torch.equal(masks["0.weight"], before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnGpu:
+    def test_a_captured_graph_follows_masks_changed_in_place(self):
+        model = network().cuda()
+        masks = Masks(model, masks_of(model))
+        masks.apply()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            masks.apply()
+        masks.update(masks_of(model, density=0.5, seed=1))
+        for weight in prunable(model).values():
+            torch.nn.init.ones_(weight)
+        graph.replay()
+        for name, weight in prunable(model).items():
+            assert torch.equal(weight.detach(), masks[name].float())
+
+    def test_nothing_waits_for_the_device(self):
+        model = network().cuda()
+        masks = Masks(model, masks_of(model))
+        optimizer = OPTIMIZERS["nesterov"](model.parameters())
+        model(torch.randn(4, 3, 6, 6, device="cuda")).sum().backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+            masks.apply(optimizer)
+            masks["0.weight"].logical_not_()
+            masks.refresh()
+            masks.apply(optimizer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        pruned = ~masks["0.weight"]
+        assert (model[0].weight[pruned] == 0).all()

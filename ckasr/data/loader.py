@@ -15,9 +15,10 @@ AUGMENTS = ("none", "crop", "crop-flip")
 PADDING = 4
 
 
-def keyed_generator(*key: object) -> torch.Generator:
+def keyed_generator(*key: str | int) -> torch.Generator:
     """A CPU generator that depends on its key alone: ``keyed_generator("order", seed, epoch)``."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    # As strings, so that a seed of numpy's integer type is the same seed.
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
@@ -173,11 +174,8 @@ class Batches:
         corner = (order * height + shift[0]) * width + shift[1]
         used = min(len(self) * self.batch_size, count)
         index = self._grid.dtype
-        return Plan(
-            order[:used].to(self.device),
-            corner[:used].to(self.device, index),
-            flip[:used].to(self.device, index),
-        )
+        draws = order, corner.to(index), flip.to(index)
+        return Plan(*(self._send(draw[:used]) for draw in draws))
 
     def batch(self, order: Tensor, corner: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
         """The batch (x, y) of a slice of a plan; device operations only."""
@@ -199,6 +197,12 @@ class Batches:
         size = batch_size or self.batch_size
         parts = zip(self.images.split(size), self.labels.split(size), strict=True)
         return ((self._normalise(pixels), labels) for pixels, labels in parts)
+
+    def _send(self, draw: Tensor) -> Tensor:
+        """To the device; from pinned memory, as any other copy makes the host wait."""
+        if self.device.type == "cuda":
+            draw = draw.pin_memory()
+        return draw.to(self.device, non_blocking=True)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """(B, H, W, C) uint8 to (B, C, H, W) channels_last in `dtype`."""

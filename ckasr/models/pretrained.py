@@ -1,6 +1,7 @@
 """Published weights, checked before they are read."""
 
 import hashlib
+import io
 import re
 from pathlib import Path
 
@@ -26,13 +27,15 @@ def load_pretrained(model: nn.Module, path: Path | str) -> None:
             f"weights {path}: the name must end in the first digits of the file's sha256, "
             "as in resnet20-12fca82f.th"
         )
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix[1]):
+    data = path.read_bytes()
+    if not hashlib.sha256(data).hexdigest().startswith(prefix[1]):
         raise ValueError(f"weights {path} are altered or truncated: their sha256 is another")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     given = {_renamed(key): value for key, value in content.get("state_dict", content).items()}
 
     wanted = model.state_dict()
-    # Files older than PyTorch 0.4.1 lack this counter, which only matters without momentum.
+    # Batch norm's counter, which files older than PyTorch 0.4.1 lack; it acts only where
+    # momentum is None.
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, value)

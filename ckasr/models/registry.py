@@ -42,8 +42,8 @@ def create(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 
     """
     if name not in _builders:
         near = difflib.get_close_matches(name, _builders, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise LookupError(f"unknown model {name!r}{hint} There are: {', '.join(_builders)}")
+        hint = f": the nearest is {near[0]}" if near else ""
+        raise LookupError(f"unknown model {name!r}{hint} (there are {', '.join(_builders)})")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
     if num_classes < 1:

@@ -1,0 +1,144 @@
+"""Files of data sets: found, verified against published digests, parsed into uint8 tensors."""
+
+import gzip
+import hashlib
+import pickle
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# train images uint8 (N, H, W, C), train labels int64 (N,), test images, test labels
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a data set lies on disk."""
+
+    folder: str  # below the data root
+    digests: Mapping[str, str]  # file name -> md5 or sha1 of its content, uncompressed
+    parse: Callable[[Sequence[bytes]], Arrays]  # gets the verified contents in this order
+
+
+def contents(name: str, layouts: Sequence[Layout], root: Path) -> tuple[Layout, dict[Path, bytes]]:
+    """The layout that is there, and its files with their verified contents.
+
+    The first complete layout counts. A file may be there as it is or with ``.gz``. Raises
+    FileNotFoundError for a missing file (of the layout that is there in part, if one is) and
+    ValueError for one that is truncated or altered.
+    """
+    found = {
+        layout.folder: [_find(root / layout.folder / file) for file in layout.digests]
+        for layout in layouts
+    }
+    layout = max(layouts, key=lambda one: (all(found[one.folder]), any(found[one.folder])))
+    verified = {}
+    for (file, digest), path in zip(layout.digests.items(), found[layout.folder], strict=True):
+        if path is None:
+            raise FileNotFoundError(
+                f"{name}: {root / layout.folder / file} is missing; set CKASR_DATA to the folder "
+                f"that holds {layout.folder}, or run: python -m ckasr data fetch {name}"
+            )
+        verified[path] = _verified(name, path, digest)
+    return layout, verified
+
+
+def _find(path: Path) -> Path | None:
+    packed = path.with_name(path.name + ".gz")
+    return next((candidate for candidate in (path, packed) if candidate.is_file()), None)
+
+
+def _verified(name: str, path: Path, digest: str) -> bytes:
+    """A file's uncompressed content, if it has the published digest."""
+    content = path.read_bytes()
+    size = len(content)
+    try:
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        algorithm = {32: "md5", 40: "sha1"}[len(digest)]
+        intact = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == digest
+    except (EOFError, OSError, zlib.error):  # what gzip raises for a broken file
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"{name}: {path} is truncated or altered ({size} bytes, not the published checksum); "
+            f"replace it, or run: python -m ckasr data fetch {name}"
+        )
+    return content
+
+
+def idx(folder: str, digests: Sequence[str]) -> Layout:
+    """MNIST's layout; digests of train images, train labels, test images, test labels."""
+    files = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
+    return Layout(folder, dict(zip(files, digests, strict=True)), parse_idx)
+
+
+def pickles(folder: str, digests: Mapping[str, str], label_key: bytes) -> Layout:
+    """CIFAR's Python layout; the last file is the test set."""
+    return Layout(folder, digests, partial(parse_pickles, label_key=label_key))
+
+
+def binary(folder: str, digests: Mapping[str, str]) -> Layout:
+    """CIFAR-10's binary layout; the last file is the test set."""
+    return Layout(folder, digests, parse_binary)
+
+
+def parse_idx(verified: Sequence[bytes]) -> Arrays:
+    """Big-endian header (the magic number's last byte counts the dimensions), then bytes."""
+    arrays = []
+    for content in verified:
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", count=dimensions, offset=4)
+        arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
+    train_images, train_labels, test_images, test_labels = arrays
+    return (
+        torch.from_numpy(train_images.copy())[..., None],
+        torch.from_numpy(train_labels.astype(np.int64)),
+        torch.from_numpy(test_images.copy())[..., None],
+        torch.from_numpy(test_labels.astype(np.int64)),
+    )
+
+
+def parse_pickles(verified: Sequence[bytes], label_key: bytes) -> Arrays:
+    """Pickled dictionaries: b"data" (N, 3072) uint8 and labels. Never call it on unknown bytes."""
+    batches = [pickle.loads(content, encoding="bytes") for content in verified]
+    return _cifar([(batch[b"data"], batch[label_key]) for batch in batches])
+
+
+def parse_binary(verified: Sequence[bytes]) -> Arrays:
+    """Records of a label byte and 3072 pixels."""
+    records = [np.frombuffer(content, np.uint8).reshape(-1, 3073) for content in verified]
+    return _cifar([(record[:, 1:], record[:, 0]) for record in records])
+
+
+def _cifar(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Arrays:
+    *train, test = parts
+    return _pixels(train), _labels(train), _pixels([test]), _labels([test])
+
+
+def _pixels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
+    """Rows of 3072 bytes, channel after channel, to (N, 32, 32, 3)."""
+    pixels = np.empty((sum(len(planes) for planes, _ in parts), 1024, 3), np.uint8)
+    start = 0
+    for planes, _ in parts:
+        for channel in range(3):  # a long strided copy each, twice as fast as one transposition
+            pixels[start : start + len(planes), :, channel] = planes.reshape(-1, 3072)[
+                :, channel * 1024 : (channel + 1) * 1024
+            ]
+        start += len(planes)
+    return torch.from_numpy(pixels.reshape(-1, 32, 32, 3))
+
+
+def _labels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(labels, np.int64) for _, labels in parts]))

@@ -92,7 +92,7 @@ def global_topk_masks(scores: Mapping[str, Tensor], count: int) -> dict[str, Ten
     _check_count(count, flat.numel(), "the network")
     parts = _keep_highest(flat, count).split([score.numel() for score in scores.values()])
     return {
-        name: part.reshape(score.shape).clone()
+        name: part.reshape(score.shape)
         for (name, score), part in zip(scores.items(), parts, strict=True)
     }
 

@@ -109,10 +109,10 @@ def _trace(
     """Follow every path through a copy of the model whose weights are its masks.
 
     Two inputs go in, black (zeros) and white (ones). A unit is reached when it tells them apart,
-    so whatever is constant (shifts, position embeddings, sigmoid(0)) reaches nothing. At each
-    prunable layer, values and gradients are clipped to {0, 1}: all that is asked is whether there
-    is a path, and the number of paths would overflow. As nothing is negative nothing cancels, and
-    the gradient of a mask's entry is positive exactly where a path uses it.
+    so whatever is constant (shifts, position embeddings, sigmoid(0)) reaches nothing. Where they
+    enter a prunable layer, values and gradients are clipped to {0, 1}: all that is asked is
+    whether there is a path, and the number of paths would overflow. As nothing is negative,
+    nothing cancels, and the gradient of a mask's entry is positive exactly where a path uses it.
     """
     copied = _skeleton(model, weights, masks)
     trace = _Trace(list(weights))
@@ -122,11 +122,10 @@ def _trace(
     def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_Clip.apply(args[0]), *args[1:])
 
-    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         name = names[id(module.weight)]
         trace.positions[name] += output[0].numel() // module.weight.shape[0]
         trace.last = name
-        return _Clip.apply(output)
 
     for module in copied.modules():
         if id(getattr(module, "weight", None)) in names:

@@ -136,9 +136,14 @@ def check(
         bearing=QUALIFIES,
         reason="the code's estimator is not the printed one; its sum over pairs is a squared norm "
         f"(checked against {', '.join(['the three-term formula', *packages])})",
-        figure={"offsets": offsets, "naive": naive, "centred": centred, "sizes": sizes,
-                "lows": lows},
-    )  # fmt: skip
+        figure={
+            "offsets": offsets,
+            "naive": naive,
+            "centred": centred,
+            "sizes": sizes,
+            "lows": lows,
+        },
+    )
 
 
 def figure(verdict: Verdict) -> "Figure":
@@ -156,6 +161,7 @@ def figure(verdict: Verdict) -> "Figure":
     left.legend()
     right.plot(data["sizes"], data["lows"], label="lowest of random draws, n = 4", **style(1, True))
     right.plot(data["sizes"], [-s / 2 for s in data["sizes"]], label="bound $-L/2$", **style(0))
+    right.set_xticks(data["sizes"])
     right.set_xlabel("layers L")
     right.set_ylabel("sum of CKA$_1$ over pairs $i < j$")
     right.legend()

@@ -72,13 +72,13 @@ class Condition:
 
 
 def at_most(what: str, value: ArrayLike, bound: float) -> Condition:
-    """The number, or the largest of the numbers, is at most the bound (a NaN among them fails)."""
-    return Condition(what, np.max(value), "<=", bound)
+    """The number, or the largest of the numbers, is at most the bound (a NaN fails)."""
+    return Condition(what, np.max(np.asarray(value)), "<=", bound)
 
 
 def at_least(what: str, value: ArrayLike, bound: float) -> Condition:
-    """The number, or the smallest of the numbers, is at least the bound (a NaN among them fails)."""
-    return Condition(what, np.min(value), ">=", bound)
+    """The number, or the smallest of the numbers, is at least the bound (a NaN fails)."""
+    return Condition(what, np.min(np.asarray(value)), ">=", bound)
 
 
 def rejects(what: str, p_value: float, alpha: float = ALPHA) -> Condition:

@@ -1,0 +1,133 @@
+"""Mutual information of a layer without noise: infinite or constant, never a matter of weights.
+
+Claim: CKA-SR minimises the mutual information of input and intermediate representations, which a
+network computes without noise (appendix, Theorem 3; summary of the main text).
+
+Statement: I(X; WX + s e) = rank(W) ln(1/s) + c + o(1) as s -> 0, so that I(X; WX) is infinite for
+every W != 0; on a data set of N points it is ln N for every injective W. The paper's objective is
+therefore not defined, or does not depend on the weights.
+
+Assumptions: X Gaussian with nonsingular covariance (any law with a density gives the same rate), or
+X uniform on N distinct points.
+
+Proof: I = 1/2 sum_i ln(1 + n_i / s^2) over the eigenvalues n_i of W S W'; rank(W) of them are
+positive, and each contributes ln(1/s) + 1/2 ln n_i + O(s^2). On N points I(X; f(X)) = H(f(X)).
+
+Verdict: proved if the slope of I against ln(1/s) is within 0.01 of rank(W) for ranks 1 to 5, the
+constant within 1e-6 of 1/2 ln pdet(W S W'), the entropy of N points under W at scales 10^-3 to 10^3
+exactly ln N, and the k-nearest-neighbour estimate agrees with the formula in one dimension to 0.1
+nats; false if not.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import gaussian as g
+from theory.plots import panels, style
+from theory.verdict import FALSE, PROVED, REFUTES, Verdict, at_most, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def noisy_information(w: Tensor, s: Tensor, noise: float) -> Tensor:
+    """I(X; WX + noise e) in nats; singular values keep small ones exact."""
+    values = torch.linalg.svdvals(w @ g.root(s))
+    return 0.5 * torch.log1p((values / noise).square()).sum()
+
+
+def entropy_of_points(y: Tensor) -> float:
+    """H of the empirical law of the rows of y, in nats."""
+    _, counts = torch.unique(y, dim=0, return_counts=True)
+    shares = counts.double() / counts.sum()
+    return float(-torch.xlogy(shares, shares).sum())
+
+
+def nearest_neighbours(x: Tensor, y: Tensor, seed: int) -> float:
+    """The KSG estimate of I(X; Y) in nats, both of shape (n,)."""
+    from sklearn.feature_selection import mutual_info_regression
+
+    return float(mutual_info_regression(x[:, None].numpy(), y.numpy(), random_state=seed)[0])
+
+
+def check(
+    fast: bool = False,
+    seed: int = 0,
+    information: Callable[[Tensor, Tensor, float], Tensor] = noisy_information,
+    entropy: Callable[[Tensor], float] = entropy_of_points,
+) -> Verdict:
+    """information: of (W, S, noise) in nats; entropy: of the rows of a data set in nats."""
+    rng = g.generator(seed)
+    noises = torch.logspace(-1, -6, 11, dtype=torch.float64)
+    ranks, slopes, constants, curves = [1, 2, 3, 5], [], [], []
+    for rank in ranks:
+        s = g.covariance(size=6, rng=rng)
+        w = g.normal(5, rank, rng=rng) @ g.normal(rank, 6, rng=rng)
+        nats = torch.stack([information(w, s, float(noise)) for noise in noises])
+        curves.append(nats)
+        slope = (nats[-1] - nats[-5]) / (noises[-5] / noises[-1]).log()
+        slopes.append(abs(slope - rank))
+        volume = torch.linalg.svdvals(w @ g.root(s))[:rank].log().sum()
+        constants.append(abs(nats[-1] + rank * noises[-1].log() - volume))
+
+    points = g.normal(256, 6, rng=rng)
+    w = g.normal(6, 6, rng=rng)
+    entropies = [entropy(points @ w * scale) - np.log(256) for scale in (1e-3, 1.0, 1e3)]
+
+    x, e = g.normal(2, 2000, rng=rng)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    gaps = [
+        nearest_neighbours(x, x + noise * e, seed) - float(information(one, one, noise))
+        for noise in (1.0, 0.3, 0.1)
+    ]
+    sizes = [125, 250, 500, 1000, 2000]
+    estimates = [nearest_neighbours(x[:n], x[:n], seed) for n in sizes]
+    conditions = [
+        at_most("slope against ln(1/s), distance from rank(W)", slopes, 0.01),
+        at_most("constant, distance from 1/2 ln pdet(W S W')", constants, 1e-6),
+        at_most("entropy of 256 points, distance from ln 256", np.abs(entropies), 1e-12),
+        at_most("KSG against the formula, 1-d, nats", np.abs(gaps), 0.1),
+    ]
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=PROVED,
+        otherwise=FALSE,
+        bearing=REFUTES,
+        reason="without noise I is infinite, or ln N on N points, whatever the weights: nothing to "
+        "minimise",
+        figure={
+            "noises": noises,
+            "ranks": ranks,
+            "curves": [curve.tolist() for curve in curves],
+            "sizes": sizes,
+            "estimates": estimates,
+        },
+    )
+
+
+def figure(verdict: Verdict) -> "Figure":
+    data = verdict.figure
+    drawing, (left, right) = panels(2)
+    logs = -np.log(data["noises"])
+    for i, (rank, curve) in enumerate(zip(data["ranks"], data["curves"], strict=True)):
+        left.plot(logs, curve, label=f"rank(W) = {rank}", **style(i, marker=True))
+        left.plot(logs, curve[-1] + rank * (logs - logs[-1]), color="0.6", linewidth=0.8)
+    left.set_xlabel("ln(1/s), s: standard deviation of the noise")
+    left.set_ylabel("I(X; WX + s e) in nats, analytic")
+    left.legend(title="grey: slope rank(W)", title_fontsize=8)
+    right.semilogx(data["sizes"], data["estimates"], label="KSG estimate, Y = X", **style(1, True))
+    right.semilogx(
+        data["sizes"], np.log(data["sizes"]), label="ln N, the plug-in value", **style(0)
+    )
+    right.set_xticks(data["sizes"], data["sizes"])
+    right.minorticks_off()
+    right.set_xlabel("N samples of a Gaussian X in one dimension")
+    right.set_ylabel("I(X; Y = X) in nats (true value: infinite)")
+    right.legend()
+    return drawing

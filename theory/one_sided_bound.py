@@ -1,0 +1,136 @@
+"""CKA bounds mutual information from below, and only from below.
+
+Claim: Minimising CKA(X, Y) minimises I(X; Y) (appendix, Lemma 2).
+
+Statement: For jointly Gaussian X, Y with largest canonical correlation r: CKA <= r^2 <= 1 - e^-2I,
+that is I >= -1/2 ln(1 - CKA), with equality in one dimension. For any law of centred X, Y with
+||X|| <= a and ||Y|| <= b: I >= HSIC / (2 a^2 b^2), where HSIC = ||E X Y'||^2. So little information
+forces low CKA; the paper needs the converse (see order_equivalence).
+
+Assumptions: first bound: joint Gaussianity (binary X = Y has CKA 1 and I = ln 2, below it); second
+bound: bounded support, nothing else.
+
+Proof: Sxy = Sx^1/2 C Sy^1/2 with ||C||_op = r, hence ||Sxy||^2 = <Sx, C Sy C'> <= r^2 ||Sx|| ||Sy||
+(Cauchy-Schwarz); I = -1/2 sum ln(1 - r_i^2) >= -1/2 ln(1 - r^2). Second: with P the joint law and
+Q the product of the marginals, ||E_P XY' - E_Q XY'|| <= a b |P - Q|_1, and |P - Q|_1^2 <= 2 I
+(Pinsker).
+
+Verdict: proved if no random model undercuts a bound by more than 1e-10 of I and the first is an
+equality in one dimension; false if one does.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import gaussian as g
+from theory.plots import panels, style
+from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def gaussian_bound(cka: Tensor) -> Tensor:
+    """Least information, in nats, of a Gaussian pair with this CKA."""
+    return -0.5 * torch.log1p(-cka)
+
+
+def bounded_bound(hsic: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Least information, in nats, of centred variables of norms at most a and b."""
+    return hsic / (2 * a**2 * b**2)
+
+
+def gaussian_models(count: int, rng: torch.Generator) -> list[tuple[int, int, Tensor, Tensor]]:
+    """(p, q, CKA, canonical correlations) of random Gaussian pairs of sizes p, q."""
+    models = []
+    for p, q in ((1, 1), (1, 4), (2, 2), (3, 5), (6, 6)):
+        joint = g.covariance(count // 5, size=p + q, rng=rng, condition=100.0)
+        parts = joint[:, :p, p:], joint[:, :p, :p], joint[:, p:, p:]
+        models.append((p, q, g.cka(*parts), g.canonical(*parts)))
+    return models
+
+
+def discrete_models(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(I, HSIC, a, b) of random joint laws of X on 4 points of R^2 and Y on 5 points of R^3."""
+    weights = g.normal(count, 20, rng=rng) * torch.linspace(0.1, 5, count).double()[:, None]
+    law = torch.softmax(weights, -1).reshape(count, 4, 5)
+    p, q = law.sum(2), law.sum(1)
+    information = torch.xlogy(law, law / (p[:, :, None] * q[:, None, :])).sum((1, 2))
+    x, y = g.normal(count, 4, 2, rng=rng), g.normal(count, 5, 3, rng=rng)
+    x = x - (p[:, None, :] @ x)
+    y = y - (q[:, None, :] @ y)
+    hsic = g.norm(x.mT @ law @ y).square()
+    return information, hsic, x.norm(dim=2).amax(1), y.norm(dim=2).amax(1)
+
+
+def check(
+    fast: bool = False,
+    seed: int = 0,
+    bound: Callable[[Tensor], Tensor] = gaussian_bound,
+    bounded: Callable[[Tensor, Tensor, Tensor], Tensor] = bounded_bound,
+) -> Verdict:
+    """bound: information from CKA, Gaussian; bounded: information from HSIC and the norms."""
+    rng = g.generator(seed)
+    models = gaussian_models(2_000 if fast else 10_000, rng)
+    cka = torch.cat([c for _, _, c, _ in models])
+    largest = torch.cat([r[:, 0] for *_, r in models])
+    nats = torch.cat([-0.5 * torch.log1p(-r.square()).sum(-1) for *_, r in models])
+    scalar = slice(0, len(models[0][2]))
+    information, hsic, a, b = discrete_models(600 if fast else 3_000, rng)
+    floor = bounded(hsic, a, b)
+    conditions = [
+        at_least("r^2 - CKA, smallest", largest.square() - cka, -1e-10),
+        at_least("I above the bound by CKA, smallest share", (nats - bound(cka)) / nats, -1e-10),
+        at_most(
+            "distance from equality in one dimension",
+            ((nats - bound(cka)) / nats)[scalar].abs(),
+            1e-10,
+        ),
+        at_least(
+            "I above the bound by HSIC, smallest share", (information - floor) / information, -1e-10
+        ),
+    ]
+    few = slice(None, None, 4 if fast else 20)
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=PROVED,
+        otherwise=FALSE,
+        bearing=QUALIFIES,
+        reason="low information forces low CKA; the paper needs the converse",
+        figure={
+            "cka": cka[few],
+            "nats": nats[few],
+            "bound": bound(torch.linspace(0, 0.99, 100).double()),
+            "floor": floor[few],
+            "information": information[few],
+        },
+    )
+
+
+def figure(verdict: Verdict) -> "Figure":
+    data = verdict.figure
+    drawing, (left, right) = panels(2)
+    left.plot(data["cka"], data["nats"], "o", markersize=2, color="0.45", label="Gaussian pairs")
+    grid = np.linspace(0, 0.99, 100)
+    left.plot(grid, data["bound"], label="$-\\frac{1}{2}\\ln(1-CKA)$", **style(0))
+    left.fill_between(grid, 0, data["bound"], color="0.92")
+    left.plot(1, np.log(2), label="binary X = Y", **style(2, marker=True) | {"linestyle": ""})
+    left.set_ylim(0, 6)
+    left.set_xlabel("population CKA")
+    left.set_ylabel("I(X; Y) in nats, analytic")
+    left.legend(loc="upper left")
+    right.loglog(
+        data["floor"], data["information"], "o", markersize=2, color="0.45", label="discrete laws"
+    )
+    ends = [min(data["floor"]), max(data["floor"])]
+    right.loglog(ends, ends, label="bound", **style(0))
+    right.set_xlabel("HSIC / (2 a$^2$ b$^2$)")
+    right.set_ylabel("I(X; Y) in nats, exact")
+    right.legend()
+    return drawing

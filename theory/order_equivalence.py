@@ -1,0 +1,146 @@
+"""Less CKA is not less information: five explicit families.
+
+Claim: Minimising CKA(X, Y) is equivalent to minimising I(X; Y) (appendix, Lemmas 1 and 2).
+
+Statement: Of two pairs (X, Y) the one with the lower CKA(X, Y) has the lower I(X; Y).
+
+Assumptions: none beyond closed forms: (a) to (c) are jointly Gaussian, (d) and (e) uniform on N
+points with Y a bijection of X, where I(X; Y) = ln N exactly.
+
+Proof: By counterexample. (a) Y reads the weak direction of X and the strong one grows: CKA is
+weighted by variance, I is not. (b) Whitened pairs: CKA is the mean of r_i^2, I is dominated by the
+largest. (c) One neuron turns from the strong to the weak direction while its weights grow.
+(d) Y = S^-t X: bijections keep ln N, CKA falls with t. (e) Undoing that map: processing Y cannot
+raise I (data processing inequality), but raises CKA.
+
+Verdict: false if in every family CKA moves by more than 0.5 against an I that moves the other way
+or not at all (1e-10); inconclusive if not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import gaussian as g
+from theory.plots import COLOURS, panels, style
+from theory.verdict import FALSE, REFUTES, Verdict, at_least, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Moments = tuple[Tensor, Tensor, Tensor]
+
+
+def tensor(values: Sequence) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def growing_direction() -> list[Moments]:
+    """(a) X ~ N(0, diag(v, 1)), Y = X_2 + 0.1 e, v from 1 to 10^4."""
+    covariances = [torch.diag(tensor([v, 1.0])) for v in (1, 3, 10, 30, 100, 1e4)]
+    return [g.moments(tensor([[0.0, 1.0]]), s, tensor([[0.01]])) for s in covariances]
+
+
+def whitened() -> list[Moments]:
+    """(b) Sx = Sy = 1, four dimensions; r^2 from (.85, .85, .85, .85) towards (.9999, 0, 0, 0)."""
+    squares = [tensor([1 - 0.15 * 0.00066**t, *[0.85 * (1 - t)] * 3]) for t in np.linspace(0, 1, 9)]
+    return [(torch.diag(r.sqrt()), torch.eye(4).double(), torch.eye(4).double()) for r in squares]
+
+
+def turning_neuron() -> list[Moments]:
+    """(c) Y = a (cos t, sin t) X + e, X ~ N(0, diag(10, 1)), e ~ N(0, 0.1); weights grow."""
+    path = [(0.3, 0.0), (0.45, 22.5), (0.6, 45.0), (1.2, 67.5), (2.0, 80.0), (3.0, 90.0)]
+    rows = [tensor([[a * np.cos(np.radians(t)), a * np.sin(np.radians(t))]]) for a, t in path]
+    return [g.moments(w, torch.diag(tensor([10.0, 1.0])), tensor([[0.1]])) for w in rows]
+
+
+def bijections(points: int, seed: int) -> tuple[list[Moments], list[float]]:
+    """(d) Y = S^-t X on a cloud of condition 100, t from 0 to 1: moments, and I = ln N exactly."""
+    rng = g.generator(seed)
+    scale = torch.logspace(0, -1, 6, dtype=torch.float64)
+    basis, _ = torch.linalg.qr(g.normal(points, 6, rng=rng) - 0.5)
+    x = basis * scale * points**0.5
+    s = x.mT @ x / points
+    maps = [g.root(s, -t) for t in np.linspace(0, 1, 9)]
+    distinct = [len(torch.unique(x @ w, dim=0)) for w in maps]
+    return [g.moments(w, s, torch.zeros_like(s)) for w in maps], [
+        float(np.log(k)) for k in distinct
+    ]
+
+
+def rank_correlation(
+    cka: Callable, information: Callable, count: int, seed: int
+) -> tuple[float, Tensor, Tensor]:
+    """Spearman's rank correlation of CKA and I over random S and W, with the values."""
+    from scipy.stats import spearmanr
+
+    rng = g.generator(seed)
+    s = g.covariance(count, size=6, rng=rng, condition=100.0)
+    w = g.normal(count, 4, 6, rng=rng)
+    moments = g.moments(w, s, 0.1 * torch.eye(4).double())
+    values = cka(*moments), information(*moments)
+    return float(spearmanr(*values).statistic), *values
+
+
+def check(
+    fast: bool = False,
+    seed: int = 0,
+    cka: Callable[[Tensor, Tensor, Tensor], Tensor] = g.cka,
+    information: Callable[[Tensor, Tensor, Tensor], Tensor] = g.information,
+) -> Verdict:
+    """cka, information: of (Sxy, Sx, Sy)."""
+    paths = {}
+    families = {"(a)": growing_direction(), "(b)": whitened(), "(c)": turning_neuron()}
+    for name, family in families.items():
+        paths[name] = [[float(f(*m)) for m in family] for f in (cka, information)]
+    family, nats = bijections(64, seed)
+    paths["(d)"] = [[float(cka(*m)) for m in family], nats]
+    paths["(e)"] = [values[::-1] for values in paths["(d)"]]
+    conditions = []
+    for name, (similarity, nats) in paths.items():
+        turn = -1 if name == "(e)" else 1  # (e) is processing: CKA must not rise, and does
+        moved = turn * (similarity[0] - similarity[-1])
+        conditions.append(at_least(f"{name} CKA {'rises' if turn < 0 else 'falls'} by", moved, 0.5))
+        against = turn * (nats[-1] - nats[0])
+        conditions.append(at_least(f"{name} I moves against it by, nats", against, -1e-10))
+    rank, similarity, nats = rank_correlation(cka, information, 500 if fast else 3000, seed)
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=FALSE,
+        bearing=REFUTES,
+        reason="five families in which CKA and I move apart; over random layers their rank "
+        f"correlation is {rank:.2f}",
+        figure={"paths": paths, "rank": rank, "cka": similarity[:500], "nats": nats[:500]},
+    )
+
+
+def figure(verdict: Verdict) -> "Figure":
+    data = verdict.figure
+    drawing, (left, right) = panels(2)
+    labels = {
+        "(a)": "strong direction of X grows",
+        "(b)": "whitened: one strong correlation",
+        "(c)": "neuron turns, ||W|| grows",
+        "(d)": "bijection S$^{-t}$ of 64 points",
+    }
+    for i, (name, label) in enumerate(labels.items()):
+        cka, nats = data["paths"][name]
+        left.plot(cka, nats, label=f"{name} {label}", **style(i, marker=True))
+        k = int(np.argmin(np.diff(cka)))  # the arrow sits on the longest step
+        middle = [(a[k] + a[k + 1]) / 2 for a in (cka, nats)]
+        arrow = {"arrowstyle": "-|>", "color": COLOURS[i], "mutation_scale": 16}
+        left.annotate("", middle, (cka[k], nats[k]), arrowprops=arrow)
+    left.set_ylim(0, 8)
+    left.set_xlabel("population CKA(X, Y)")
+    left.set_ylabel("I(X; Y) in nats, analytic")
+    left.legend(fontsize=8)
+    right.plot(data["cka"], data["nats"], "o", markersize=3, color="0.45")
+    right.set_xlabel("population CKA(X, Y), random S and W")
+    right.set_ylabel("I(X; Y) in nats, analytic")
+    right.set_title(f"Spearman's rank correlation {data['rank']:.2f}", fontsize=9)
+    return drawing

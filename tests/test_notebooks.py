@@ -1,0 +1,345 @@
+"""The wrapper around papermill, and every notebook held to the project's conventions."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ckasr import notebooks
+from ckasr.notebooks import ROOT, Parameter, declared, execute, read_profile
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def write_notebook(path: Path, *cells: str, tagged: int | None = 0) -> Path:
+    """A notebook of these code cells; the one numbered `tagged` holds the parameters."""
+    code = [
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": f"cell-{number}",
+            "metadata": {"tags": ["parameters"]} if number == tagged else {},
+            "outputs": [],
+            "source": source.splitlines(keepends=True),
+        }
+        for number, source in enumerate(cells)
+    ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": code, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(whole))
+    return path
+
+
+# What a notebook declares
+
+
+def test_declared_reads_name_type_default_and_help(tmp_path):
+    cell = "beta: float = 1e-4  # weight of the term\nseeds: list[int] = [0, 1]  # « paired »\n"
+    assert declared(write_notebook(tmp_path / "a.ipynb", cell)) == {
+        "beta": Parameter("beta", "float", 1e-4, "weight of the term"),
+        "seeds": Parameter("seeds", "list[int]", [0, 1], "« paired »"),
+    }
+
+
+def test_declared_finds_the_help_after_a_default_that_holds_a_hash_sign(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "colour: str = 'é#fff'  # of the line")
+    assert declared(path)["colour"] == Parameter("colour", "str", "é#fff", "of the line")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "beta = 1e-4  # no type",
+        "beta: float = 1e-4",
+        "beta: float = 1e-4  #",
+        "beta: float  # no default",
+        "beta: Path = 'x'  # another type",
+        "beta: int = 0.5  # a default of another type",
+        "beta: float = 10 ** -4  # no literal",
+        "a: int = 1; b: int = 2  # two on a line",
+        "import os",
+        "'''text'''",
+    ],
+)
+def test_declared_refuses_any_other_line(tmp_path, line):
+    path = write_notebook(tmp_path / "a.ipynb", f"seed: int = 0  # first\n{line}")
+    with pytest.raises(ValueError, match=r"a\.ipynb: .* is no parameter"):
+        declared(path)
+
+
+def test_declared_refuses_a_name_given_twice(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 1  # one\nn: int = 2  # two")
+    with pytest.raises(ValueError, match="n more than once"):
+        declared(path)
+
+
+def test_declared_wants_exactly_one_tagged_cell(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 1  # one", tagged=None)
+    with pytest.raises(ValueError, match="0 cells tagged 'parameters'"):
+        declared(path)
+
+
+def test_declared_names_what_is_missing_or_no_notebook(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        declared(tmp_path / "absent.ipynb")
+    (tmp_path / "bad.ipynb").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="is not a notebook"):
+        declared(tmp_path / "bad.ipynb")
+
+
+# What is handed to it
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (np.float32(0.5), "float", 0.5),
+        (np.int64(3), "int", 3),
+        (np.bool_(True), "bool", True),
+        (1, "float", 1.0),
+        ((0.95, 0.995), "list[float]", [0.95, 0.995]),
+        (np.arange(3), "list[int]", [0, 1, 2]),
+        (torch.tensor([1.0, 2.0]), "list[float]", [1.0, 2.0]),
+        (Path("a") / "b", "str", os.path.join("a", "b")),
+        ([], "list[str]", []),
+    ],
+)
+def test_convert_gives_plain_values_of_the_declared_type(value, kind, expected):
+    plain = notebooks.convert(value, kind)
+    assert plain == expected
+    assert type(plain) is type(expected)
+    if isinstance(plain, list):
+        assert [type(item) for item in plain] == [type(item) for item in expected]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("1e-5", "float"),
+        (0.5, "int"),
+        (True, "int"),
+        (1, "bool"),
+        (None, "str"),
+        (3, "str"),
+        ("ab", "list[str]"),
+        ([1, "2"], "list[int]"),
+        ({"a": 1}, "str"),
+        ([[1]], "list[int]"),
+    ],
+)
+def test_convert_refuses_what_would_change_the_value(value, kind):
+    with pytest.raises(ValueError, match="is no "):
+        notebooks.convert(value, kind)
+
+
+# Running it
+
+
+def test_execute_passes_the_parameters_and_keeps_the_executed_copy(tmp_path, capsys):
+    path = write_notebook(
+        tmp_path / "a.ipynb",
+        "target: str = ''  # where to\nbeta: float = 0.0  # weight\nseeds: list[int] = [0]  # all",
+        "print('beta is', beta)\nopen(target, 'w').write(repr((beta, seeds)))",
+    )
+    target = tmp_path / "out.txt"
+    given = {"target": target, "beta": np.float32(0.5), "seeds": (3, 4)}
+    copy = execute(path, tmp_path / "new" / "folder" / "a.ipynb", given, result=target)
+    assert target.read_text() == "(0.5, [3, 4])"
+    assert capsys.readouterr().out == "beta is 0.5\n"
+    assert "beta is 0.5" in copy.read_text()
+    assert json.loads(path.read_text())["cells"][1]["outputs"] == []
+
+
+def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "seed: int = 0  # of all\nbeta: float = 0.0  # w")
+    with pytest.raises(ValueError, match=r"no parameter 'sede'; nearest: seed \(all: seed, beta\)"):
+        execute(path, tmp_path / "out" / "a.ipynb", {"sede": 3})
+    with pytest.raises(ValueError, match=r"a\.ipynb, parameter 'seed': '3' is no int"):
+        execute(path, tmp_path / "out" / "a.ipynb", {"seed": "3"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_failing_cell_raises_one_line_and_leaves_the_copy(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "1 / n")
+    with pytest.raises(RuntimeError) as caught:
+        execute(path, tmp_path / "copy.ipynb", {})
+    assert str(caught.value) == (
+        f"a.ipynb: ZeroDivisionError: division by zero (all of it in {tmp_path / 'copy.ipynb'})"
+    )
+    assert "division by zero" in (tmp_path / "copy.ipynb").read_text()
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["no file", "an old file"])
+def test_a_run_that_writes_no_result_fails(tmp_path, stale):
+    """papermill calls a notebook that leaves by sys.exit a success."""
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "import sys\nsys.exit()")
+    result = tmp_path / "a.json"
+    if stale:
+        result.write_text("{}")
+    with pytest.raises(RuntimeError, match=r"a\.ipynb ended without writing .*a\.json"):
+        execute(path, tmp_path / "copy.ipynb", {}, result=result)
+
+
+def test_a_killed_kernel_is_an_error(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "import os\nos._exit(1)")
+    with pytest.raises(RuntimeError, match=r"a\.ipynb: Kernel died"):
+        execute(path, tmp_path / "copy.ipynb", {})
+
+
+@pytest.mark.parametrize("missing", ["papermill", "ipykernel"])
+def test_without_jupyter_there_is_one_clear_line(tmp_path, missing):
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none")
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from pathlib import Path\nfrom ckasr.notebooks import execute\n"
+        f"execute(Path({str(path)!r}), Path({str(tmp_path / 'out' / 'copy')!r}), {{}})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        f"ModuleNotFoundError: running notebooks needs {missing}: pip install 'ckasr[notebooks]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_finish_writes_whole_json_where_resolve_says(tmp_path):
+    path = notebooks.finish(tmp_path / "new", "01_a", {"verdict": "holds", "n": 3})
+    assert path == tmp_path / "new" / "01_a.json"
+    assert json.loads(path.read_text()) == {"verdict": "holds", "n": 3}
+    assert [p.name for p in path.parent.iterdir()] == ["01_a.json"]
+    assert notebooks.resolve("results/demo") == ROOT / "results" / "demo"
+
+
+# Profiles
+
+
+def write_profile(path: Path, **tables: object) -> Path:
+    """A profile in TOML, which the JSON of these tables nearly is."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if key != "notebooks"]
+    for name, parameters in tables.get("notebooks", {}).items():
+        lines += [f"[notebooks.{name}]", *(f"{k} = {json.dumps(v)}" for k, v in parameters.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of one notebook, 01_a, which writes what it was given."""
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(
+        tmp_path / "notebooks" / "01_a.ipynb",
+        "dataset: str = 'digits'  # name\nresults: str = 'results/demo'  # folder\n"
+        "n: int = 1  # number",
+        "from pathlib import Path\n"
+        "Path(results).mkdir(exist_ok=True)\n"
+        "(Path(results) / '01_a.json').write_text(f'[{n}]')",
+    )
+    return tmp_path
+
+
+def test_reproduce_runs_the_profile_and_says_where_things_lie(project, capsys):
+    profile = write_profile(
+        project / "p.toml", about="test", datasets=["digits"], notebooks={"01_a": {"n": 7}}
+    )
+    (finished,) = notebooks.reproduce(profile, project / "out")
+    assert finished.result == project / "out" / "01_a.json"
+    assert finished.result.read_text() == "[7]"
+    assert finished.executed == project / "out" / "executed" / "01_a.ipynb"
+    assert finished.executed.exists()
+    assert finished.seconds > 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "data set digits"
+    assert re.fullmatch(r"\[1/1\] 01_a: done in \d+ s", last)
+
+
+def test_reproduce_without_its_data_writes_nothing(project, monkeypatch):
+    """No CIFAR-100 there, and none to be fetched: a proxy that refuses stands for no network."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("CKASR_DATA", str(project / "nothing"))
+    profile = write_profile(
+        project / "p.toml",
+        about="test",
+        datasets=["cifar100"],
+        notebooks={"01_a": {"dataset": "cifar100"}},
+    )
+    with pytest.raises(OSError, match=r"^cifar100 .*CKASR_DATA") as caught:
+        notebooks.reproduce(profile, project / "out")
+    assert "\n" not in str(caught.value)
+    assert not (project / "out").exists()
+    assert not (project / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"notebooks": {"01_a": {"m": 1}}}, "no parameter 'm'"),
+        ({"notebooks": {"01_a": {"n": "1"}}}, "'1' is no int"),
+        ({"notebooks": {"01_a": {"dataset": "mnist"}}}, "reads mnist; add it"),
+        ({"notebooks": {"01_a": {"results": "x"}}}, "'results', which the run sets"),
+        ({"notebooks": {"02_b": {}}}, "no notebook"),
+        ({"datasets": []}, "reads digits; add it"),
+        ({"extra": 1}, "must have about, datasets and notebooks"),
+    ],
+)
+def test_read_profile_refuses_what_could_only_fail_later(project, change, message):
+    whole = {"about": "test", "datasets": ["digits"], "notebooks": {"01_a": {}}} | change
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_profile(write_profile(project / "p.toml", **whole))
+
+
+def test_read_profile_lists_the_names_there_are():
+    with pytest.raises(LookupError, match=r"no profile 'dmeo'; there are: .*demo"):
+        read_profile("dmeo")
+
+
+@pytest.mark.parametrize("name", ["cpu", "demo", "gpu", "smoke"])
+def test_profile_fits_the_notebooks(name):
+    profile = read_profile(name)
+    assert profile.about
+    assert profile.steps
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke"])
+def test_every_notebook_is_in_the_profiles_that_anyone_can_run(name):
+    profile = read_profile(name)
+    assert {step.notebook for step in profile.steps} == set(NOTEBOOKS)
+    assert profile.datasets == ("digits",)
+
+
+# The notebooks themselves
+
+
+@every_notebook
+def test_notebook_keeps_the_conventions(path):
+    import nbformat
+
+    whole = json.loads(path.read_text())
+    nbformat.validate(whole)
+    assert whole["metadata"]["kernelspec"]["name"] == "python3"
+    assert "papermill" not in path.read_text()
+    for cell in whole["cells"]:
+        source = "".join(cell["source"])
+        assert not re.search(r"""["' (=](/|~/|[A-Z]:\\)\w""", source), "an absolute path"
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+            assert not re.search(r"^\s*(async\s+)?(def|class)\s", source, re.M), "belongs in ckasr"
+    assert "results" in declared(path)
+
+
+@every_notebook
+def test_notebook_runs_at_smoke_settings(path, tmp_path):
+    """Seconds each, with the parameters of workflow/smoke.toml; none is left out."""
+    steps = [step for step in read_profile("smoke").steps if step.notebook == path]
+    assert steps, f"workflow/smoke.toml has no [notebooks.{path.stem}]"
+    (finished,) = notebooks.run_steps(steps, tmp_path)
+    assert json.loads(finished.result.read_text())

@@ -1,4 +1,4 @@
-"""ckasr: CKA-SR (arXiv 2307.07389) for any PyTorch loop, and the sparse training it is tested on."""
+"""CKA-SR (arXiv 2307.07389) for any PyTorch loop, and the sparse training it is tested on."""
 
 import importlib
 from types import ModuleType

@@ -101,9 +101,10 @@ def test_rbf_cka_equals_a_direct_computation(estimator):
         squared = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
         off_diagonal = squared[~torch.eye(len(z), dtype=torch.bool)]
         grams.append(torch.exp(-squared / (2 * 0.8**2 * off_diagonal.median())))
-    expected = hsic(*grams, estimator) / (
-        hsic(grams[0], grams[0], estimator) * hsic(grams[1], grams[1], estimator)
-    ).sqrt()
+    expected = (
+        hsic(*grams, estimator)
+        / (hsic(grams[0], grams[0], estimator) * hsic(grams[1], grams[1], estimator)).sqrt()
+    )
     ours = ckasr.rbf_cka(x, y, estimator=estimator, bandwidth=0.8)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-10)
 
@@ -124,8 +125,10 @@ def test_rbf_tends_to_linear_at_large_bandwidth():
 def test_matrix_holds_every_pair(estimator, kernel):
     layers = features(dims=(6, 9, 4, 20))
     matrix = ckasr.cka_matrix(layers, estimator=estimator, kernel=kernel)
-    single = (lambda x, y: ckasr.linear_cka(x, y, estimator)) if kernel == "linear" else (
-        lambda x, y: ckasr.rbf_cka(x, y, estimator=estimator)
+    single = (
+        (lambda x, y: ckasr.linear_cka(x, y, estimator))
+        if kernel == "linear"
+        else (lambda x, y: ckasr.rbf_cka(x, y, estimator=estimator))
     )
     for i, j in itertools.product(range(4), range(4)):
         assert matrix[i, j].item() == pytest.approx(single(layers[i], layers[j]).item(), rel=1e-12)
@@ -249,10 +252,7 @@ def test_null_law_by_full_enumeration():
     x, y, _ = features(6)
     units = unit_grams([x, y]).reshape(2, 6, 6)
     values = torch.stack(
-        [
-            (units[0] * units[1][list(p)][:, list(p)]).sum()
-            for p in itertools.permutations(range(6))
-        ]
+        [(units[0] * units[1][list(p)][:, list(p)]).sum() for p in itertools.permutations(range(6))]
     )
     scores = ckasr.null_zscore(values, 6)
     assert scores.mean().item() == pytest.approx(0, abs=1e-12)

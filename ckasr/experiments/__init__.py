@@ -1,0 +1,7 @@
+"""Experiments: settings, the run they describe, its record, and sweeps over many."""
+
+from .run import OutOfTime, run
+from .settings import CKA_SR_FIELDS, Settings
+from .sweep import grid, sweep
+
+__all__ = ["CKA_SR_FIELDS", "OutOfTime", "Settings", "grid", "run", "sweep"]

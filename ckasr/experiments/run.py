@@ -1,0 +1,273 @@
+"""The one door: settings in, record out. Notebooks, command line and workflow all enter here."""
+
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckasr import __version__, methods, models
+from ckasr.data import Batches, Dataset, keyed_generator, load, split
+from ckasr.regularizer import CKASR
+from ckasr.sparsity import report
+from ckasr.training import DivergedError, Engine, Recipe, accuracy
+
+from . import records
+from .measure import layer_cka, weight_statistics
+from .settings import Settings
+
+EVALUATION_BATCH = 1000
+
+
+class OutOfTime(Exception):  # noqa: N818 - no error: the checkpoint is kept, the run goes on later
+    """The deadline passed; the run stopped after an epoch and resumes from its checkpoint."""
+
+
+def run(
+    settings: Settings,
+    results: Path,
+    *,
+    device: str = "auto",
+    progress: Callable[[str], None] | None = print,
+    deadline: float = math.inf,
+    data: Path | str | None = None,
+) -> records.Record:
+    """Train one network and return its record; a finished run is read, not trained again.
+
+    results: folder of ``records/`` and ``checkpoints/``. A killed run resumes from its checkpoint.
+    progress: gets one line an epoch; None: silence. deadline: of ``time.monotonic()``; past it the
+    run stops after the epoch at hand with OutOfTime. data: root of the data sets; None:
+    ``CKASR_DATA``. Raises what bad settings or missing data raise, before anything is written.
+    """
+    if (record := records.load(results, settings.id)) is not None:
+        return record
+    say = progress or (lambda line: None)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    _commit()
+    dataset = _load(settings.dataset, data)
+    target = torch.device(_device(device))
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    engine, validation = _build(settings, dataset, target)
+    engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
+    say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
+
+    status = "finished"
+    try:
+        for entry in engine.epochs():
+            say(_line(entry, len(engine.curves["epoch"])))
+            if time.monotonic() > deadline:
+                raise OutOfTime(settings.id)
+    except DivergedError as error:
+        status = "diverged"
+        say(f"  diverged: {error}")
+
+    record: records.Record = {
+        "schema": records.SCHEMA,
+        "id": settings.id,
+        "settings": settings.to_dict(),
+        "status": status,
+        "curves": {name: [_finite(v) for v in values] for name, values in engine.curves.items()},
+        "validation_accuracy": None,
+        "test_accuracy": None,
+        "sparsity": report(engine.context.model, engine.context.masks, dataset.input_shape),
+        "layer_cka": None,
+        "weights": None,
+        **_results(engine, settings, dataset, validation, status),
+        "seconds": sum(engine.curves["seconds"]),
+        "started": started,
+        **_environment(target),
+    }
+    records.save(record, results)
+    engine.checkpoint.unlink(missing_ok=True)
+    if status == "finished":
+        count = len(engine.curves["epoch"])
+        say(f"  test accuracy {record['test_accuracy']:.2%} after {count} epochs")
+    return record
+
+
+def _build(
+    settings: Settings, dataset: Dataset, device: torch.device
+) -> tuple[Engine, Batches | None]:
+    method = methods.create(settings.method, settings.method_options)
+    # Drawn on the CPU, so that a seed means the same weights on every device.
+    torch.manual_seed(keyed_generator("weights", settings.seed).initial_seed())
+    model = models.create(
+        settings.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape
+    ).to(device, memory_format=torch.channels_last)
+    train, held_out = split(dataset.train_labels, settings.validation, settings.seed)
+
+    def batches(index: torch.Tensor, size: int, augment: str) -> Batches:
+        return Batches(
+            dataset.train_images[index],
+            dataset.train_labels[index],
+            mean=dataset.mean,
+            std=dataset.std,
+            batch_size=size,
+            augment=augment,
+            seed=settings.seed,
+            device=device,
+        )
+
+    augment = dataset.augment if settings.augment == "default" else settings.augment
+    training = batches(train, settings.batch_size, augment)
+    validation = batches(held_out, EVALUATION_BATCH, "none") if len(held_out) else None
+    context = methods.Context(
+        model=model,
+        sparsity=settings.sparsity,
+        distribution=settings.distribution,
+        seed=settings.seed,
+        num_classes=dataset.num_classes,
+        samples=training.in_order,
+    )
+    recipe = Recipe(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        milestones=settings.milestones,
+        decay=settings.decay,
+        precision=settings.precision,
+    )
+    regularizer = _regularizer(settings) if settings.beta > 0 else None
+    return Engine(
+        context, method, recipe, training, settings.seed, validation, regularizer
+    ), validation
+
+
+def _regularizer(settings: Settings) -> Callable[[torch.nn.Module], CKASR]:
+    return lambda model: CKASR(
+        model,
+        settings.beta,
+        variant=settings.variant,
+        samples=settings.samples or None,
+        every=settings.every,
+        pairs=settings.pairs or None,
+    )
+
+
+def _results(
+    engine: Engine, settings: Settings, dataset: Dataset, validation: Batches | None, status: str
+) -> dict[str, Any]:
+    """The final measurements; the test set is read here and nowhere else, once."""
+    if status != "finished":
+        return {}
+    model = engine.context.model
+    test = Batches(
+        dataset.test_images,
+        dataset.test_labels,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=EVALUATION_BATCH,
+        device=engine.device,
+    )
+    held_out = validation is not None
+    measured, name = (validation, "validation") if held_out else (engine.batches, "train")
+    return {
+        "validation_accuracy": engine.curves["validation_accuracy"][-1],
+        "test_accuracy": accuracy(model, test.in_order(), settings.precision),
+        "layer_cka": layer_cka(model, measured.in_order(128), name),
+        "weights": weight_statistics(model, engine.context.masks),
+    }
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, data: Path | str | None) -> Dataset:
+    """Kept for the next cell of a sweep, which mostly wants the same set."""
+    return load(name, data)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; use cpu")
+    return name
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} thread(s)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import resource
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "ckasr": __version__}
+    for package in ("torch", "torchvision", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        scale = 1 if platform.system() == "Darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": peak,
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+@lru_cache
+def _commit() -> str:
+    """The checkout's commit when this process began to train, ``+`` behind it if files differed.
+
+    CKASR_COMMIT where there is no git.
+    """
+    if given := os.environ.get("CKASR_COMMIT"):
+        return given
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _title(s: Settings) -> str:
+    term = f"CKA-SR {s.variant} beta {s.beta:g}" if s.beta else "baseline"
+    return (
+        f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}, "
+        f"{s.epochs} epochs"
+    )
+
+
+def _line(entry: dict[str, Any], count: int) -> str:
+    parts = [f"  {entry['phase']} epoch {count:>3}", f"loss {entry['loss']:.4f}"]
+    if entry["term"] is not None:
+        parts.append(f"term {entry['term']:.3f} (gradient x {entry['gradient_ratio']:.2g})")
+    if entry["validation_accuracy"] is not None:
+        parts.append(f"validation {entry['validation_accuracy']:.2%}")
+    return "  ".join([*parts, f"{entry['seconds']:.1f} s"])

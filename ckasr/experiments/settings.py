@@ -1,0 +1,132 @@
+"""Settings of one run: typed, checked, and hashed into the name of its record."""
+
+import hashlib
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
+"""The settings in which the two arms of a comparison may differ."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe."""
+
+    dataset: str = "cifar100"
+    model: str = "resnet20"
+    method: str = "random"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    distribution: str = "erk"  # of the layer densities: uniform, er, erk
+    sparsity: float = 0.0  # share of zeros over all conv and linear weights
+    beta: float = 0.0  # weight of CKA-SR; 0: the baseline arm
+    variant: str = "official"  # of the term: official, paper, aug
+    samples: int = 8  # images a batch that CKA-SR compares; 0: the whole batch
+    every: int = 5  # CKA-SR acts on one batch in so many
+    pairs: str = ""  # of layers: within, all, adjacent, input; "": as the variant has it
+    epochs: int = 160
+    batch_size: int = 128  # images
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4  # on every parameter, as the recipe
+    milestones: tuple[float, ...] = (0.5, 0.75)  # of the learning rate, in shares of the epochs
+    decay: float = 0.1  # factor of the learning rate at each milestone
+    augment: str = "default"  # crop-flip, crop, none; default: the data set's own
+    validation: int = 5000  # training images held out, never augmented; 0: train on all
+    precision: str = "fp32"  # of forward and backward: fp32 or bf16 (autocast)
+    seed: int = 0  # of weights, mask, split, order and augmentation
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = _typed(item.name, getattr(self, item.name), _default(item))
+            object.__setattr__(self, item.name, value)
+        if self.beta == 0:  # one baseline, whatever term the other arm has
+            for name in CKA_SR_FIELDS:
+                object.__setattr__(self, name, getattr(Settings, name))
+        checks = {
+            "sparsity": (0 <= self.sparsity < 1, "in [0, 1): the share of zeros"),
+            "beta": (math.isfinite(self.beta) and self.beta >= 0, "finite and not negative"),
+            "samples": (self.samples == 0 or self.samples >= 4, "at least 4, or 0: whole batch"),
+            "every": (self.every >= 1, "at least 1"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "learning_rate": (self.learning_rate > 0, "positive"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "nesterov": (not self.nesterov or self.momentum > 0, "false where momentum is 0"),
+            "weight_decay": (self.weight_decay >= 0, "not negative"),
+            "milestones": (
+                all(0 < m <= 1 for m in self.milestones)
+                and list(self.milestones) == sorted(self.milestones),
+                "increasing shares of the epochs, in (0, 1]",
+            ),
+            "decay": (0 < self.decay <= 1, "in (0, 1]"),
+            "validation": (self.validation >= 0, "not negative"),
+            "variant": (self.variant in ("official", "paper", "aug"), "official, paper or aug"),
+            "pairs": (
+                self.pairs in ("", "within", "all", "adjacent", "input"),
+                "within, all, adjacent, input or empty",
+            ),
+            "distribution": (self.distribution in ("uniform", "er", "erk"), "uniform, er or erk"),
+            "augment": (
+                self.augment in ("default", "crop-flip", "crop", "none"),
+                "default, crop-flip, crop or none",
+            ),
+            "precision": (self.precision in ("bf16", "fp32"), "bf16 or fp32"),
+        }
+        for name, (fine, rule) in checks.items():
+            if not fine:
+                raise ValueError(f"setting {name} = {getattr(self, name)!r} must be {rule}")
+
+    @cached_property
+    def id(self) -> str:
+        """Name of the run's record: 12 hex digits, a hash of every setting that is not default.
+
+        Leaving defaults out keeps old names valid when a setting is added.
+        """
+        changed = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if getattr(self, item.name) != _default(item)
+        }
+        text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def schedule(self) -> str:
+        """``full`` at the paper's 160 epochs or more, else ``short``; never mixed in a table."""
+        return "full" if self.epochs >= 160 else "short"
+
+    def baseline(self) -> "Settings":
+        """The same run without CKA-SR: the other arm of its comparison."""
+        return replace(self, **{name: getattr(Settings, name) for name in CKA_SR_FIELDS})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the schedule's name included."""
+        return {**asdict(self), "milestones": list(self.milestones), "schedule": self.schedule}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """The inverse of ``to_dict``; raises LookupError for a setting that does not exist."""
+        known = {item.name for item in fields(cls)}
+        given = {name: value for name, value in values.items() if name != "schedule"}
+        if unknown := sorted(set(given) - known):
+            raise LookupError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(**given)
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default is not MISSING else item.default_factory()
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """The value as its setting's type; 1 and 1.0 must not hash differently."""
+    kind = type(default)
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(float(v) for v in value)
+    fine = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not fine or (kind in (int, float) and isinstance(value, bool)):
+        raise ValueError(f"setting {name} must be {kind.__name__}, got {value!r}")
+    return kind(value)

@@ -1,0 +1,177 @@
+"""Sweeps: the missing cells of a grid, in order of priority, inside a budget of time."""
+
+import itertools
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from . import records
+from .run import OutOfTime, run
+from .settings import Settings
+
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+def grid(
+    base: Settings,
+    *,
+    sparsities: Sequence[float],
+    betas: Sequence[float],
+    seeds: Sequence[int],
+    methods: Sequence[str] | None = None,
+) -> list[Settings]:
+    """Cells in the order in which they are worth having.
+
+    Seeds go slowest, betas fastest: whenever a sweep stops, it leaves complete pairs, and every
+    sparsity once before any twice.
+    """
+    cells = itertools.product(seeds, methods or [base.method], sparsities, betas)
+    return [
+        replace(base, seed=seed, method=method, sparsity=sparsity, beta=beta)
+        for seed, method, sparsity, beta in cells
+    ]
+
+
+@dataclass
+class Outcome:
+    """What a sweep did: ids of runs finished now, finished before, and left for the next sweep."""
+
+    done: list[str]
+    known: list[str]
+    left: list[str]
+
+
+def sweep(
+    cells: Iterable[Settings],
+    results: Path,
+    *,
+    minutes: float = math.inf,
+    jobs: int | None = None,
+    device: str = "auto",
+    progress: Callable[[str], None] = print,
+    data: Path | str | None = None,
+) -> Outcome:
+    """Run every cell that has no record yet.
+
+    minutes: budget; no cell starts that is not expected to end inside it (by the time an epoch of
+    its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
+    jobs: processes side by side, one thread each; None: one a core on a CPU, one on a GPU.
+    """
+    start = time.monotonic()
+    deadline = start + 60 * minutes
+    unique = {cell.id: cell for cell in cells}
+    have = records.finished(records.load_all(results))
+    outcome = Outcome([], [i for i in unique if i in have], [i for i in unique if i not in have])
+    todo = [unique[i] for i in outcome.left]
+    progress(f"{len(todo)} of {len(unique)} cells to run, {len(outcome.known)} have a record")
+    jobs = min(jobs or default_jobs(device), max(1, len(todo)))
+    costs = _Costs(records.load_all(results))
+
+    def finish(cell: Settings, record: records.Record) -> None:
+        outcome.done.append(cell.id)
+        outcome.left.remove(cell.id)
+        costs.add(record)
+        elapsed = (time.monotonic() - start) / 60
+        progress(f"{len(outcome.done)}/{len(todo)} cells done, {elapsed:.1f} min")
+
+    if jobs == 1:
+        for cell in todo:
+            if costs.fits(cell, deadline):
+                try:
+                    finish(
+                        cell,
+                        run(
+                            cell,
+                            results,
+                            device=device,
+                            progress=progress,
+                            deadline=deadline,
+                            data=data,
+                        ),
+                    )
+                except OutOfTime:
+                    progress(f"{cell.id} stopped at the budget; the next sweep resumes it")
+        return outcome
+
+    # Keeping freed memory for the next step saves a CPU step the page faults of its activations:
+    # 12 to 18 % less time of a ResNet20 step. Read at start-up, so it is set for the workers.
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)
+    # Spawn, not fork: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    waiting = list(todo)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+        running: dict[Future[records.Record], Settings] = {}
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                if costs.fits(cell, deadline):
+                    left = (deadline - time.monotonic()) if math.isfinite(deadline) else math.inf
+                    running[pool.submit(_run_in_worker, cell, results, device, left, data)] = cell
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                try:
+                    finish(cell, future.result())
+                except OutOfTime:
+                    progress(f"{cell.id} stopped at the budget; the next sweep resumes it")
+    return outcome
+
+
+def default_jobs(device: str) -> int:
+    """One process a core on a CPU, where two of one thread beat one of two; one on a GPU."""
+    import torch
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return 1 if on_gpu else os.cpu_count() or 1
+
+
+class _Costs:
+    """Expected seconds of a cell, from the epochs of its kind that were measured."""
+
+    def __init__(self, known: Iterable[records.Record]) -> None:
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        for record in known:
+            self.add(record)
+
+    def add(self, record: records.Record) -> None:
+        settings = record["settings"]
+        key = (settings["dataset"], settings["model"])
+        self.seconds.setdefault(key, []).extend(record["curves"]["seconds"])
+
+    def fits(self, cell: Settings, deadline: float) -> bool:
+        left = deadline - time.monotonic()
+        measured = self.seconds.get((cell.dataset, cell.model))
+        expected = median(measured) * cell.epochs if measured else 0
+        return left > 0 and expected <= left
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run_in_worker(
+    cell: Settings, results: Path, device: str, seconds: float, data: Path | str | None
+) -> records.Record:
+    name = f"{cell.id} "
+    return run(
+        cell,
+        results,
+        device=device,
+        progress=lambda line: print(name + line.removeprefix(name), flush=True),
+        deadline=time.monotonic() + seconds,
+        data=data,
+    )

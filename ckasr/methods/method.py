@@ -1,0 +1,106 @@
+"""The method interface: which weights live, and when that changes.
+
+A method is one small dataclass in a file of its own. Its fields are its hyper-parameters, typed and
+with a default each; they become ``--option name=value`` on the command line and part of the run's
+settings. The training engine knows no method by name: it calls the moments below, and a method acts
+in those it needs. To add one, write the file and add its class to ``ckasr.methods.METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ckasr.sparsity import Masks, prunable
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training with its own optimiser and learning-rate schedule.
+
+    epochs: length of the phase, and of its schedule.
+    learning_rate: where the schedule starts; None: the recipe's.
+    constant: no learning-rate drops within the phase.
+    term: whether CKA-SR acts in it.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float | None = None
+    constant: bool = False
+    term: bool = True
+
+
+@dataclass
+class Context:
+    """What a method sees and may change.
+
+    masks, optimizer: set by the engine before training (masks of ones) and before each phase.
+    step, steps: optimiser steps done in this phase, and its length.
+    samples: a fresh iterator over un-augmented training batches ``(x, y)``, in a fixed order.
+    """
+
+    model: nn.Module
+    sparsity: float
+    distribution: str
+    seed: int
+    num_classes: int
+    samples: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    masks: Masks | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    step: int = 0
+    steps: int = 0
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every prunable weight, by name."""
+        shapes = {name: tuple(w.shape) for name, w in prunable(self.model).items()}
+        if not shapes:
+            raise ValueError(f"{type(self.model).__name__} has no conv or linear weight to prune")
+        return shapes
+
+
+@dataclass
+class Method:
+    """Base of all methods; alone, it changes nothing (dense training)."""
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    """One line: what it prunes and when, and its source."""
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """The trainings this method consists of; ``epochs`` is the recipe's length."""
+        return [Phase("train", epochs)]
+
+    def prepare(self, context: Context) -> None:
+        """Before anything trains: score weights, set masks, add parameters."""
+
+    def begin_phase(self, phase: Phase, context: Context) -> None:
+        """A phase starts; its optimiser is new."""
+
+    def penalty(self, context: Context) -> Tensor | None:
+        """A term for the loss of this step, besides CKA-SR; None: none."""
+        return None
+
+    def after_backward(self, context: Context) -> None:
+        """Gradients are there, dense and not yet applied."""
+
+    def after_step(self, context: Context) -> None:
+        """The optimiser stepped and the masks were applied; ``context.step`` counts it."""
+
+    def end_phase(self, phase: Phase, context: Context) -> None:
+        """A phase ended: prune, rewind. Must be deterministic: a resumed run repeats it."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond weights, masks and optimiser."""
+        return {}
+
+    def restore(self, state: dict[str, Any], context: Context) -> None:
+        """Take back ``state()``; called before weights and masks are loaded."""

@@ -1,0 +1,6 @@
+"""Training: the engine, one step of it, and checkpoints."""
+
+from .engine import DivergedError, Engine, Recipe
+from .step import Step, accuracy
+
+__all__ = ["DivergedError", "Engine", "Recipe", "Step", "accuracy"]

@@ -1,0 +1,198 @@
+"""The training loop: one for every method, with CKA-SR as an optional term.
+
+A run is a list of phases (one for most methods); a phase is a list of epochs with an optimiser and
+a learning-rate schedule of its own. After every epoch the whole state goes into the checkpoint, so
+that a killed run started again ends with the same weights, bit for bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ckasr.data import Batches, keyed_generator
+from ckasr.methods import Context, Method, Phase
+from ckasr.regularizer import CKASR
+from ckasr.sparsity import Masks, prunable
+
+from . import checkpoint
+from .step import Step, accuracy
+
+CURVES = (
+    "phase",
+    "epoch",
+    "learning_rate",
+    "loss",
+    "term",
+    "gradient_ratio",
+    "validation_accuracy",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD and its schedule. ``milestones`` are shares of a phase's epochs."""
+
+    epochs: int
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    precision: str = "fp32"
+
+    def rate(self, phase: Phase, epoch: int) -> float:
+        """Learning rate of an epoch (from 0) of a phase."""
+        start = self.learning_rate if phase.learning_rate is None else phase.learning_rate
+        if phase.constant:
+            return start
+        drops = sum(epoch >= int(share * phase.epochs) for share in self.milestones)
+        return start * self.decay**drops
+
+
+class DivergedError(ArithmeticError):
+    """The training loss is no longer finite."""
+
+
+@dataclass
+class Engine:
+    """Trains ``context.model`` with a method; iterate over ``epochs()`` to let it run.
+
+    batches: the training set. validation: un-augmented batches to measure after each epoch, None
+    to measure nothing. regularizer: makes the CKA-SR term for a model; None: the baseline arm.
+    checkpoint: where the state is kept between epochs; None: nowhere.
+    """
+
+    context: Context
+    method: Method
+    recipe: Recipe
+    batches: Batches
+    seed: int
+    validation: Batches | None = None
+    regularizer: Callable[[nn.Module], CKASR] | None = None
+    checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
+        self.device = next(self.context.model.parameters()).device
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Run all phases; yields one entry of the curves after each epoch.
+
+        Raises DivergedError at the end of an epoch whose loss is not finite.
+        """
+        context, method = self.context, self.method
+        context.masks = dense_masks(context.model)
+        saved = checkpoint.load(self.checkpoint, self.device)
+        if saved is None:
+            method.prepare(context)
+        else:
+            self._restore(saved)
+        phases = method.phases(self.recipe.epochs)
+        for index in range(saved["phase"] if saved else 0, len(phases)):
+            phase = phases[index]
+            self._start(phase)
+            done = 0
+            if saved is not None:
+                context.optimizer.load_state_dict(saved["optimizer"])
+                done, saved = saved["epoch"], None
+            else:
+                method.begin_phase(phase, context)
+            yield from self._phase(index, phase, done)
+            method.end_phase(phase, context)
+
+    def _start(self, phase: Phase) -> None:
+        recipe, context = self.recipe, self.context
+        context.steps = phase.epochs * len(self.batches)
+        context.optimizer = torch.optim.SGD(
+            context.model.parameters(),
+            lr=recipe.rate(phase, 0),
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any]]:
+        context = self.context
+        context.masks.apply()
+        regularizer = None
+        if self.regularizer is not None and phase.term:
+            regularizer = self.regularizer(context.model)
+        step = Step(context, self.method, regularizer, self.recipe.precision)
+        try:
+            for epoch in range(done, phase.epochs):
+                entry = self._epoch(index, phase, epoch, step)
+                for name in CURVES:
+                    self.curves[name].append(entry[name])
+                if not math.isfinite(entry["loss"]):
+                    raise DivergedError(
+                        f"loss {entry['loss']} in epoch {epoch + 1} of {phase.name!r}"
+                    )
+                self._save(index, epoch + 1)
+                yield entry
+        finally:
+            if regularizer is not None:
+                regularizer.remove()
+
+    def _epoch(self, index: int, phase: Phase, epoch: int, step: Step) -> dict[str, Any]:
+        start = time.perf_counter()
+        context = self.context
+        rate = self.recipe.rate(phase, epoch)
+        for group in context.optimizer.param_groups:
+            group["lr"] = rate
+        # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
+        torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
+        context.model.train()
+        context.step = epoch * len(self.batches)
+        step.start_epoch()
+        for x, y in self.batches.epoch(index * 10_000 + epoch):
+            step(x, y)
+        entry: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": epoch + 1,
+            "learning_rate": rate,
+            "loss": step.loss_sum.item() / step.steps,
+            "term": step.term_sum.item() / step.term_steps if step.term_steps else None,
+            "gradient_ratio": None if step.gradient_ratio is None else step.gradient_ratio.item(),
+            "validation_accuracy": None,
+        }
+        if self.validation is not None:
+            entry["validation_accuracy"] = accuracy(
+                context.model, self.validation.in_order(), self.recipe.precision
+            )
+        entry["seconds"] = time.perf_counter() - start
+        return entry
+
+    def _save(self, phase: int, epoch: int) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "phase": phase,
+            "epoch": epoch,
+            "model": self.context.model.state_dict(),
+            "optimizer": self.context.optimizer.state_dict(),
+            "masks": dict(self.context.masks),
+            "method": self.method.state(),
+            "curves": self.curves,
+        }
+        checkpoint.save(self.checkpoint, state)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.method.restore(saved["method"], self.context)
+        self.context.model.load_state_dict(saved["model"])
+        self.context.masks.update(saved["masks"])
+        self.curves = saved["curves"]
+
+
+def dense_masks(model: nn.Module) -> Masks:
+    """Masks of ones: where every method starts."""
+    ones = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
+    return Masks(model, ones)

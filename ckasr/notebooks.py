@@ -174,7 +174,7 @@ def execute(
     prints goes as it prints it, beside the executed copy (None: standard output).
 
     Raises ValueError for an unknown parameter or a wrong type (before anything runs),
-    ModuleNotFoundError where papermill is missing, RuntimeError where a cell fails, the kernel dies
+    ModuleNotFoundError without papermill, ChildProcessError where a cell fails, the kernel dies
     or the result is not there.
     """
     checked = check(notebook, parameters)
@@ -195,15 +195,15 @@ def execute(
                 config=config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
             )
         except failed as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"{notebook.name}: {error}: often for want of memory (what ran is in {output})"
             ) from None
     if result is not None and _stamp(result) in (None, before):
-        raise RuntimeError(f"{notebook.name} ended without writing {result} (see {output})")
+        raise ChildProcessError(f"{notebook.name} ended without writing {result} (see {output})")
     return output
 
 

@@ -168,7 +168,7 @@ def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
 
 def test_failing_cell_raises_one_line_and_leaves_the_copy(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "1 / n")
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ChildProcessError) as caught:
         execute(path, tmp_path / "copy.ipynb", {})
     assert str(caught.value) == (
         f"a.ipynb: ZeroDivisionError: division by zero (all of it in {tmp_path / 'copy.ipynb'})"
@@ -183,13 +183,13 @@ def test_a_run_that_writes_no_result_fails(tmp_path, stale):
     result = tmp_path / "a.json"
     if stale:
         result.write_text("{}")
-    with pytest.raises(RuntimeError, match=r"a\.ipynb ended without writing .*a\.json"):
+    with pytest.raises(ChildProcessError, match=r"a\.ipynb ended without writing .*a\.json"):
         execute(path, tmp_path / "copy.ipynb", {}, result=result)
 
 
 def test_a_killed_kernel_is_an_error(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "import os\nos._exit(1)")
-    with pytest.raises(RuntimeError, match=r"a\.ipynb: Kernel died"):
+    with pytest.raises(ChildProcessError, match=r"a\.ipynb: Kernel died"):
         execute(path, tmp_path / "copy.ipynb", {})
 
 

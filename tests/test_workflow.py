@@ -1,0 +1,40 @@
+"""The Snakemake workflow: the cells of a profile, and the records that any other run leaves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckasr.experiments import Settings, records, run
+from ckasr.notebooks import ROOT
+
+pytest.importorskip("snakemake", reason="needs snakemake: pip install 'ckasr[sweep]'")
+
+
+def snakemake(results: Path, *options: str) -> str:
+    """What a run of workflow/Snakefile with the smoke profile prints."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile")]
+    config = ["--cores", "2", "--config", "profile=smoke", f"results={results}"]
+    done = subprocess.run([*command, *config, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
+    """Two arms at one sparsity with two seeds, and the figures: five jobs."""
+    text = snakemake(tmp_path, "--dry-run", "--quiet", "rules")
+    assert "cell           4" in text
+    assert "figures        1" in text
+
+
+@pytest.mark.slow
+def test_cells_leave_the_records_of_the_one_door(tmp_path):
+    text = snakemake(tmp_path / "results")
+    assert "5 of 5 steps" in text
+    made = records.load_all(tmp_path / "results")
+    assert {record["status"] for record in made} == {"finished"}
+    assert sorted(record["settings"]["beta"] for record in made) == [0, 0, 1e-4, 1e-4]
+    settings = Settings.from_dict(made[0]["settings"])
+    again = run(settings, tmp_path / "again", progress=None)
+    assert again["id"] == made[0]["id"]

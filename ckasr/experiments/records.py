@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,3 @@ def _order(record: Record) -> tuple[Any, ...]:
     s = record["settings"]
     names = ("dataset", "model", "method", "epochs", "sparsity", "beta", "seed")
     return (*(s[name] for name in names), record["id"])
-
-
-def finished(records: Iterable[Record]) -> set[str]:
-    return {record["id"] for record in records}

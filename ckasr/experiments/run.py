@@ -51,11 +51,12 @@ def run(
     say = progress or (lambda line: None)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     _commit()
+    method = methods.create(settings.method, settings.method_options)
     dataset = _load(settings.dataset, data)
     target = torch.device(_device(device))
     if target.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    engine, validation = _build(settings, dataset, target)
+    engine, validation = _build(settings, method, dataset, target)
     engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
     say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
 
@@ -94,9 +95,8 @@ def run(
 
 
 def _build(
-    settings: Settings, dataset: Dataset, device: torch.device
+    settings: Settings, method: methods.Method, dataset: Dataset, device: torch.device
 ) -> tuple[Engine, Batches | None]:
-    method = methods.create(settings.method, settings.method_options)
     # Drawn on the CPU, so that a seed means the same weights on every device.
     torch.manual_seed(keyed_generator("weights", settings.seed).initial_seed())
     model = models.create(

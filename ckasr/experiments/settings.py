@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
 """The settings in which the two arms of a comparison may differ."""
@@ -13,31 +13,37 @@ CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe."""
+    """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe.
 
-    dataset: str = "cifar100"
-    model: str = "resnet20"
-    method: str = "random"
-    method_options: dict[str, Any] = field(default_factory=dict)
-    distribution: str = "erk"  # of the layer densities: uniform, er, erk
-    sparsity: float = 0.0  # share of zeros over all conv and linear weights
-    beta: float = 0.0  # weight of CKA-SR; 0: the baseline arm
-    variant: str = "official"  # of the term: official, paper, aug
-    samples: int = 8  # images a batch that CKA-SR compares; 0: the whole batch
-    every: int = 5  # CKA-SR acts on one batch in so many
-    pairs: str = ""  # of layers: within, all, adjacent, input; "": as the variant has it
-    epochs: int = 160
-    batch_size: int = 128  # images
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4  # on every parameter, as the recipe
-    milestones: tuple[float, ...] = (0.5, 0.75)  # of the learning rate, in shares of the epochs
-    decay: float = 0.1  # factor of the learning rate at each milestone
-    augment: str = "default"  # crop-flip, crop, none; default: the data set's own
-    validation: int = 5000  # training images held out, never augmented; 0: train on all
-    precision: str = "fp32"  # of forward and backward: fp32 or bf16 (autocast)
-    seed: int = 0  # of weights, mask, split, order and augmentation
+    The annotations are the help texts of the command line. Raises ValueError for a value of the
+    wrong type or out of range.
+    """
+
+    dataset: Annotated[str, "data set"] = "cifar100"
+    model: Annotated[str, "network"] = "resnet20"
+    method: Annotated[str, "sparse-training method"] = "random"
+    method_options: Annotated[dict[str, Any], "the method's own hyper-parameters, by name"] = field(
+        default_factory=dict
+    )
+    distribution: Annotated[str, "of the layer densities: uniform, er or erk"] = "erk"
+    sparsity: Annotated[float, "share of zeros over all conv and linear weights"] = 0.0
+    beta: Annotated[float, "weight of CKA-SR; 0: the baseline arm"] = 0.0
+    variant: Annotated[str, "of the term: official, paper or aug"] = "official"
+    samples: Annotated[int, "images a batch that CKA-SR compares; 0: the whole batch"] = 8
+    every: Annotated[int, "CKA-SR acts on one batch in so many"] = 5
+    pairs: Annotated[str, "of layers: within, all, adjacent, input; '': as the variant has it"] = ""
+    epochs: Annotated[int, "epochs of each phase that trains"] = 160
+    batch_size: Annotated[int, "images"] = 128
+    learning_rate: Annotated[float, "at the start"] = 0.1
+    momentum: Annotated[float, "of SGD"] = 0.9
+    nesterov: Annotated[bool, "momentum in Nesterov's form"] = True
+    weight_decay: Annotated[float, "on every parameter, as in the recipe"] = 5e-4
+    milestones: Annotated[tuple[float, ...], "learning-rate drops, as epoch shares"] = (0.5, 0.75)
+    decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
+    augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
+    validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
+    precision: Annotated[str, "of forward and backward: fp32 or bf16 (autocast)"] = "fp32"
+    seed: Annotated[int, "of weights, masks, split, order and augmentation"] = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):

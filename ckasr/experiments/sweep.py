@@ -60,17 +60,19 @@ def sweep(
     device: str = "auto",
     progress: Callable[[str], None] = print,
     data: Path | str | None = None,
+    lines: Path | None = None,
 ) -> Outcome:
     """Run every cell that has no record yet.
 
     minutes: budget; no cell starts that is not expected to end inside it (by the time an epoch of
     its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
     jobs: processes side by side, one thread each; None: one a core on a CPU, one on a GPU.
+    lines: a JSON-lines file that gets all records of ``results`` whenever a cell is done.
     """
     start = time.monotonic()
     deadline = start + 60 * minutes
     unique = {cell.id: cell for cell in cells}
-    have = records.finished(records.load_all(results))
+    have = {record["id"] for record in records.load_all(results)}
     outcome = Outcome([], [i for i in unique if i in have], [i for i in unique if i not in have])
     todo = [unique[i] for i in outcome.left]
     progress(f"{len(todo)} of {len(unique)} cells to run, {len(outcome.known)} have a record")
@@ -81,6 +83,8 @@ def sweep(
         outcome.done.append(cell.id)
         outcome.left.remove(cell.id)
         costs.add(record)
+        if lines is not None:
+            records.export_lines(results, lines)
         elapsed = (time.monotonic() - start) / 60
         progress(f"{len(outcome.done)}/{len(todo)} cells done, {elapsed:.1f} min")
 

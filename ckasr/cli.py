@@ -1,0 +1,266 @@
+"""The command line. It parses, calls and prints; what it calls lives in the packages below."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from ckasr import notebooks
+from ckasr.experiments import Settings, grid, records
+from ckasr.experiments import run as run_settings
+from ckasr.experiments import sweep as run_sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="CKA-SR (arXiv 2307.07389): sparse training that anyone can rerun, check and trust.",
+)
+records_app = typer.Typer(no_args_is_help=True, help="Carry run records about as one file.")
+data_app = typer.Typer(no_args_is_help=True, help="Check and fetch data sets.")
+app.add_typer(records_app, name="records")
+app.add_typer(data_app, name="data")
+
+Results = Annotated[Path, typer.Option(help="Folder of records/ and checkpoints/.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU if there is one.")]
+DEFAULT_RESULTS = Path("results/runs")
+
+
+def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one typed flag for each setting; it gets them as ``values``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "values"
+        ]
+        flags = []
+        for item in fields(Settings):
+            if item.name in leave_out:
+                continue
+            (kind, about), default = get_args(item.type), item.default
+            flag = f"--{item.name.replace('_', '-')}"
+            if item.name == "method_options":
+                kind, default, flag = list[str], [], "--option"
+            elif item.name == "milestones":
+                kind, default = list[float], list(item.default)
+            elif kind is bool:
+                flag = f"{flag}/--no-{flag[2:]}"
+            option = typer.Option(flag, help=about, show_default=True)
+            flags.append(
+                inspect.Parameter(
+                    item.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=Annotated[kind, option],
+                )
+            )
+
+        def wrapped(**arguments: Any) -> None:
+            own_names = {parameter.name for parameter in own}
+            values = {k: v for k, v in arguments.items() if k not in own_names}
+            values["method_options"] = _options(values["method_options"])
+            values["milestones"] = tuple(values["milestones"])
+            command(**{k: v for k, v in arguments.items() if k in own_names}, values=values)
+
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        wrapped.__signature__ = inspect.Signature(flags + keyword_only)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in flags + keyword_only}
+        return wrapped
+
+    return decorate
+
+
+@app.command()
+@_with_settings()
+def run(
+    values: dict[str, Any], results: Results = DEFAULT_RESULTS, device: Device = "auto"
+) -> None:
+    """Train one network and write its record; a finished run is not trained again."""
+    settings = Settings(**values)
+    known = records.path_of(results, settings.id).exists()
+    record = run_settings(settings, results, device=device)
+    if known:
+        print(f"{settings.id} has a record already: test accuracy {_accuracy(record)}")
+    print(records.path_of(results, settings.id))
+
+
+@app.command()
+@_with_settings("sparsity", "beta", "seed")
+def sweep(
+    values: dict[str, Any],
+    sparsities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.95,0.98,0.995,0.998",
+    betas: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1e-4,1e-3",
+    seeds: Annotated[str, typer.Option(help="Comma-separated, or first-last.")] = "0-4",
+    minutes: Annotated[float, typer.Option(help="Budget; no cell starts that won't fit.")] = 1e9,
+    jobs: Annotated[int, typer.Option(help="Processes; 0: one a core, one on a GPU.")] = 0,
+    lines: Annotated[Path | None, typer.Option(help="JSON-lines file for all records.")] = None,
+    results: Results = DEFAULT_RESULTS,
+    device: Device = "auto",
+) -> None:
+    """Run the missing cells of a grid, most wanted first, and stop inside a budget of minutes.
+
+    The default grid is the headline comparison of results/PLAN.md.
+    """
+    cells = grid(
+        Settings(**values),
+        sparsities=_numbers("--sparsities", sparsities, float),
+        betas=_numbers("--betas", betas, float),
+        seeds=_numbers("--seeds", seeds, int),
+    )
+    outcome = run_sweep(
+        cells, results, minutes=minutes, jobs=jobs or None, device=device, lines=lines
+    )
+    print(
+        f"{len(outcome.done)} cells done, {len(outcome.known)} known before, "
+        f"{len(outcome.left)} left for the next sweep; records in {results / 'records'}"
+    )
+
+
+@app.command()
+def table(results: Results = DEFAULT_RESULTS) -> None:
+    """Print what there is: accuracy of both arms, paired differences, the paper's numbers."""
+    from ckasr.analysis import tables
+
+    print(tables.comparison(_records(results)))
+
+
+@app.command()
+def figures(
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder(s) with records/; default: all in results/.")
+    ] = None,
+) -> None:
+    """Rebuild every figure and table from the records alone; nothing is trained."""
+    from ckasr import analysis
+
+    folders = results or sorted(path.parent for path in Path("results").glob("*/records"))
+    if not folders:
+        raise FileNotFoundError("no results/*/records to draw; run `make reproduce` first")
+    for folder in folders:
+        for path in analysis.write_all(_records(folder), folder):
+            print(path)
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help="demo, cpu, gpu, or a .toml file.")] = "demo",
+    results: Annotated[Path | None, typer.Option(help="Default: results/<profile>.")] = None,
+) -> None:
+    """Execute the notebooks of a profile; figures, tables and records go to the results folder."""
+    from ckasr.analysis import tables
+
+    folder = results or Path("results") / Path(profile).stem
+    notebooks.reproduce(profile, folder)
+    print(f"\n{tables.comparison(_records(folder))}\n")
+    for name in ("records", "figures", "tables", "executed"):
+        if (folder / name).is_dir():
+            print(f"{name + ':':<10}{folder / name}")
+
+
+@app.command()
+def notebook(
+    path: Annotated[Path, typer.Argument(help="The notebook.")],
+    output: Annotated[Path, typer.Option(help="Where the executed copy goes.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="name=value, value as in Python.")
+    ] = None,
+) -> None:
+    """Execute one notebook with papermill; an unknown parameter is an error, not a warning."""
+    print(notebooks.execute(path, output, _options(parameter or [])))
+
+
+@records_app.command("export")
+def export(target: Path, results: Results = DEFAULT_RESULTS) -> None:
+    """Write all records into one JSON-lines file."""
+    print(f"{records.export_lines(results, target)} records in {target}")
+
+
+@records_app.command("merge")
+def merge(source: Path, results: Results = DEFAULT_RESULTS) -> None:
+    """Take the records of a JSON-lines file in; those already there stay as they are."""
+    new, known = records.merge_lines(source, results)
+    print(f"{new} new records in {results / 'records'}, {known} were there")
+
+
+@data_app.command("check")
+def check(name: str) -> None:
+    """Load a data set from CKASR_DATA, checksums and all, and say what it holds."""
+    from ckasr.data import load
+
+    d = load(name)
+    print(
+        f"{name}: {len(d.train_labels)} training and {len(d.test_labels)} test images "
+        f"{d.input_shape}, {d.num_classes} classes"
+    )
+
+
+@data_app.command("fetch")
+def fetch(name: str) -> None:
+    """Download a data set through torchvision into CKASR_DATA (or ./data)."""
+    from ckasr.data import fetch as fetch_data
+
+    for path in fetch_data(name):
+        print(path)
+
+
+def _records(results: Path) -> list[records.Record]:
+    found = records.load_all(results)
+    if not found:
+        raise FileNotFoundError(f"no records in {results / 'records'}; run something first")
+    return found
+
+
+def _accuracy(record: records.Record) -> str:
+    accuracy = record["test_accuracy"]
+    return "none (diverged)" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` words as a dict, values read as Python literals where they are such."""
+    import ast
+
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{word!r} must be name=value")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        if kind is int and "-" in text.strip()[1:]:
+            first, last = text.split("-")
+            return list(range(int(first), int(last) + 1))
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} {text!r} is no comma-separated list of numbers") from None
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line and exit status 1."""
+    try:
+        app(prog_name="ckasr")
+    except (KeyError, IndexError):
+        raise
+    except (ValueError, LookupError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("CKASR_DEBUG"):
+            raise
+        print(f"ckasr: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Theorem 3: the sum over layers. Lowering the sum of CKA can raise mutual information.
+
+Claim: Minimising the sum of CKA over pairs of layers is equivalent to minimising the sum of their
+mutual information (appendix, Theorem 3, from Lemma 2 pair by pair).
+
+Statement: In a net of two noisy linear layers X -> Z1 -> Z2, gradient descent on the sum of
+CKA(X,Z1), CKA(Z1,Z2), CKA(X,Z2) never raises the sum of the three I; nor does descent on the
+hidden pair CKA(Z1,Z2), the only kind that the official code has, raise I(X;Z1).
+
+Assumptions: Z1 = W1 X + e1, Z2 = W2 Z1 + e2, X ~ N(0, S), fixed isotropic noise, continuous time:
+the setting in which the claim is true for a single layer (noisy_gradient_flow).
+
+Proof: By counterexample, found by descending the cosine of the two gradients over (W1, W2), and
+certified by integrating the flow from there. The mechanism: CKA(Z1,Z2) falls when W1 inflates Z1
+where W2 does not look. The same search must not break CKA(X,Z1) against I(X;Z1), a theorem.
+
+Verdict: false if for the sum and for the hidden pair a net with cosine below -0.1 is found, the
+flow from it lowers CKA and raises I by more than 0.1 nats, and the control stays above -1e-8;
+inconclusive if not. How often random nets violate is reported with a 99 % interval.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import gaussian as g
+from theory.plots import panels, style
+from theory.verdict import FALSE, REFUTES, Verdict, at_least, at_most, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Net = tuple[Tensor, Tensor, Tensor, Tensor]
+Values = dict[str, Tensor]
+PAIRS = ("X,Z1", "Z1,Z2", "X,Z2", "sum")
+SEARCHES = {"sum": ("sum", "sum"), "hidden": ("Z1,Z2", "X,Z1"), "control": ("X,Z1", "X,Z1")}
+
+
+def pair_values(w1: Tensor, w2: Tensor, s: Tensor, noise: Tensor) -> tuple[Values, Values]:
+    """CKA and mutual information (nats) of the three pairs, and their sums."""
+    e1, e2 = (noise * torch.eye(w.shape[-2], dtype=w.dtype) for w in (w1, w2))
+    s1 = w1 @ s @ w1.mT + e1
+    s2 = w2 @ s1 @ w2.mT + e2
+    log = torch.logdet
+    both = (
+        [g.cka(s @ w1.mT, s, s1), g.cka(s1 @ w2.mT, s1, s2), g.cka(s @ w1.mT @ w2.mT, s, s2)],
+        [log(s1) - log(e1), log(s2) - log(e2), log(s2) - log(w2 @ e1 @ w2.mT + e2)],
+    )
+    cka, nats = both[0], [value / 2 for value in both[1]]
+    return tuple(dict(zip(PAIRS, [*v, sum(v)], strict=True)) for v in (cka, nats))
+
+
+def random_nets(count: int, size: int, seed: int) -> Net:
+    """(W1, W2, S, noise): Gaussian weights, condition up to 30, noise power 10^-2.5 to 10^0.5."""
+    rng = g.generator(seed)
+    w1, w2 = (g.normal(count, size, size, rng=rng) / size**0.5 for _ in range(2))
+    s = g.covariance(count, size=size, rng=rng, condition=30.0)
+    power = torch.rand(count, 1, 1, generator=rng, dtype=torch.float64)
+    return w1, w2, s, 10 ** (3 * power - 2.5)
+
+
+def cosine(net: Net, values: Callable, cka: str, nats: str, graph: bool = False) -> Tensor:
+    """Cosine of the gradients of one CKA and one I in (W1, W2); negative: descent raises I."""
+    w = [net[0].requires_grad_(), net[1].requires_grad_()]
+    similarities, informations = values(*net)
+    flat = []
+    for value in (similarities[cka], informations[nats]):
+        grads = torch.autograd.grad(
+            value.sum(), w, retain_graph=True, create_graph=graph, materialize_grads=True
+        )
+        flat.append(torch.cat([x.flatten(1) for x in grads], 1))
+    return torch.cosine_similarity(*flat, dim=1)
+
+
+def search(values: Callable, cka: str, nats: str, nets: int, steps: int, seed: int) -> tuple:
+    """The net with the lowest cosine that descending the cosine finds, and that cosine."""
+    net = random_nets(nets, 3, seed)
+    for _ in range(steps):
+        value = cosine(net, values, cka, nats, graph=True).sum()
+        for w, slope in zip(
+            net, torch.autograd.grad(value, net[:2], materialize_grads=True), strict=False
+        ):
+            w.data -= 0.1 * slope / (g.norm(slope)[:, None, None] + 1e-12)
+    found = cosine(net, values, cka, nats).nan_to_num(1.0)
+    worst = int(found.argmin())
+    return tuple(part[worst : worst + 1].detach() for part in net), float(found[worst])
+
+
+def descend(
+    net: Net, values: Callable, cka: str, nats: str, times: np.ndarray
+) -> list[list[float]]:
+    """CKA and I along the gradient flow of CKA from `net`, integrated by LSODA."""
+    from scipy.integrate import solve_ivp
+
+    shape, rest = net[0].shape, net[2:]
+
+    def weights(flat: np.ndarray) -> list[Tensor]:
+        return [torch.tensor(half).reshape(shape).requires_grad_() for half in np.split(flat, 2)]
+
+    def right_hand_side(_: float, flat: np.ndarray) -> np.ndarray:
+        w = weights(flat)
+        grads = torch.autograd.grad(values(*w, *rest)[0][cka].sum(), w, materialize_grads=True)
+        return -torch.cat([x.flatten() for x in grads]).numpy()
+
+    start = torch.cat([w.flatten() for w in net[:2]]).numpy()
+    solution = solve_ivp(
+        right_hand_side, (0, times[-1]), start, "LSODA", t_eval=times, rtol=1e-6, atol=1e-9
+    )
+    both = [values(*weights(y), *rest) for y in solution.y.T]
+    return [[c[cka].item() for c, _ in both], [i[nats].item() for _, i in both]]
+
+
+def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> Verdict:
+    """values: (W1, W2, S, noise) -> CKA and I of every pair and their sums, two dicts."""
+    from scipy.stats import binomtest
+
+    count = 500 if fast else 2000
+    nets = random_nets(count, 4, seed)
+    shares, highs = [], []
+    for cka in PAIRS:
+        found = [cosine(nets, values, cka, nats) for nats in PAIRS]
+        failures = [int((c < -1e-8).sum()) for c in found]
+        shares.append([k / count for k in failures])
+        limits = [binomtest(k, count).proportion_ci(0.99).high for k in failures]
+        highs.append([float(high) for high in limits])
+
+    conditions, curves, worst = [], {}, {}
+    times = np.concatenate([[0.0], np.logspace(-2, 2, 80)])
+    for name, (cka, nats) in SEARCHES.items():
+        size = (40, 80) if fast else (300, 300)
+        net, worst[name] = search(values, cka, nats, *size, seed)
+        pair = f"CKA({cka}) against I({nats})"
+        if name == "control":
+            conditions.append(at_least(f"control, {pair}, cosine", worst[name], -1e-8))
+            continue
+        curves[name] = descend(net, values, cka, nats, times)
+        fall, rise = (
+            np.ptp(curve[: 1 + int(np.argmax(curves[name][1]))]) for curve in curves[name]
+        )
+        conditions += [
+            at_most(f"{pair}, cosine", worst[name], -0.1),
+            at_least(f"{pair}, fall of CKA while I rises", fall, 1e-3),
+            at_least(f"{pair}, rise of I along the flow, nats", rise, 0.1),
+        ]
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=FALSE,
+        bearing=REFUTES,
+        reason=f"found nets where descent on CKA raises I (cosine {worst['sum']:.2f} for the sums, "
+        f"{worst['hidden']:.2f} for hidden pairs); of random nets {shares[3][3]:.1%} and "
+        f"{shares[1][0]:.1%} do",
+        figure={"shares": shares, "highs": highs, "count": count, "times": times, "curves": curves},
+    )
+
+
+def figure(verdict: Verdict) -> "Figure":
+    data = verdict.figure
+    drawing, (left, middle, right) = panels(3, width=4.0)
+    left.grid(False)
+    left.imshow(data["shares"], cmap="Greys", vmin=0, vmax=1)
+    for row, (shares, highs) in enumerate(zip(data["shares"], data["highs"], strict=True)):
+        for column, (share, high) in enumerate(zip(shares, highs, strict=True)):
+            text, colour = f"{share:.3f}\n< {high:.3f}", "white" if share > 0.5 else "black"
+            left.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    left.set_xticks(range(4), [f"I({p})" for p in PAIRS], fontsize=8)
+    left.set_yticks(range(4), [f"CKA({p})" for p in PAIRS], fontsize=8)
+    left.set_title(
+        f"share of {data['count']} random nets where descent on CKA\n"
+        "raises I at once, 99 % upper limit below",
+        fontsize=9,
+    )
+    titles = {"sum": "sums over all pairs", "hidden": "CKA(Z1,Z2) and I(X;Z1)"}
+    for axis, (name, title) in zip((middle, right), titles.items(), strict=True):
+        cka, nats = data["curves"][name]
+        axis.plot(cka, nats, **style(0))
+        axis.plot(cka[0], nats[0], "o", color="black", markerfacecolor="white", label="start")
+        axis.plot(cka[-1], nats[-1], "s", color="black", label="end")
+        axis.set_xlabel("population CKA, falling with time")
+        axis.set_ylabel("I in nats, analytic")
+        axis.set_title(f"counterexample: {title}", fontsize=9)
+        axis.legend()
+    return drawing

@@ -1,0 +1,147 @@
+"""Where both claims hold: one linear layer with noise, followed along the CKA gradient flow.
+
+Claim: Minimising CKA-SR minimises mutual information, and shrinks ||W||_F^2 (appendix, Lemmas 1
+and 2; summary of the main text).
+
+Statement: Let Y = WX + e. Along dW/dt = -grad CKA(X, Y), I(X; Y) never increases, and
+d||W||_F^2/dt = -4 CKA tr(D R) / ||D||_F^2 < 0, where D = W S W' + R.
+
+Assumptions: one linear layer; X ~ N(0, S), S nonsingular; e ~ N(0, R) with R fixed (any covariance)
+and not trained; time continuous (finite steps can raise I).
+
+Proof: With A = W S^1/2 and P = A' D^-1 A: <grad I, grad log CKA> =
+2 [tr(P S^2) / tr(A S A') - tr(A S A') / ||D||^2], and Cauchy-Schwarz on D^-1/2 and D^1/2 gives
+tr(A S A')^2 <= tr(S A' D^-1 A S) tr(A' D A), tr(A' D A) = tr(A A' D) <= ||D||^2. The norm: CKA
+depends on the scale of W only through R, and d log CKA(cW)/dc at c = 1 is 2 tr(D R) / ||D||^2.
+
+Verdict: proved if no cosine of grad I and grad CKA is below -1e-8 over random layers, autograd
+matches both formulas to 1e-8, and along every integrated flow I and ||W||^2 rise by at most 1e-9;
+false if not.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import gaussian as g
+from theory.plots import panels, style
+from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def inner_product(w: Tensor, s: Tensor, r: Tensor) -> Tensor:
+    """<grad I, grad log CKA>; every term with leading batch dimensions."""
+    d = w @ s @ w.mT + r
+    power = g.trace(w @ s @ s @ w.mT)
+    kept = g.trace(s @ w.mT @ torch.linalg.solve(d, w) @ s @ s)
+    return 2 * (kept / power - power / g.norm(d).square())
+
+
+def norm_rate(w: Tensor, s: Tensor, r: Tensor) -> Tensor:
+    """d||W||_F^2/dt along the CKA gradient flow."""
+    d = w @ s @ w.mT + r
+    return -4 * g.layer_cka(w, s, r) * g.trace(d @ r) / g.norm(d).square()
+
+
+def gradient(function: Layer, w: Tensor, s: Tensor, r: Tensor) -> Tensor:
+    w = w.detach().requires_grad_()
+    return torch.autograd.grad(function(w, s, r).sum(), w)[0]
+
+
+def random_layers(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(W, S, R) with W 3 x 4; half of the noises isotropic, half of any covariance."""
+    s, r = (g.covariance(count, size=k, rng=rng, condition=100.0) for k in (4, 3))
+    r[: count // 2] = torch.eye(3).double()
+    levels = 10 ** (3 * torch.rand(2, count, 1, 1, generator=rng, dtype=torch.float64) - 2)
+    return levels[0] * g.normal(count, 3, 4, rng=rng), s, levels[1] * r
+
+
+def flow(w: Tensor, s: Tensor, r: Tensor, similarity: Layer, times: np.ndarray) -> Tensor:
+    """W(t) of dW/dt = -grad similarity, by LSODA; shape (times, *w.shape)."""
+    from scipy.integrate import solve_ivp
+
+    def right_hand_side(_: float, flat: np.ndarray) -> np.ndarray:
+        return -gradient(similarity, torch.tensor(flat).reshape(w.shape), s, r).numpy().ravel()
+
+    start = w.detach().numpy().ravel()
+    span = (times[0], times[-1])
+    solution = solve_ivp(right_hand_side, span, start, "LSODA", t_eval=times, rtol=1e-9, atol=1e-12)
+    return torch.tensor(solution.y.T).reshape(-1, *w.shape)
+
+
+def check(
+    fast: bool = False,
+    seed: int = 0,
+    similarity: Layer = g.layer_cka,
+    inner: Layer = inner_product,
+    rate: Layer = norm_rate,
+) -> Verdict:
+    """similarity: what the flow descends, of (W, S, R); inner, rate: the two formulas above."""
+    rng = g.generator(seed)
+    w, s, r = random_layers(1000 if fast else 5000, rng)
+    down, nats = gradient(similarity, w, s, r), gradient(g.layer_information, w, s, r)
+    product = (down * nats).sum((-2, -1))
+    sizes = g.norm(down) * g.norm(nats)
+    value = similarity(w, s, r)
+    measured = -2 * (w * down).sum((-2, -1))
+    predicted = rate(w, s, r)
+
+    times = np.concatenate([[0.0], np.logspace(-2, 3, 60)])
+    curves, rises = [], []
+    flows = 6 if fast else 60
+    spread = value.argsort(descending=True)[:: len(value) // flows][:flows].tolist()
+    for k in spread:  # starts from high to low CKA
+        path = flow(w[k], s[k], r[k], similarity, times)
+        trajectory = [f(path, s[k], r[k]) for f in (similarity, g.layer_information)] + [
+            g.norm(path).square()
+        ]
+        rises.append([float(values.diff().max()) for values in trajectory[1:]])
+        curves.append([values.tolist() for values in trajectory])
+    conditions = [
+        at_least("cosine of grad I and grad CKA, smallest", product / sizes, -1e-8),
+        at_most(
+            "<grad I, grad CKA> against its formula, worst share",
+            (product - value * inner(w, s, r)).abs() / sizes,
+            1e-8,
+        ),
+        at_most(
+            "d||W||^2/dt against its formula, worst share",
+            (measured - predicted).abs() / (g.norm(w) * g.norm(down)),
+            1e-8,
+        ),
+        at_most("d||W||^2/dt, largest", predicted, 0),
+        at_most("largest rise of I along a flow, nats", [rise[0] for rise in rises], 1e-9),
+        at_most("largest rise of ||W||^2 along a flow", [rise[1] for rise in rises], 1e-9),
+    ]
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=PROVED,
+        otherwise=FALSE,
+        bearing=QUALIFIES,
+        reason="in one noisy linear layer the CKA gradient flow lowers I and ||W||; the only "
+        "case found where both claims hold for CKA",
+        figure={"times": times, "curves": curves[: flows * 3 // 4 : flows // 6]},
+    )
+
+
+def figure(verdict: Verdict) -> "Figure":
+    data = verdict.figure
+    drawing, axes = panels(3, width=3.6)
+    labels = ["population CKA", "I(X; Y) / its start, analytic", "||W||$_F^2$ / its start"]
+    for axis, label, part in zip(axes, labels, range(3), strict=True):
+        for i, curve in enumerate(data["curves"]):
+            values = np.array(curve[part])
+            scaled = values / values[0] if part else values
+            axis.semilogx(data["times"][1:], scaled[1:], **style(i) | {"linewidth": 1.1})
+        axis.set_xlabel("time of the flow dW/dt = −∇CKA")
+        axis.set_ylabel(label)
+    return drawing

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+import pickle
 import re
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def load_pretrained(model: nn.Module, path: Path | str) -> None:
@@ -30,8 +31,14 @@ def load_pretrained(model: nn.Module, path: Path | str) -> None:
     data = path.read_bytes()
     if not hashlib.sha256(data).hexdigest().startswith(prefix[1]):
         raise ValueError(f"weights {path} are altered or truncated: their sha256 is another")
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    given = {_renamed(key): value for key, value in content.get("state_dict", content).items()}
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its message is a page long
+        content = None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights {path} hold no state dict: names and tensors, nothing else")
+    given = {_renamed(key): value for key, value in state.items()}
 
     wanted = model.state_dict()
     # Batch norm's counter, which files older than PyTorch 0.4.1 lack; it acts only where

@@ -1,0 +1,20 @@
+"""Analysis: statistics, tables and figures, from run records alone."""
+
+from .cells import groups
+from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
+from .statistics import Comparison, holm, paired_differences
+from .tables import runs_table
+from .write import save, write_all
+
+__all__ = [
+    "Comparison",
+    "accuracy_vs_sparsity",
+    "groups",
+    "holm",
+    "layer_cka_maps",
+    "paired_differences",
+    "runs_table",
+    "save",
+    "training_curves",
+    "write_all",
+]

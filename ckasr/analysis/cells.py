@@ -1,0 +1,153 @@
+"""Records sorted into what may be compared: a cell's arms, side by side, seed by seed."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ckasr.experiments.settings import CKA_SR_FIELDS, Settings
+
+Record = Mapping[str, Any]
+
+_DEFAULTS = Settings().to_dict()
+
+
+class Arm(NamedTuple):
+    """One side of a comparison: the CKA-SR settings. Beta 0 is the baseline, whatever the rest."""
+
+    beta: float
+    variant: str
+    samples: int  # images of a batch the term sees; 0: all
+    every: int
+    pairs: str
+
+    @property
+    def label(self) -> str:
+        """Short name; settings that are the official code's are left out."""
+        if self.beta == 0:
+            return "baseline"
+        words = [f"CKA-SR, β = {power_of_ten(self.beta)}"]
+        if self.variant != BASELINE.variant:
+            words.append(self.variant)
+        if (self.samples, self.every) != (BASELINE.samples, BASELINE.every):
+            words.append(f"{self.samples or 'all'} samples every {self.every}")
+        if self.pairs:
+            words.append(f"pairs {self.pairs}")
+        return ", ".join(words)
+
+
+BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Records that differ in nothing but the CKA-SR settings and the seed."""
+
+    settings: dict[str, Any]  # what they share
+    arms: dict[Arm, dict[int, Record]] = field(default_factory=dict)  # arm -> seed -> record
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """A record's settings; one that is younger than the record has its default."""
+    return {**_DEFAULTS, **record["settings"]}
+
+
+def arm_of(settings: Mapping[str, Any]) -> Arm:
+    """The arm that settings belong to."""
+    if settings["beta"] == 0:
+        return BASELINE
+    return Arm(**{name: settings[name] for name in CKA_SR_FIELDS})
+
+
+def cells(records: Iterable[Record]) -> list[Cell]:
+    """All cells, by settings (longest schedule first) and sparsity; in each, arms by beta.
+
+    A record given twice (same id) counts once. Raises ValueError for two records of one setting
+    and seed, between which nothing could choose.
+    """
+    found: dict[str, Cell] = {}
+    for record in records:
+        settings = settings_of(record)
+        shared = {
+            name: value
+            for name, value in settings.items()
+            if name not in CKA_SR_FIELDS and name != "seed"
+        }
+        cell = found.setdefault(_key(shared), Cell(shared))
+        seeds = cell.arms.setdefault(arm_of(settings), {})
+        known = seeds.setdefault(settings["seed"], record)
+        if known["id"] != record["id"]:
+            raise ValueError(
+                f"records {known['id']} and {record['id']} have the same settings and seed: "
+                "remove one of them"
+            )
+    ordered = sorted(found.values(), key=lambda cell: _order(cell.settings))
+    return [
+        Cell(c.settings, {a: dict(sorted(c.arms[a].items())) for a in sorted(c.arms)})
+        for c in ordered
+    ]
+
+
+def groups(records: Iterable[Record]) -> list[list[Cell]]:
+    """Cells that differ in nothing but the sparsity: what one table or one figure may hold."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells(records):
+        found.setdefault(_key(_without_sparsity(cell.settings)), []).append(cell)
+    return list(found.values())
+
+
+def title(settings: Mapping[str, Any]) -> str:
+    """What a group is, in words: data, network, method, schedule, and whatever is not default."""
+    method = settings["method"]
+    if method != "dense":
+        method += f" ({settings['distribution']})"
+    extra = [f"{name} {value}" for name, value in _unusual(settings).items()]
+    head = f"{settings['dataset']}, {settings['model']}, {method}"
+    return ", ".join(
+        [head, f"{settings['epochs']} epochs ({settings['schedule']} schedule)", *extra]
+    )
+
+
+def slug(settings: Mapping[str, Any]) -> str:
+    """The same as a file name, without the sparsity."""
+    names = ("dataset", "model", "method", "distribution")
+    words = [*(str(settings[name]) for name in names), f"{settings['epochs']}ep"]
+    words += [f"{name}-{json.dumps(value)}" for name, value in _unusual(settings).items()]
+    kept = "_".join(words).replace(", ", "-")
+    return "".join(c for c in kept if c.isalnum() or c in "_-.")
+
+
+def percent(share: float) -> str:
+    """A share in percent with the digits it needs: 0.998 is 99.8 %."""
+    return f"{100 * share:.10g} %"
+
+
+def power_of_ten(value: float) -> str:
+    """0.0001 as 1e-4, 0.05 as 0.05: betas as the paper writes them."""
+    if 0.01 <= value < 1000:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"dataset", "model", "method", "distribution", "sparsity", "epochs", "schedule", "seed"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in named and name not in CKA_SR_FIELDS and value != _DEFAULTS.get(name)
+    }
+
+
+def _without_sparsity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "sparsity"}
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _order(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("dataset", "model", "method", "distribution")
+    rest = _key(_without_sparsity(settings))
+    return (*(settings[name] for name in names), -settings["epochs"], rest, settings["sparsity"])

@@ -1,0 +1,213 @@
+"""Paired differences between the arms of a comparison, with intervals and exact p-values.
+
+A *pair* is two finished runs that differ in the CKA-SR settings alone: same seed, hence the same
+initial weights, mask, order and augmentation. Rules, fixed before any result:
+
+- runs are compared in pairs only, and never across cells (so never across schedules);
+- a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
+  interval and p-value;
+- a run without partner is named and left out.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cells import BASELINE, Arm, Cell, Record, cells
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+EXACT_UP_TO = 20  # pairs: a million sign flips
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline of its cell. Values are fractions, differences arm - baseline.
+
+    An interval or p-value that cannot be had is None, and `note` says why.
+    """
+
+    cell: Cell
+    arm: Arm
+    seeds: tuple[int, ...]  # of the complete pairs
+    baseline: tuple[float, ...]  # one value a pair
+    treated: tuple[float, ...]
+    diverged: tuple[str, ...] = ()  # "seed 3: baseline"
+    incomplete: tuple[str, ...] = ()  # "seed 4: no baseline"
+    other_device: tuple[int, ...] = ()  # seeds whose two runs were on different devices
+    mean: float | None = None
+    t_interval: Interval | None = None
+    bootstrap_interval: Interval | None = None
+    p: float | None = None  # exact sign-flip, two-sided
+    note: str = ""
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        return tuple(t - b for t, b in zip(self.treated, self.baseline, strict=True))
+
+
+def paired_differences(
+    records: Iterable[Record],
+    arm: Mapping[str, Any] | None = None,
+    outcome: str = "test_accuracy",
+) -> list[Comparison]:
+    """Every CKA-SR arm of every cell against the cell's baseline.
+
+    arm: CKA-SR settings to keep, as {"beta": 1e-4}; None: all arms. outcome: the field of the
+    record that is compared. Raises ValueError for a finished run without it.
+    """
+    return [
+        compare(cell, candidate, outcome)
+        for cell in cells(records)
+        for candidate in cell.arms
+        if candidate != BASELINE
+        and all(getattr(candidate, name) == value for name, value in (arm or {}).items())
+    ]
+
+
+def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
+    """One arm of a cell against its baseline, pair by pair."""
+    sides = {"baseline": cell.arms.get(BASELINE, {}), arm.label: cell.arms[arm]}
+    seeds, values, diverged, incomplete, other_device = [], [], [], [], []
+    for seed in sorted(set().union(*sides.values())):
+        pair = {name: runs.get(seed) for name, runs in sides.items()}
+        missing = [name for name, run in pair.items() if run is None]
+        broken = [name for name, run in pair.items() if run and run["status"] == "diverged"]
+        diverged += [f"seed {seed}: {name}" for name in broken]
+        incomplete += [f"seed {seed}: no {name}" for name in missing]
+        if missing or broken:
+            continue
+        seeds.append(seed)
+        values.append(tuple(value_of(run, outcome) for run in pair.values()))
+        if len({run.get("device") for run in pair.values()}) > 1:
+            other_device.append(seed)
+    baseline, treated = zip(*values, strict=True) if values else ((), ())
+    return Comparison(
+        cell,
+        arm,
+        tuple(seeds),
+        baseline,
+        treated,
+        tuple(diverged),
+        tuple(incomplete),
+        tuple(other_device),
+        **_estimate([t - b for b, t in values]),
+    )
+
+
+def value_of(record: Record, outcome: str = "test_accuracy") -> float:
+    """The outcome of a finished run; ValueError where the record has none."""
+    value = record.get(outcome)
+    if value is None:
+        raise ValueError(f"record {record['id']} is finished but has no {outcome}")
+    return value
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are too few values."""
+    import numpy as np
+
+    mean = float(np.mean(values)) if len(values) else None
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Student-t interval of the mean; None for fewer than two values or no spread."""
+    from scipy import stats
+
+    mean, sd = mean_and_sd(values)
+    if not sd or _all_equal(values):
+        return None
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def bootstrap_interval(values: Sequence[float]) -> Interval | None:
+    """BCa bootstrap interval of the mean (Efron 1987), 9999 resamples, fixed seed.
+
+    None for fewer than three values, no spread, or where BCa is not defined.
+    """
+    import numpy as np
+    from scipy import stats
+
+    if len(values) < 3 or _all_equal(values):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.asarray(values),),
+            np.mean,
+            confidence_level=CONFIDENCE,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(0),
+        )
+    low, high = map(float, result.confidence_interval)
+    return (low, high) if np.isfinite([low, high]).all() else None
+
+
+def sign_flip_p(values: Sequence[float]) -> float | None:
+    """Two-sided p-value of the mean under random signs; None without values.
+
+    Exact: the share of all 2^n sign patterns whose mean is at least as far from 0 as the one
+    observed, which is one of them. The smallest it can be is 2^(1-n). Beyond 20 values it is
+    estimated from 10^5 random patterns of a fixed seed, the observed one included.
+    """
+    import numpy as np
+
+    if not len(values):
+        return None
+    data = np.asarray(values, dtype=float)
+    if len(data) <= EXACT_UP_TO:
+        sums = np.zeros(1)
+        for value in data:
+            sums = np.concatenate([sums + value, sums - value])
+    else:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (100_000, len(data)))
+        sums = np.append(signs @ data, data.sum())
+    # Sums that are equal on paper differ in the last digits, by the order of adding.
+    slack = 1e-9 * np.abs(data).sum()
+    return float(np.mean(np.abs(sums) >= abs(data.sum()) - slack))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjusted p-values, in the order given; None stays, and is not counted."""
+    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
+    adjusted: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * ps[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _estimate(differences: Sequence[float]) -> dict[str, Any]:
+    n = len(differences)
+    found = {
+        "mean": mean_and_sd(differences)[0],
+        "t_interval": t_interval(differences),
+        "bootstrap_interval": bootstrap_interval(differences),
+        "p": sign_flip_p(differences),
+    }
+    if n < 2:
+        note = "an interval needs two pairs" if n else "no complete pair"
+    elif _all_equal(differences):
+        note = f"all {n} differences are equal: no interval"
+    elif n < 3:
+        note = "the bootstrap needs three pairs"
+    elif found["bootstrap_interval"] is None:
+        note = "BCa is not defined for these differences"
+    else:
+        note = ""
+    return {**found, "note": note}
+
+
+def _all_equal(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= 1e-12

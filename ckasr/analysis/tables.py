@@ -1,0 +1,174 @@
+"""Markdown tables of what the records say, with the paper's numbers beside them."""
+
+from collections.abc import Iterable, Sequence
+from statistics import mean
+
+from .cells import BASELINE, Arm, Cell, Record, groups, percent, title
+from .paper import SELECTION, deviations, lookup, paper_difference
+from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
+
+SIGNIFICANCE = 0.05
+FEWEST_PAIRS = 3
+
+COLUMNS = (
+    "sparsity",
+    "arm",
+    "test accuracy, % ± sd (n)",
+    "effective sparsity",
+    "dead classes",
+    "difference, points",
+    "t 95 %",
+    "BCa 95 %",
+    "p",
+    "Holm p",
+    "paper, %",
+    "paper's difference",
+    "verdict",
+)
+
+LEGEND = f"""\
+Test accuracy after the last epoch. Difference: arm minus baseline, mean over pairs of the same \
+seed, mask and data order; intervals of that mean by Student's t and by BCa bootstrap; p by exact \
+two-sided sign flips; Holm p corrected over the table. Effective sparsity counts only weights on a \
+path from input to output; a dead class has no such path; both are means over seeds. \
+Verdict: *too few pairs* below {FEWEST_PAIRS}; *gain* or *loss* if the t interval excludes 0 and \
+Holm p is at most {SIGNIFICANCE}; *hints at a gain* (or *loss*) if only the interval does; else \
+*no difference shown*. Paper: {SELECTION}; its difference is inside or outside our t interval.
+"""
+
+
+def runs_table(records: Iterable[Record]) -> str:
+    """All there is, as markdown: one table for each group, a row for each sparsity and arm.
+
+    Settings that differ in anything but sparsity, CKA-SR and seed (so: schedules) never share a
+    table. Under each stand the runs that could not be used, and how the recipe differs from the
+    paper's.
+    """
+    tables = [group_table(group) for group in groups(records)]
+    return "\n".join([*tables, LEGEND]) if tables else "There are no records yet.\n"
+
+
+def group_table(group: Sequence[Cell]) -> str:
+    """The table of cells that differ in the sparsity alone, under a heading, with its notes."""
+    comparisons = [compare(cell, arm) for cell in group for arm in cell.arms if arm != BASELINE]
+    adjusted = holm([comparison.p for comparison in comparisons])
+    corrected = {(id(c.cell), c.arm): (c, p) for c, p in zip(comparisons, adjusted, strict=True)}
+    rows = [
+        _row(cell, arm, *corrected.get((id(cell), arm), (None, None)))
+        for cell in group
+        for arm in cell.arms
+    ]
+    lines = [f"### {title(group[0].settings)}", "", *_markdown(COLUMNS, rows), ""]
+    lines += [f"- {note}" for note in _notes(group, comparisons)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def verdict(comparison: Comparison, holm_p: float | None) -> str:
+    """What a comparison shows, by the rule that the legend states."""
+    if comparison.n < FEWEST_PAIRS:
+        return "too few pairs"
+    interval = comparison.t_interval
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "no difference shown"
+    word = "gain" if interval[0] > 0 else "loss"
+    return word if holm_p is not None and holm_p <= SIGNIFICANCE else f"hints at a {word}"
+
+
+def _row(
+    cell: Cell, arm: Arm, comparison: Comparison | None, holm_p: float | None
+) -> tuple[str, ...]:
+    runs = list(cell.arms[arm].values())
+    values = [value_of(run) for run in runs if run["status"] != "diverged"]
+    average, sd = mean_and_sd(values)
+    accuracy = "-" if average is None else f"{100 * average:.2f}"
+    if sd is not None:
+        accuracy += f" ± {100 * sd:.2f}"
+    reports = [run["sparsity"] for run in runs]
+    classes = reports[0]["classes"]
+    published = lookup(cell.settings, arm)
+    if comparison is None:
+        compared = ("-",) * 5
+    else:
+        compared = (
+            "-" if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+            _interval(comparison.t_interval),
+            _interval(comparison.bootstrap_interval),
+            _p(comparison.p),
+            _p(holm_p),
+        )
+    return (
+        percent(cell.settings["sparsity"]),
+        arm.label,
+        f"{accuracy} ({len(values)})",
+        f"{100 * mean(report['effective'] for report in reports):.2f} %",
+        f"{mean(report['dead_classes'] for report in reports):.3g} of {classes}",
+        *compared,
+        "-" if published is None else f"{published.percent:.2f}",
+        _paper_difference(cell, arm, comparison and comparison.t_interval),
+        "-" if comparison is None else verdict(comparison, holm_p),
+    )
+
+
+def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
+    difference = paper_difference(cell.settings, arm)
+    if difference is None:
+        return "-"
+    if interval is None:
+        return f"{100 * difference:+.2f}"
+    within = interval[0] <= difference <= interval[1]
+    return f"{100 * difference:+.2f} ({'inside' if within else 'outside'})"
+
+
+def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str]:
+    found: dict[str, list[str]] = {}  # what is said -> of which rows
+
+    def say(text: str, cell: Cell, arm: Arm) -> None:
+        found.setdefault(text, []).append(f"{percent(cell.settings['sparsity'])} {arm.label}")
+
+    for cell in group:
+        for arm, runs in cell.arms.items():
+            broken = [str(seed) for seed, run in runs.items() if run["status"] == "diverged"]
+            if broken:
+                say(f"diverged, not in the mean: seed {', '.join(broken)}", cell, arm)
+    for c in comparisons:
+        if c.diverged:
+            say(f"pairs lost to divergence: {', '.join(c.diverged)}", c.cell, c.arm)
+        if c.incomplete:
+            say(f"incomplete pairs, left out: {', '.join(c.incomplete)}", c.cell, c.arm)
+        if c.other_device:
+            seeds = ", ".join(map(str, c.other_device))
+            say(f"the two runs of a pair were on different devices: seed {seeds}", c.cell, c.arm)
+        if c.note:
+            say(c.note, c.cell, c.arm)
+    notes = [f"{'; '.join(rows)}: {text}" for text, rows in found.items()]
+
+    most = max((c.n for c in comparisons), default=0)
+    least = 2.0 ** (1 - most)
+    if most >= FEWEST_PAIRS and least * len(comparisons) > SIGNIFICANCE:
+        notes.append(
+            f"With {most} pairs no sign-flip p is below {_p(least)}: after Holm's correction over "
+            f"{len(comparisons)} differences no verdict here can be more than a hint"
+        )
+    different = deviations(group[0].settings)
+    if different and any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
+        notes.append(f"The paper's numbers stand for another recipe: {', '.join(different)}")
+    return notes
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Pipes, columns padded so that the source reads as a table too."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in table
+    ]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.3g}"

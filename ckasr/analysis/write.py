@@ -1,0 +1,67 @@
+"""Writing what the records say: every figure and table, again and again the same bytes."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckasr.experiments.records import write_text
+
+from . import figures
+from .cells import Cell, Record, groups, percent, slug
+from .style import style
+from .tables import runs_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 300
+
+
+def save(figure: "Figure", path: Path | str) -> Path:
+    """Write a figure as PNG, 300 dpi, whole or not at all; the same figure gives the same bytes.
+
+    Raises ValueError for another ending than .png.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"figures are written as PNG: name {path.name!r} must end in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with style():
+        # Matplotlib would name its own version in the file.
+        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
+    os.replace(part, path)
+    return path
+
+
+def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
+    """Every table and figure of the records under ``folder``; returns the files, in order.
+
+    ``tables/runs.md`` holds all tables. Under ``figures/`` each group (one data set, network,
+    method and schedule) has its accuracy against sparsity, and each of its cells its layer CKA and
+    training curves.
+    """
+    folder = Path(folder)
+    records = list(records)
+    table = folder / "tables" / "runs.md"
+    write_text(table, runs_table(records))
+    written = [table]
+    for group in groups(records):
+        name = slug(group[0].settings)
+        figure = figures.accuracy_vs_sparsity(_records(group))
+        written.append(save(figure, folder / "figures" / f"{name}_accuracy.png"))
+        for cell in group:
+            at = percent(cell.settings["sparsity"]).replace(" %", "")
+            runs = _records([cell])
+            path = folder / "figures" / f"{name}_s{at}"
+            if any(run["layer_cka"] and run["weights"] for run in runs):
+                figure = figures.layer_cka_maps(runs)
+                written.append(save(figure, path.with_name(f"{path.name}_layer_cka.png")))
+            figure = figures.training_curves(runs)
+            written.append(save(figure, path.with_name(f"{path.name}_curves.png")))
+    return written
+
+
+def _records(group: Iterable[Cell]) -> list[Record]:
+    return [run for cell in group for seeds in cell.arms.values() for run in seeds.values()]

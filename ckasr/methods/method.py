@@ -8,6 +8,7 @@ in those it needs. To add one, write the file and add its class to ``ckasr.metho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,6 +27,8 @@ class Phase:
     learning_rate: where the schedule starts; None: the recipe's.
     constant: no learning-rate drops within the phase.
     term: whether CKA-SR acts in it.
+    start: optimiser steps that count as done when it begins: a network rewound to step 500 takes
+        up the schedule there.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Phase:
     learning_rate: float | None = None
     constant: bool = False
     term: bool = True
+    start: int = 0
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Context:
 
     masks, optimizer: set by the engine before training (masks of ones) and before each phase.
     step, steps: optimiser steps done in this phase, and its length.
+    steps_per_epoch: optimiser steps an epoch; known from the start.
     samples: a fresh iterator over un-augmented training batches ``(x, y)``, in a fixed order.
     """
 
@@ -54,10 +59,24 @@ class Context:
     optimizer: torch.optim.Optimizer | None = None
     step: int = 0
     steps: int = 0
+    steps_per_epoch: int = 0
 
     @property
     def density(self) -> float:
         return 1 - self.sparsity
+
+    @property
+    def kept(self) -> int:
+        """Weights that are to be left in the end. Raises ValueError where that is none."""
+        total = sum(math.prod(shape) for shape in self.shapes().values())
+        # The inner rounding removes the float noise of the density.
+        kept = round(round(self.density * total, 6))
+        if kept < 1:
+            raise ValueError(
+                f"sparsity {self.sparsity} leaves none of {total} weights: "
+                f"it can be at most {1 - 1 / total:.6g}"
+            )
+        return kept
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every prunable weight, by name."""
@@ -75,8 +94,11 @@ class Method:
     summary: ClassVar[str] = ""
     """One line: what it prunes and when, and its source."""
 
-    def phases(self, epochs: int) -> list[Phase]:
-        """The trainings this method consists of; ``epochs`` is the recipe's length."""
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
+        """The trainings this method consists of; ``epochs`` is the recipe's length.
+
+        Called after ``prepare`` or ``restore``; must not depend on what was trained since.
+        """
         return [Phase("train", epochs)]
 
     def prepare(self, context: Context) -> None:

@@ -5,8 +5,10 @@ a learning-rate schedule of its own. After every epoch the whole state goes into
 that a killed run started again ends with the same weights, bit for bit on a CPU.
 """
 
+import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +92,17 @@ class Engine:
         """
         context, method = self.context, self.method
         context.masks = dense_masks(context.model)
+        context.steps_per_epoch = len(self.batches)
         saved = checkpoint.load(self.checkpoint, self.device)
         if saved is None:
             method.prepare(context)
         else:
             self._restore(saved)
-        phases = method.phases(self.recipe.epochs)
+        phases = method.phases(self.recipe.epochs, context)
         for index in range(saved["phase"] if saved else 0, len(phases)):
             phase = phases[index]
             self._start(phase)
-            done = 0
+            done = phase.start // len(self.batches)
             if saved is not None:
                 context.optimizer.load_state_dict(saved["optimizer"])
                 done, saved = saved["epoch"], None
@@ -111,6 +114,7 @@ class Engine:
     def _start(self, phase: Phase) -> None:
         recipe, context = self.recipe, self.context
         context.steps = phase.epochs * len(self.batches)
+        context.step = phase.start
         context.optimizer = torch.optim.SGD(
             context.model.parameters(),
             lr=recipe.rate(phase, 0),
@@ -122,7 +126,8 @@ class Engine:
 
     def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any]]:
         context = self.context
-        context.masks.apply()
+        context.masks.apply(context.optimizer)
+        _warn_of_collapse(phase, context.masks)
         regularizer = None
         if self.regularizer is not None and phase.term:
             regularizer = self.regularizer(context.model)
@@ -151,9 +156,11 @@ class Engine:
         # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
-        context.step = epoch * len(self.batches)
+        first = epoch * len(self.batches)
+        context.step = max(first, phase.start)
         step.start_epoch()
-        for x, y in self.batches.epoch(index * 10_000 + epoch):
+        batches = self.batches.epoch(index * 10_000 + epoch)
+        for x, y in itertools.islice(batches, context.step - first, None):
             step(x, y)
         entry: dict[str, Any] = {
             "phase": phase.name,
@@ -190,6 +197,16 @@ class Engine:
         self.context.model.load_state_dict(saved["model"])
         self.context.masks.update(saved["masks"])
         self.curves = saved["curves"]
+
+
+def _warn_of_collapse(phase: Phase, masks: Masks) -> None:
+    if empty := [name for name, mask in masks.items() if not mask.any()]:
+        warnings.warn(
+            f"layer collapse: phase {phase.name!r} starts with no weight left in "
+            f"{', '.join(empty)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def dense_masks(model: nn.Module) -> Masks:

@@ -78,7 +78,7 @@ def run(
         "curves": {name: [_finite(v) for v in values] for name, values in engine.curves.items()},
         "validation_accuracy": None,
         "test_accuracy": None,
-        "sparsity": report(engine.context.model, engine.context.masks, dataset.input_shape),
+        "sparsity": report(*method.counted(engine.context), dataset.input_shape),
         "layer_cka": None,
         "weights": None,
         **_results(engine, settings, dataset, validation, status),

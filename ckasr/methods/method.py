@@ -9,7 +9,7 @@ in those it needs. To add one, write the file and add its class to ``ckasr.metho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +104,13 @@ class Method:
     def prepare(self, context: Context) -> None:
         """Before anything trains: score weights, set masks, add parameters."""
 
+    def parameter_groups(self, context: Context) -> list[dict[str, Any]]:
+        """What each phase's SGD trains, as torch has it: one group of everything.
+
+        A group's ``rate_factor`` multiplies the recipe's learning rate for it.
+        """
+        return [{"params": list(context.model.parameters())}]
+
     def begin_phase(self, phase: Phase, context: Context) -> None:
         """A phase starts; its optimiser is new."""
 
@@ -119,6 +126,13 @@ class Method:
 
     def end_phase(self, phase: Phase, context: Context) -> None:
         """A phase ended: prune, rewind. Must be deterministic: a resumed run repeats it."""
+
+    def counted(self, context: Context) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """The network and the masks whose sparsity the record reports, after the last phase.
+
+        A method that takes filters out of the model counts them in the network it began with.
+        """
+        return context.model, context.masks
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights, masks and optimiser."""

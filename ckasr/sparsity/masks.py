@@ -48,6 +48,13 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def dense_masks(model: nn.Module) -> "Masks":
+    """Masks of ones: where every method starts."""
+    return Masks(
+        model, {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
+    )
+
+
 def random_masks(shapes: Shapes, densities: Mapping[str, float], seed: int) -> dict[str, Tensor]:
     """Random masks with exact counts (`allocate`), on the CPU.
 

@@ -20,7 +20,7 @@ from torch import nn
 from ckasr.data import Batches, keyed_generator
 from ckasr.methods import Context, Method, Phase
 from ckasr.regularizer import CKASR
-from ckasr.sparsity import Masks, prunable
+from ckasr.sparsity import Masks, dense_masks
 
 from . import checkpoint
 from .step import Step, accuracy
@@ -116,7 +116,7 @@ class Engine:
         context.steps = phase.epochs * len(self.batches)
         context.step = phase.start
         context.optimizer = torch.optim.SGD(
-            context.model.parameters(),
+            self.method.parameter_groups(context),
             lr=recipe.rate(phase, 0),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -152,7 +152,7 @@ class Engine:
         context = self.context
         rate = self.recipe.rate(phase, epoch)
         for group in context.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1)
         # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
@@ -207,9 +207,3 @@ def _warn_of_collapse(phase: Phase, masks: Masks) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def dense_masks(model: nn.Module) -> Masks:
-    """Masks of ones: where every method starts."""
-    ones = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
-    return Masks(model, ones)

@@ -120,6 +120,13 @@ def test_stages_halve_the_image_and_blocks_end_in_a_relu():
         assert output.max() > 0
 
 
+def test_a_block_of_the_perceptron_adds_its_input_before_the_relu():
+    block = small("resmlp").eval().blocks[0]
+    x = torch.randn(5, 64)
+    branch = block.bn2(block.linear2(torch.relu(block.bn1(block.linear1(x)))))
+    assert torch.equal(block(x), (x + branch).clamp(min=0))
+
+
 @pytest.mark.parametrize(("name", "shortcut"), [("resnet20", 4), ("resnet20_a", 0)])
 def test_shortcuts_change_shape_only_where_it_changes(name, shortcut):
     """Two projections of a conv and a norm, or nothing that learns."""

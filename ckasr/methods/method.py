@@ -44,7 +44,7 @@ class Context:
     """What a method sees and may change.
 
     masks, optimizer: set by the engine before training (masks of ones) and before each phase.
-    step, steps: optimiser steps done in this phase, and its length.
+    phase, step, steps: the phase at hand, optimiser steps done in it, and its length.
     steps_per_epoch: optimiser steps an epoch; known from the start.
     samples: a fresh iterator over un-augmented training batches ``(x, y)``, in a fixed order.
     """
@@ -57,6 +57,7 @@ class Context:
     samples: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     masks: Masks | None = None
     optimizer: torch.optim.Optimizer | None = None
+    phase: Phase | None = None
     step: int = 0
     steps: int = 0
     steps_per_epoch: int = 0

@@ -113,6 +113,7 @@ class Engine:
 
     def _start(self, phase: Phase) -> None:
         recipe, context = self.recipe, self.context
+        context.phase = phase
         context.steps = phase.epochs * len(self.batches)
         context.step = phase.start
         context.optimizer = torch.optim.SGD(

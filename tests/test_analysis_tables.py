@@ -1,0 +1,162 @@
+"""Tables: every number in its place, nothing mixed, verdicts by the stated rule."""
+
+import math
+
+import numpy as np
+import pytest
+from synthetic import pairs, record, study
+
+from ckasr.analysis.cells import BASELINE, Arm
+from ckasr.analysis.paper import PUBLISHED, deviations, lookup, paper_difference
+from ckasr.analysis.statistics import paired_differences
+from ckasr.analysis.tables import COLUMNS, runs_table, verdict
+
+OFFICIAL = Arm(1e-4, "official", 8, 5, "")
+ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    split = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in split if row[0] != COLUMNS[0]]
+
+
+class TestRunsTable:
+    def test_a_table_by_hand(self):
+        runs = pairs([0.470, 0.472, 0.474], [0.480, 0.483, 0.486], sparsity=0.95)
+        baseline, treated = rows(runs_table(runs))
+        assert baseline == {
+            "sparsity": "95 %",
+            "arm": "baseline",
+            "test accuracy, % ± sd (n)": "47.20 ± 0.20 (3)",
+            "effective sparsity": "97.50 %",
+            "dead classes": "3 of 100",
+            "paper, %": "47.27",
+            **dict.fromkeys(COLUMNS[5:10], "-"),
+            "paper's difference": "-",
+            "verdict": "-",
+        }
+        assert treated["test accuracy, % ± sd (n)"] == "48.30 ± 0.30 (3)"
+        assert treated["difference, points"] == "+1.10"
+        assert treated["t 95 %"] == "[+0.85, +1.35]"  # 4.303 * 0.1 / sqrt(3)
+        assert treated["p"] == treated["Holm p"] == "0.25"
+        assert treated["paper, %"] == "48.26"
+        assert treated["paper's difference"] == "+0.99 (inside)"
+        assert treated["verdict"] == "hints at a gain"
+
+    def test_schedules_have_tables_of_their_own(self):
+        text = runs_table(study(2) + study(2, epochs=30))
+        full, short = text.split("### ")[1:]
+        assert "160 epochs (full schedule)" in full.splitlines()[0]
+        assert "30 epochs (short schedule)" in short.splitlines()[0]
+        assert len(rows(full)) == len(rows(short)) == 8
+        assert "Not" not in full
+        assert "another recipe: epochs 30 (paper 160), " in short
+        assert "epochs" not in full.split("another recipe")[1].splitlines()[0]
+
+    def test_holm_runs_over_one_table(self):
+        runs = study(5) + study(5, epochs=30)
+        for table in runs_table(runs).split("### ")[1:]:
+            treated = [row for row in rows(table) if row["p"] != "-"]
+            least = min(treated, key=lambda row: float(row["p"]))
+            assert float(least["Holm p"]) == pytest.approx(min(1, 4 * float(least["p"])))
+
+    def test_what_was_left_out_is_said(self):
+        runs = pairs([0.5, 0.6, 0.5], [0.5, 0.7], sparsity=0.95)
+        runs += [record(status="diverged", sparsity=0.95, beta=1e-4, seed=2)]
+        runs += [record(0.5, sparsity=0.95, beta=1e-4, seed=3, device="cuda")]
+        text = runs_table(runs)
+        assert "95 % CKA-SR, β = 1e-4: diverged, not in the mean: seed 2" in text
+        assert "pairs lost to divergence: seed 2: CKA-SR, β = 1e-4" in text
+        assert "incomplete pairs, left out: seed 3: no baseline" in text
+        assert rows(text)[1]["test accuracy, % ± sd (n)"].endswith("(3)")
+        assert rows(text)[1]["verdict"] == "too few pairs"
+
+    def test_a_cell_without_a_finished_run(self):
+        (row,) = rows(runs_table([record(status="diverged")]))
+        assert row["test accuracy, % ± sd (n)"] == "- (0)"
+
+    def test_what_few_pairs_cannot_show_is_said(self):
+        assert "With 5 pairs no sign-flip p is below 0.0625" in runs_table(study(5))
+        assert "sign-flip p is below" not in runs_table(study(9))
+
+    def test_no_records(self):
+        assert runs_table([]) == "There are no records yet.\n"
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("differences", "holm_p", "word"),
+        [
+            ([0.02, 0.02], 0.01, "too few pairs"),
+            ([0.01, 0.02, 0.03, 0.02], 0.05, "gain"),
+            ([0.01, 0.02, 0.03, 0.02], 0.051, "hints at a gain"),
+            ([-0.01, -0.02, -0.03, -0.02], 0.01, "loss"),
+            ([-0.01, -0.02, -0.03, -0.02], 0.2, "hints at a loss"),
+            ([-0.05, 0.02, 0.03, 0.02], 0.01, "no difference shown"),
+            ([0.0, 0.0, 0.0], 1.0, "no difference shown"),
+        ],
+    )
+    def test_the_rule(self, differences, holm_p, word):
+        treated = [0.5 + difference for difference in differences]
+        (found,) = paired_differences(pairs([0.5] * len(treated), treated))
+        assert verdict(found, holm_p) == word
+
+
+class TestPaper:
+    def test_transcription_against_what_is_known_of_the_grid(self):
+        grid = [p.percent for p in PUBLISHED if p.dataset == "cifar10" and p.variant == "official"]
+        assert len(grid) == 60
+        assert max(grid) == 85.03
+        grid.remove(76.08)
+        assert np.mean(grid) == pytest.approx(84.41, abs=0.005)
+        assert np.std(grid, ddof=1) == pytest.approx(0.28, abs=0.005)
+
+    @pytest.mark.parametrize(
+        ("settings", "arm", "percent"),
+        [
+            ({"dataset": "cifar100", "sparsity": 0.998}, BASELINE, 2.95),
+            ({"dataset": "cifar100", "sparsity": 0.998}, OFFICIAL, 3.32),
+            ({"dataset": "cifar100", "sparsity": 0.98}, Arm(0.1, "aug", 0, 1, ""), 34.60),
+            ({"dataset": "cifar10", "sparsity": 0.95}, BASELINE, 84.16),
+            ({"dataset": "cifar10", "sparsity": 0.95}, Arm(8e-4, "official", 0, 1, ""), 85.03),
+            ({"dataset": "cifar10", "sparsity": 0.95}, Arm(1e-2, "official", 4, 5, ""), 76.08),
+            ({"dataset": "cifar10", "sparsity": 0.95}, Arm(2e-3, "official", 8, 10, ""), 84.59),
+        ],
+    )
+    def test_numbers_are_found_for_their_own_setting(self, settings, arm, percent):
+        found = lookup(ERK20 | settings, arm)
+        assert found.percent == percent
+        assert found.accuracy == pytest.approx(percent / 100)
+
+    @pytest.mark.parametrize(
+        ("changed", "arm"),
+        [
+            ({"sparsity": 0.995}, BASELINE),
+            ({"model": "resnet32"}, BASELINE),
+            ({"method": "snip"}, BASELINE),
+            ({"distribution": "uniform"}, BASELINE),
+            ({"dataset": "cifar10"}, OFFICIAL),  # has .95 only
+            ({}, Arm(1e-3, "official", 8, 5, "")),
+            ({}, Arm(1e-4, "paper", 8, 5, "")),
+            ({}, Arm(1e-4, "official", 16, 5, "")),
+            ({}, Arm(1e-4, "official", 8, 5, "all")),
+        ],
+    )
+    def test_no_number_is_lent_to_another_setting(self, changed, arm):
+        cell = ERK20 | {"dataset": "cifar100", "sparsity": 0.998} | changed
+        assert lookup(cell, arm) is None
+
+    def test_differences_and_recipes(self):
+        cell = record(sparsity=0.95, epochs=30, precision="fp32")["settings"]
+        assert paper_difference(cell, OFFICIAL) == pytest.approx(0.0099)
+        assert paper_difference(cell, BASELINE) is None
+        assert deviations(cell) == ["epochs 30 (paper 160)", "validation 5000 (paper 0)"]
+        exact = record(sparsity=0.95, validation=0, precision="fp32")["settings"]
+        assert deviations(exact) == []
+        assert deviations({**cell, "dataset": "cifar10"}) == ["epochs 30 (paper 160)"]
+
+    def test_every_number_names_its_source_and_is_a_percentage(self):
+        assert len(PUBLISHED) == 18 + 62 + 12
+        assert all(p.source and 0 < p.percent < 100 for p in PUBLISHED)
+        assert not any(p.beta is not None and math.isnan(p.beta) for p in PUBLISHED)

@@ -5,12 +5,37 @@ from dataclasses import fields
 from typing import Any
 
 from .dense import Dense
+from .dlth import DLTH
+from .gmp import GMP
+from .grasp import GraSP
+from .lth import LTH
+from .magnitude import Magnitude
 from .method import Context, Method, Phase
 from .random import Random
+from .rigl import RigL
+from .scores import score
+from .set import SET
+from .snip import SNIP
+from .synflow import SynFlow
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Dense, Random)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Dense,
+        Random,
+        Magnitude,
+        SNIP,
+        GraSP,
+        SynFlow,
+        LTH,
+        DLTH,
+        GMP,
+        SET,
+        RigL,
+    )
+}
 
-__all__ = ["METHODS", "Context", "Method", "Phase", "create"]
+__all__ = ["METHODS", "Context", "Method", "Phase", "create", "score"]
 
 
 def create(name: str, options: dict[str, Any] | None = None) -> Method:

@@ -1,0 +1,32 @@
+"""SET: drop the smallest weights, grow random ones.
+
+Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse
+connectivity inspired by network science" (Nature Communications 9), algorithm 1. They exchange a
+constant share after every epoch; here the share and its cosine decay are RigL's, so that the two
+differ only in what grows (``anneal=constant`` is theirs).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ckasr.data import keyed_generator
+
+from .dynamic import Dynamic
+from .method import Context
+
+
+@dataclass
+class SET(Dynamic):
+    name: ClassVar[str] = "set"
+    summary: ClassVar[str] = (
+        "random weights; the smallest are exchanged for random ones (Mocanu et al. 2018)"
+    )
+
+    def growth(self, name: str, context: Context) -> Tensor:
+        # Keyed by the step: a resumed run draws what the killed one would have drawn.
+        generator = keyed_generator("grow", context.seed, name, context.step)
+        mask = context.masks[name]
+        return torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)

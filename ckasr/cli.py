@@ -129,7 +129,7 @@ def table(results: Results = DEFAULT_RESULTS) -> None:
     """Print what there is: accuracy of both arms, paired differences, the paper's numbers."""
     from ckasr.analysis import tables
 
-    print(tables.comparison(_records(results)))
+    print(tables.runs_table(_records(results)))
 
 
 @app.command()
@@ -159,7 +159,7 @@ def reproduce(
 
     folder = results or Path("results") / Path(profile).stem
     notebooks.reproduce(profile, folder)
-    print(f"\n{tables.comparison(_records(folder))}\n")
+    print(f"\n{tables.runs_table(_records(folder))}\n")
     for name in ("records", "figures", "tables", "executed"):
         if (folder / name).is_dir():
             print(f"{name + ':':<10}{folder / name}")

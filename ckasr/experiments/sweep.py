@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from . import records
 from .run import OutOfTime, run
@@ -113,8 +114,12 @@ def sweep(
         os.environ.setdefault(name, value)
     # Spawn, not fork: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
+    # Lines come back through a queue: in a notebook, a worker's own output would go astray.
+    lines_of_workers = context.Queue()
     waiting = list(todo)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(lines_of_workers,)
+    ) as pool:
         running: dict[Future[records.Record], Settings] = {}
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -124,7 +129,10 @@ def sweep(
                     running[pool.submit(_run_in_worker, cell, results, device, left, data)] = cell
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
+            while not lines_of_workers.empty():
+                progress(lines_of_workers.get())
+            for future in done:
                 cell = running.pop(future)
                 try:
                     finish(cell, future.result())
@@ -161,21 +169,25 @@ class _Costs:
         return left > 0 and expected <= left
 
 
-def _one_thread() -> None:
+_worker_lines: Any = None  # the queue to the sweep, in its worker processes
+
+
+def _start_worker(queue: Any) -> None:
     import torch
 
+    global _worker_lines
+    _worker_lines = queue
     torch.set_num_threads(1)
 
 
 def _run_in_worker(
     cell: Settings, results: Path, device: str, seconds: float, data: Path | str | None
 ) -> records.Record:
-    name = f"{cell.id} "
     return run(
         cell,
         results,
         device=device,
-        progress=lambda line: print(name + line.removeprefix(name), flush=True),
+        progress=lambda line: _worker_lines.put(f"{cell.id}  {line.removeprefix(cell.id).strip()}"),
         deadline=time.monotonic() + seconds,
         data=data,
     )

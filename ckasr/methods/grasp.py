@@ -1,0 +1,44 @@
+"""GraSP: the weights whose removal would weaken the gradient flow stay.
+
+Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradient Flow" (arXiv
+2002.07376), equation 8 and algorithm 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ckasr.sparsity import global_topk_masks
+
+from . import scores
+from .method import Context, Method
+
+
+@dataclass
+class GraSP(Method):
+    """samples: images of each class. temperature: divides the logits.
+
+    official: the authors' form: images sorted by class and cut into two halves (which then hold
+    different classes), batch norm by each half's own statistics. It gives other masks.
+    """
+
+    name: ClassVar[str] = "grasp"
+    summary: ClassVar[str] = "what hurts the gradient's norm least, before training (Wang 2020)"
+
+    samples: int = 10
+    temperature: float = 200.0
+    official: bool = False
+
+    def prepare(self, context: Context) -> None:
+        kept = context.kept
+        x, y = scores.per_class(
+            context.samples(), context.num_classes, self.samples, class_major=self.official
+        )
+        saliency = scores.grasp(
+            context.model,
+            x,
+            y,
+            train_mode=self.official,
+            chunk=len(x) // 2 if self.official else scores.CHUNK,
+            temperature=self.temperature,
+        )
+        context.masks.update(global_topk_masks(saliency, kept))

@@ -1,0 +1,39 @@
+"""SynFlow: prunes a little at a time what carries least synaptic flow; sees no data.
+
+Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving synaptic
+flow" (arXiv 2006.05467), equation 2 and algorithm 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ckasr.sparsity import global_topk_masks
+
+from . import scores
+from .method import Context, Method
+
+
+@dataclass
+class SynFlow(Method):
+    """steps: score and prune so often; the density falls by the same factor each time."""
+
+    name: ClassVar[str] = "synflow"
+    summary: ClassVar[str] = "least synaptic flow, in 100 steps before training (Tanaka 2020)"
+
+    steps: int = 100
+
+    def prepare(self, context: Context) -> None:
+        if self.steps < 1:
+            raise ValueError(f"option steps of method 'synflow' is {self.steps}: at least 1")
+        kept, masks = context.kept, dict(context.masks)
+        total = sum(mask.numel() for mask in masks.values())
+        x, _ = next(context.samples())
+        for step in range(1, self.steps + 1):
+            saliency = scores.synflow(context.model, x, masks=masks)
+            # What is pruned stays so: a live weight without flow scores zero as well.
+            saliency = {n: torch.where(masks[n], s, -1.0) for n, s in saliency.items()}
+            left = round(context.density ** (step / self.steps) * total)
+            masks = global_topk_masks(saliency, max(left, kept) if step < self.steps else kept)
+        context.masks.update(masks)

@@ -7,7 +7,7 @@ Statement: Let Y = WX + e. Along dW/dt = -grad CKA(X, Y), I(X; Y) never increase
 d||W||_F^2/dt = -4 CKA tr(D R) / ||D||_F^2 < 0, where D = W S W' + R.
 
 Assumptions: one linear layer; X ~ N(0, S), S nonsingular; e ~ N(0, R) with R fixed (any covariance)
-and not trained; time continuous (finite steps can raise I).
+and not trained; time continuous (finite steps do raise I; how often is reported).
 
 Proof: With A = W S^1/2 and P = A' D^-1 A: <grad I, grad log CKA> =
 2 [tr(P S^2) / tr(A S A') - tr(A S A') / ||D||^2], and Cauchy-Schwarz on D^-1/2 and D^1/2 gives
@@ -76,6 +76,17 @@ def flow(w: Tensor, s: Tensor, r: Tensor, similarity: Layer, times: np.ndarray) 
     return torch.tensor(solution.y.T).reshape(-1, *w.shape)
 
 
+def share_raised(layers: tuple[Tensor, Tensor, Tensor], rate: float, steps: int) -> float:
+    """Share of layers whose I rises in at least one of the first `steps` finite steps."""
+    w, s, r = layers
+    nats, raised = g.layer_information(w, s, r), torch.zeros(len(w), dtype=torch.bool)
+    for _ in range(steps):
+        w = w - rate * gradient(g.layer_cka, w, s, r)
+        before, nats = nats, g.layer_information(w, s, r)
+        raised |= nats > before + 1e-9
+    return float(raised.double().mean())
+
+
 def check(
     fast: bool = False,
     seed: int = 0,
@@ -104,6 +115,8 @@ def check(
         ]
         rises.append([float(values.diff().max()) for values in trajectory[1:]])
         curves.append([values.tolist() for values in trajectory])
+    rates = [0.001, 0.01, 0.1, 1.0]
+    finite = [share_raised((w, s, r), rate, 20 if fast else 100) for rate in rates]
     conditions = [
         at_least("cosine of grad I and grad CKA, smallest", product / sizes, -1e-8),
         at_most(
@@ -127,21 +140,30 @@ def check(
         verdict=PROVED,
         otherwise=FALSE,
         bearing=QUALIFIES,
-        reason="in one noisy linear layer the CKA gradient flow lowers I and ||W||; the only "
-        "case found where both claims hold for CKA",
-        figure={"times": times, "curves": curves[: flows * 3 // 4 : flows // 6]},
+        reason="in one noisy linear layer the CKA flow lowers I and ||W||, the only case found; "
+        f"finite steps of 0.1 raise I in {finite[2]:.0%} of layers",
+        figure={
+            "rates": rates,
+            "finite": finite,
+            "times": times,
+            "curves": curves[: flows * 3 // 4 : flows // 6],
+        },
     )
 
 
 def figure(verdict: Verdict) -> "Figure":
     data = verdict.figure
-    drawing, axes = panels(3, width=3.6)
+    drawing, axes = panels(2, rows=2)
     labels = ["population CKA", "I(X; Y) / its start, analytic", "||W||$_F^2$ / its start"]
-    for axis, label, part in zip(axes, labels, range(3), strict=True):
+    for axis, label, part in zip(axes[:3], labels, range(3), strict=True):
         for i, curve in enumerate(data["curves"]):
             values = np.array(curve[part])
             scaled = values / values[0] if part else values
             axis.semilogx(data["times"][1:], scaled[1:], **style(i) | {"linewidth": 1.1})
         axis.set_xlabel("time of the flow dW/dt = −∇CKA")
         axis.set_ylabel(label)
+    axes[3].semilogx(data["rates"], data["finite"], **style(0, marker=True))
+    axes[3].set_ylim(0, 1)
+    axes[3].set_xlabel("step size of gradient descent on CKA")
+    axes[3].set_ylabel("share of layers where a step raises I")
     return drawing

@@ -8,6 +8,8 @@ from .dense import Dense
 from .dlth import DLTH
 from .gmp import GMP
 from .grasp import GraSP
+from .l0 import L0
+from .l1 import L1
 from .lth import LTH
 from .magnitude import Magnitude
 from .method import Context, Method, Phase
@@ -32,6 +34,8 @@ METHODS: dict[str, type[Method]] = {
         GMP,
         SET,
         RigL,
+        L0,
+        L1,
     )
 }
 

@@ -1,0 +1,53 @@
+"""L1: a penalty on all weights while they train, then the smallest go: the plain baseline.
+
+The penalty's subgradient is added to the loss (there is no proximal step: SGD with momentum leaves
+weights small, not zero). Then the smallest weights of the whole network are pruned at once, and the
+rest is trained on (Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626,
+section 3.1).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ckasr.sparsity import global_topk_masks, prunable
+
+from .finetune import Finetuned
+from .method import Context, Phase
+
+
+@dataclass
+class L1(Finetuned):
+    """strength: of ``strength * sum |w|`` in the loss, over all conv and linear weights."""
+
+    name: ClassVar[str] = "l1"
+    summary: ClassVar[str] = (
+        "smallest weights, after training with an L1 penalty; then fine-tuning (Han et al. 2015)"
+    )
+
+    strength: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.strength >= 0:
+            raise ValueError(f"option strength={self.strength} of method 'l1' must not be negative")
+
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
+        return [Phase("train", epochs), *self.finetuning(epochs)]
+
+    def prepare(self, context: Context) -> None:
+        _ = context.kept  # raises where nothing would be left
+
+    def penalty(self, context: Context) -> Tensor | None:
+        if context.phase.name != "train" or self.strength == 0:
+            return None
+        norms = torch._foreach_norm(list(prunable(context.model).values()), 1)
+        return self.strength * torch.stack(norms).sum()
+
+    def end_phase(self, phase: Phase, context: Context) -> None:
+        if phase.name == "train":
+            scores = {name: w.detach().abs() for name, w in prunable(context.model).items()}
+            context.masks.update(global_topk_masks(scores, context.kept))
+            context.masks.apply()

@@ -165,6 +165,9 @@ class TestSave:
         with pytest.raises(ValueError, match=r"'a\.svg' must end in \.png"):
             save(accuracy_vs_sparsity(cell()), tmp_path / "a.svg")
 
+    def test_a_notebook_shows_a_figure_without_pyplot(self):
+        assert accuracy_vs_sparsity(cell())._repr_png_().startswith(b"\x89PNG")
+
     def test_figures_need_neither_pyplot_nor_a_display(self):
         code = (
             "import sys, synthetic, ckasr.analysis as a;"

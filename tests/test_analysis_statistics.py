@@ -86,16 +86,24 @@ class TestPairing:
         runs = pairs([0.5, 0.5, 0.5], [0.51, 0.53])
         runs.append(record(status="diverged", beta=1e-4, seed=2))
         runs += [record(status="diverged", seed=3), record(0.9, beta=1e-4, seed=3)]
+        runs += [record(status="diverged", seed=s, beta=b) for s, b in ((4, 0), (4, 1e-4), (5, 0))]
         (found,) = paired_differences(runs)
         assert found.seeds == (0, 1)
         assert found.mean == pytest.approx(0.02)
-        assert found.diverged == ("seed 2: CKA-SR, β = 1e-4", "seed 3: baseline")
+        assert found.diverged == (
+            "seed 2: CKA-SR, β = 1e-4",
+            "seed 3: baseline",
+            "seed 4: baseline and CKA-SR, β = 1e-4",
+            "seed 5: baseline",
+        )
         assert found.incomplete == ()
 
-    def test_pairs_across_devices_are_named(self):
-        runs = [record(0.5), record(0.5, beta=1e-4, device="cuda: H200")]
-        assert paired_differences(runs)[0].other_device == (0,)
-        assert paired_differences(pairs([0.5], [0.5]))[0].other_device == ()
+    def test_runs_of_different_devices_are_no_pair(self):
+        runs = [*pairs([0.5], [0.6]), record(0.5, seed=1)]
+        runs.append(record(0.9, beta=1e-4, seed=1, device="another"))
+        (found,) = paired_differences(runs)
+        assert found.seeds == (0,)
+        assert found.incomplete == ("seed 1: different devices",)
 
     def test_the_same_record_twice_counts_once(self):
         runs = pairs([0.5, 0.6], [0.5, 0.6])

@@ -9,7 +9,8 @@ from synthetic import pairs, record, study
 from ckasr.analysis.cells import BASELINE, Arm
 from ckasr.analysis.paper import PUBLISHED, deviations, lookup, paper_difference
 from ckasr.analysis.statistics import paired_differences
-from ckasr.analysis.tables import COLUMNS, runs_table, verdict
+from ckasr.analysis.tables import COLUMNS, runs_table
+from ckasr.analysis.verdict import verdict
 
 OFFICIAL = Arm(1e-4, "official", 8, 5, "")
 ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
@@ -17,8 +18,15 @@ ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
 
 def rows(text: str) -> list[dict[str, str]]:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    split = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(COLUMNS, row, strict=True)) for row in split if row[0] != COLUMNS[0]]
+    header = None
+    found = []
+    for line in lines:
+        row = [part.strip() for part in line.strip("|").split("|")]
+        if row[0] == COLUMNS[0]:
+            header = row
+        else:
+            found.append(dict(zip(header, row, strict=True)))
+    return found
 
 
 class TestRunsTable:
@@ -42,7 +50,8 @@ class TestRunsTable:
         assert treated["p"] == treated["Holm p"] == "0.25"
         assert treated["paper, %"] == "48.26"
         assert treated["paper's difference"] == "+0.99 (inside)"
-        assert treated["verdict"] == "hints at a gain"
+        assert treated["verdict"] == "reproduced"
+        assert list(treated) == list(COLUMNS)
 
     def test_schedules_have_tables_of_their_own(self):
         text = runs_table(study(2) + study(2, epochs=30))
@@ -50,9 +59,8 @@ class TestRunsTable:
         assert "160 epochs (full schedule)" in full.splitlines()[0]
         assert "30 epochs (short schedule)" in short.splitlines()[0]
         assert len(rows(full)) == len(rows(short)) == 8
-        assert "Not" not in full
-        assert "another recipe: epochs 30 (paper 160), " in short
-        assert "epochs" not in full.split("another recipe")[1].splitlines()[0]
+        assert "another recipe than ours: epochs 30 (paper 160), " in short
+        assert "another recipe than ours: validation 5000 (paper 0)" in full
 
     def test_holm_runs_over_one_table(self):
         runs = study(5) + study(5, epochs=30)
@@ -64,43 +72,83 @@ class TestRunsTable:
     def test_what_was_left_out_is_said(self):
         runs = pairs([0.5, 0.6, 0.5], [0.5, 0.7], sparsity=0.95)
         runs += [record(status="diverged", sparsity=0.95, beta=1e-4, seed=2)]
-        runs += [record(0.5, sparsity=0.95, beta=1e-4, seed=3, device="cuda")]
+        runs += [record(0.5, sparsity=0.95, beta=1e-4, seed=3)]
         text = runs_table(runs)
         assert "95 % CKA-SR, β = 1e-4: diverged, not in the mean: seed 2" in text
         assert "pairs lost to divergence: seed 2: CKA-SR, β = 1e-4" in text
         assert "incomplete pairs, left out: seed 3: no baseline" in text
         assert rows(text)[1]["test accuracy, % ± sd (n)"].endswith("(3)")
-        assert rows(text)[1]["verdict"] == "too few pairs"
+        assert rows(text)[1]["verdict"] == "undecided"
 
     def test_a_cell_without_a_finished_run(self):
         (row,) = rows(runs_table([record(status="diverged")]))
         assert row["test accuracy, % ± sd (n)"] == "- (0)"
 
-    def test_what_few_pairs_cannot_show_is_said(self):
+    def test_how_small_p_can_be_is_said(self):
         assert "With 5 pairs no sign-flip p is below 0.0625" in runs_table(study(5))
-        assert "sign-flip p is below" not in runs_table(study(9))
+
+    def test_columns_without_a_value_are_left_out(self):
+        (row,) = rows(runs_table([record(0.5, sparsity=0.5)]))
+        assert list(row) == list(COLUMNS[:5])
 
     def test_no_records(self):
         assert runs_table([]) == "There are no records yet.\n"
 
 
+def judged(differences, lost=0, **settings) -> str:
+    """The verdict on pairs with these differences, in points, and `lost` diverged ones."""
+    treated = [0.5 + points / 100 for points in differences]
+    runs = pairs([0.5] * len(treated), treated, **settings)
+    arm = {"beta": runs[-1]["settings"]["beta"], **settings}
+    runs += [record(status="diverged", seed=100 + i, **arm) for i in range(lost)]
+    (found,) = paired_differences(runs)
+    return verdict(found)
+
+
 class TestVerdict:
+    # The paper's gain at 0.95 is 0.99 points; with n equal steps around it the half width of the t
+    # interval is known: for (-d, 0, d) it is 4.303 d / sqrt(3).
     @pytest.mark.parametrize(
-        ("differences", "holm_p", "word"),
+        ("center", "step", "word"),
         [
-            ([0.02, 0.02], 0.01, "too few pairs"),
-            ([0.01, 0.02, 0.03, 0.02], 0.05, "gain"),
-            ([0.01, 0.02, 0.03, 0.02], 0.051, "hints at a gain"),
-            ([-0.01, -0.02, -0.03, -0.02], 0.01, "loss"),
-            ([-0.01, -0.02, -0.03, -0.02], 0.2, "hints at a loss"),
-            ([-0.05, 0.02, 0.03, 0.02], 0.01, "no difference shown"),
-            ([0.0, 0.0, 0.0], 1.0, "no difference shown"),
+            (0.90, 0.10, "reproduced"),  # [0.65, 1.15]
+            (2.00, 0.10, "reproduced"),  # [1.75, 2.25]
+            (0.40, 0.10, "positive, smaller than the paper's"),  # [0.15, 0.65]
+            (0.10, 0.10, "not reproduced"),  # [-0.15, 0.35]
+            (-2.0, 0.10, "not reproduced"),  # [-2.25, -1.75]
+            (0.50, 0.50, "undecided"),  # [-0.74, 1.74]
         ],
     )
-    def test_the_rule(self, differences, holm_p, word):
-        treated = [0.5 + difference for difference in differences]
-        (found,) = paired_differences(pairs([0.5] * len(treated), treated))
-        assert verdict(found, holm_p) == word
+    def test_where_the_paper_has_a_gain(self, center, step, word):
+        assert judged([center - step, center, center + step], sparsity=0.95) == word
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"sparsity": 0.995},  # no number
+            {"sparsity": 0.95, "beta": 1e-3},
+            {"sparsity": 0.95, "epochs": 30},  # a short schedule
+            {"sparsity": 0.95, "dataset": "cifar10", "beta": 2e-4},  # the paper's is a loss
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("center", "word"),
+        [(0.9, "positive"), (-0.9, "negative"), (0.1, "no difference shown")],
+    )
+    def test_elsewhere(self, other, center, word):
+        assert judged([center - 0.1, center, center + 0.1], **other) == word
+
+    def test_too_little_to_decide(self):
+        assert judged([1.0, 1.1], sparsity=0.95) == "undecided"
+        assert judged([1.0, 1.0, 1.0], sparsity=0.95) == "undecided"
+
+    def test_more_than_one_diverged_pair_in_five(self):
+        assert judged([0.8, 0.9, 1.0, 0.9], lost=1, sparsity=0.95) == "reproduced"
+        assert judged([0.8, 0.9, 1.0], lost=1, sparsity=0.95) == "undecided"
+
+    def test_the_rule_is_printed_under_the_tables(self):
+        words = ("reproduced", "smaller than the paper's", "not reproduced", "undecided")
+        assert all(word in runs_table(study(2)) for word in words)
 
 
 class TestPaper:

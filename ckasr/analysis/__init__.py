@@ -4,6 +4,7 @@ from .cells import groups
 from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
 from .statistics import Comparison, holm, paired_differences
 from .tables import runs_table
+from .verdict import verdict
 from .write import save, write_all
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "runs_table",
     "save",
     "training_curves",
+    "verdict",
     "write_all",
 ]

@@ -78,9 +78,10 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
         image = _draw_map(upper, [run["layer_cka"] for run in runs])
         upper.set_title(f"{wrapped(arm.label, 24)}\n(n = {len(runs)})")
         _draw_weights(lower, runs)
-    axes[0, 0].set_ylabel("layer (stage.block)")
-    axes[1, 0].set_ylabel("kept weights per bin\n(mean over seeds)")
     measured = next(iter(arms.values()))[0]["layer_cka"]
+    staged = any(name.startswith("layer") for name in measured["layers"])
+    axes[0, 0].set_ylabel("layer (stage.block)" if staged else "layer")
+    axes[1, 0].set_ylabel("kept weights per bin\n(mean over seeds)")
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.9, aspect=15)
     bar.set_label("CKA, mean over seeds")
     figure.suptitle(
@@ -125,6 +126,7 @@ def training_curves(records: Iterable[Record]) -> "Figure":
         axis.remove()
     for axis in axes[max(0, len(shown) - 2) : len(shown)]:
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelbottom=True)
     figure.suptitle(
         wrapped(f"{title(cell.settings)}, sparsity {percent(cell.settings['sparsity'])}", 80),

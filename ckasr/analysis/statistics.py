@@ -6,7 +6,7 @@ initial weights, mask, order and augmentation. Rules, fixed before any result:
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
   interval and p-value;
-- a run without partner is named and left out.
+- a run without partner, or with a partner from another device, is named and left out.
 """
 
 import warnings
@@ -35,9 +35,8 @@ class Comparison:
     seeds: tuple[int, ...]  # of the complete pairs
     baseline: tuple[float, ...]  # one value a pair
     treated: tuple[float, ...]
-    diverged: tuple[str, ...] = ()  # "seed 3: baseline"
-    incomplete: tuple[str, ...] = ()  # "seed 4: no baseline"
-    other_device: tuple[int, ...] = ()  # seeds whose two runs were on different devices
+    diverged: tuple[str, ...] = ()  # one entry a pair: "seed 3: baseline"
+    incomplete: tuple[str, ...] = ()  # "seed 4: no baseline", "seed 5: different devices"
     mean: float | None = None
     t_interval: Interval | None = None
     bootstrap_interval: Interval | None = None
@@ -75,19 +74,20 @@ def paired_differences(
 def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
     """One arm of a cell against its baseline, pair by pair."""
     sides = {"baseline": cell.arms.get(BASELINE, {}), arm.label: cell.arms[arm]}
-    seeds, values, diverged, incomplete, other_device = [], [], [], [], []
+    seeds, values, diverged, incomplete = [], [], [], []
     for seed in sorted(set().union(*sides.values())):
-        pair = {name: runs.get(seed) for name, runs in sides.items()}
-        missing = [name for name, run in pair.items() if run is None]
-        broken = [name for name, run in pair.items() if run and run["status"] == "diverged"]
-        diverged += [f"seed {seed}: {name}" for name in broken]
-        incomplete += [f"seed {seed}: no {name}" for name in missing]
-        if missing or broken:
-            continue
-        seeds.append(seed)
-        values.append(tuple(value_of(run, outcome) for run in pair.values()))
-        if len({run.get("device") for run in pair.values()}) > 1:
-            other_device.append(seed)
+        pair = {name: runs[seed] for name, runs in sides.items() if seed in runs}
+        broken = [name for name, run in pair.items() if run["status"] == "diverged"]
+        missing = [name for name in sides if name not in pair]
+        if broken:
+            diverged.append(f"seed {seed}: {' and '.join(broken)}")
+        elif missing:
+            incomplete.append(f"seed {seed}: no {missing[0]}")
+        elif len({run["device"] for run in pair.values()}) > 1:
+            incomplete.append(f"seed {seed}: different devices")
+        else:
+            seeds.append(seed)
+            values.append(tuple(value_of(run, outcome) for run in pair.values()))
     baseline, treated = zip(*values, strict=True) if values else ((), ())
     return Comparison(
         cell,
@@ -97,7 +97,6 @@ def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
         treated,
         tuple(diverged),
         tuple(incomplete),
-        tuple(other_device),
         **_estimate([t - b for b, t in values]),
     )
 

@@ -5,6 +5,7 @@ and line as well as in colour: printed in grey they can still be told apart.
 """
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -71,15 +72,27 @@ def looks(arms: Iterable[Arm]) -> dict[Arm, Look]:
 
 def slot(arm: Arm, arms: Mapping[Arm, Look]) -> tuple[float, float]:
     """Center and width of an arm's place beside its tick, in ticks."""
-    width = 0.9 / len(arms)
+    width = min(0.3, 0.9 / len(arms))
     return (list(arms).index(arm) - (len(arms) - 1) / 2) * width, width
 
 
 def blank(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches; a notebook shows it without pyplot."""
+    return _figure_class()((width, height), layout="constrained")
+
+
+@functools.cache
+def _figure_class() -> type["Figure"]:
     from matplotlib.figure import Figure
 
-    return Figure((width, height), layout="constrained")
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            with style():
+                self.savefig(picture, format="png", dpi=120)
+            return picture.getvalue()
+
+    return NotebookFigure
 
 
 def legend(figure: "Figure", axes: Iterable["Axes"], note: str) -> None:
@@ -94,7 +107,7 @@ def legend(figure: "Figure", axes: Iterable["Axes"], note: str) -> None:
         labels,
         loc="outside lower center",
         ncols=2,
-        title=textwrap.fill(note, int(16 * figure.get_figwidth())),
+        title=textwrap.fill(note, int(17 * figure.get_figwidth())),
         title_fontsize=7,
     )
 

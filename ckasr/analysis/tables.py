@@ -6,10 +6,9 @@ from statistics import mean
 from .cells import BASELINE, Arm, Cell, Record, groups, percent, title
 from .paper import SELECTION, deviations, lookup, paper_difference
 from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
+from .verdict import RULE, verdict
 
-SIGNIFICANCE = 0.05
-FEWEST_PAIRS = 3
-
+NOTHING = "-"
 COLUMNS = (
     "sparsity",
     "arm",
@@ -30,10 +29,9 @@ LEGEND = f"""\
 Test accuracy after the last epoch. Difference: arm minus baseline, mean over pairs of the same \
 seed, mask and data order; intervals of that mean by Student's t and by BCa bootstrap; p by exact \
 two-sided sign flips; Holm p corrected over the table. Effective sparsity counts only weights on a \
-path from input to output; a dead class has no such path; both are means over seeds. \
-Verdict: *too few pairs* below {FEWEST_PAIRS}; *gain* or *loss* if the t interval excludes 0 and \
-Holm p is at most {SIGNIFICANCE}; *hints at a gain* (or *loss*) if only the interval does; else \
-*no difference shown*. Paper: {SELECTION}; its difference is inside or outside our t interval.
+path from input to output; a dead class has no such path; both are means over seeds.
+
+{RULE}
 """
 
 
@@ -63,34 +61,23 @@ def group_table(group: Sequence[Cell]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def verdict(comparison: Comparison, holm_p: float | None) -> str:
-    """What a comparison shows, by the rule that the legend states."""
-    if comparison.n < FEWEST_PAIRS:
-        return "too few pairs"
-    interval = comparison.t_interval
-    if interval is None or interval[0] <= 0 <= interval[1]:
-        return "no difference shown"
-    word = "gain" if interval[0] > 0 else "loss"
-    return word if holm_p is not None and holm_p <= SIGNIFICANCE else f"hints at a {word}"
-
-
 def _row(
     cell: Cell, arm: Arm, comparison: Comparison | None, holm_p: float | None
 ) -> tuple[str, ...]:
     runs = list(cell.arms[arm].values())
     values = [value_of(run) for run in runs if run["status"] != "diverged"]
     average, sd = mean_and_sd(values)
-    accuracy = "-" if average is None else f"{100 * average:.2f}"
+    accuracy = NOTHING if average is None else f"{100 * average:.2f}"
     if sd is not None:
         accuracy += f" ± {100 * sd:.2f}"
     reports = [run["sparsity"] for run in runs]
     classes = reports[0]["classes"]
     published = lookup(cell.settings, arm)
     if comparison is None:
-        compared = ("-",) * 5
+        compared = (NOTHING,) * 5
     else:
         compared = (
-            "-" if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+            NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
             _interval(comparison.t_interval),
             _interval(comparison.bootstrap_interval),
             _p(comparison.p),
@@ -103,16 +90,16 @@ def _row(
         f"{100 * mean(report['effective'] for report in reports):.2f} %",
         f"{mean(report['dead_classes'] for report in reports):.3g} of {classes}",
         *compared,
-        "-" if published is None else f"{published.percent:.2f}",
+        NOTHING if published is None else f"{published.percent:.2f}",
         _paper_difference(cell, arm, comparison and comparison.t_interval),
-        "-" if comparison is None else verdict(comparison, holm_p),
+        NOTHING if comparison is None else verdict(comparison),
     )
 
 
 def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
     difference = paper_difference(cell.settings, arm)
     if difference is None:
-        return "-"
+        return NOTHING
     if interval is None:
         return f"{100 * difference:+.2f}"
     within = interval[0] <= difference <= interval[1]
@@ -135,30 +122,29 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
             say(f"pairs lost to divergence: {', '.join(c.diverged)}", c.cell, c.arm)
         if c.incomplete:
             say(f"incomplete pairs, left out: {', '.join(c.incomplete)}", c.cell, c.arm)
-        if c.other_device:
-            seeds = ", ".join(map(str, c.other_device))
-            say(f"the two runs of a pair were on different devices: seed {seeds}", c.cell, c.arm)
         if c.note:
             say(c.note, c.cell, c.arm)
     notes = [f"{'; '.join(rows)}: {text}" for text, rows in found.items()]
 
     most = max((c.n for c in comparisons), default=0)
-    least = 2.0 ** (1 - most)
-    if most >= FEWEST_PAIRS and least * len(comparisons) > SIGNIFICANCE:
-        notes.append(
-            f"With {most} pairs no sign-flip p is below {_p(least)}: after Holm's correction over "
-            f"{len(comparisons)} differences no verdict here can be more than a hint"
-        )
-    different = deviations(group[0].settings)
-    if different and any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
-        notes.append(f"The paper's numbers stand for another recipe: {', '.join(different)}")
+    if most > 1:
+        notes.append(f"With {most} pairs no sign-flip p is below {_p(2.0 ** (1 - most))}")
+    if any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
+        different = deviations(group[0].settings)
+        recipe = f"another recipe than ours: {', '.join(different)}" if different else "this recipe"
+        notes.append(f"The paper's numbers ({SELECTION}) are of {recipe}")
     return notes
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Pipes, columns padded so that the source reads as a table too."""
-    table = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    """Pipes, padded so that the source reads as a table too; columns that say nothing left out."""
+    told = [
+        column
+        for column in zip(header, *rows, strict=True)
+        if any(value != NOTHING for value in column[1:])
+    ]
+    table = list(zip(*told, strict=True))
+    widths = [max(len(row[i]) for row in table) for i in range(len(told))]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
         for row in table
@@ -167,8 +153,8 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def _interval(interval: Interval | None) -> str:
-    return "-" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+    return NOTHING if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 
 def _p(p: float | None) -> str:
-    return "-" if p is None else f"{p:.3g}"
+    return NOTHING if p is None else f"{p:.3g}"

@@ -1,0 +1,39 @@
+"""What a comparison shows, by the decision rule of results/PLAN.md: the interval decides."""
+
+from .paper import paper_difference
+from .statistics import Comparison
+
+FEWEST_PAIRS = 3
+MOST_DIVERGED = 1 / 5  # of the pairs
+REPRODUCED = "reproduced"
+SMALLER = "positive, smaller than the paper's"
+NOT_REPRODUCED = "not reproduced"
+UNDECIDED = "undecided"
+
+RULE = f"""\
+Verdict, by the t interval. Where the paper has a gain for the cell and the schedule is full: \
+*{REPRODUCED}* if the interval is above 0 and reaches the paper's gain; *{SMALLER}* if it is above \
+0 and below that gain; *{NOT_REPRODUCED}* if it is not above 0 and excludes the gain; \
+*{UNDECIDED}* if it holds both. Elsewhere: *positive*, *negative*, or *no difference shown*. \
+Always *{UNDECIDED}* with fewer than {FEWEST_PAIRS} pairs, without an interval, or where more than \
+one pair in five diverged."""
+
+
+def verdict(comparison: Comparison) -> str:
+    """The word of `RULE` for a comparison of test accuracies."""
+    interval = comparison.t_interval
+    lost = len(comparison.diverged)
+    if (
+        interval is None
+        or comparison.n < FEWEST_PAIRS
+        or lost > MOST_DIVERGED * (comparison.n + lost)
+    ):
+        return UNDECIDED
+    low, high = interval
+    gain = paper_difference(comparison.cell.settings, comparison.arm)
+    # Short schedules do not test the claim, which is about converged networks.
+    if gain is None or gain <= 0 or comparison.cell.settings["schedule"] != "full":
+        return "positive" if low > 0 else "negative" if high < 0 else "no difference shown"
+    if low > 0:
+        return REPRODUCED if high >= gain else SMALLER
+    return UNDECIDED if high >= gain else NOT_REPRODUCED

@@ -18,6 +18,7 @@ from .rigl import RigL
 from .scores import score
 from .set import SET
 from .snip import SNIP
+from .structured import Structured
 from .synflow import SynFlow
 
 METHODS: dict[str, type[Method]] = {
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
         RigL,
         L0,
         L1,
+        Structured,
     )
 }
 

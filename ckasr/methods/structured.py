@@ -1,0 +1,284 @@
+"""Filter pruning of a trained network: whole channels leave it, then it is fine-tuned.
+
+Which channels hang together (a residual stream's all go at once) and how much each matters is the
+work of the package torch-pruning (Fang et al. 2023, "DepGraph", arXiv 2301.12900). Its channel
+ratio r takes about 1 - (1 - r)^2 of the weights; here the sparsity asked for is that of weights,
+as for every other method: the least important channels of the whole network go, one after the
+other, until no more than the asked number of weights is left. What is left is therefore up to one
+channel's weights below that number.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ckasr.data import data_root
+from ckasr.models import load_pretrained
+from ckasr.sparsity import dense_masks, prunable
+
+from .finetune import Finetuned
+from .method import Context, Phase
+
+Removed = dict[str, list[int]]
+"""Channels to take out, by the layer that makes them; what depends on them goes with them."""
+
+
+@dataclass
+class Structured(Finetuned):
+    """criterion: of a channel's importance, each divided by its layer's mean unless said otherwise.
+    ``l1``: L1 norm of the filter that makes it (Li et al. 2017, arXiv 1608.08710; in a residual
+    stream, of the projection's or the stem's). ``bn``: scale of its batch norms, compared as they
+    are (network slimming, Liu et al. 2017, arXiv 1708.06519). ``group``: squared L2 norm of all
+    weights that go with it (DepGraph).
+
+    weights: file of a pretrained network, relative paths also from CKASR_DATA/weights; it takes
+    the place of pre-training. gamma_l1: of a penalty on the batch norms' scales in pre-training
+    (slimming's 1e-4 to 1e-5). term: where CKA-SR acts, ``pretrain``, ``finetune`` or ``both``.
+    """
+
+    name: ClassVar[str] = "structured"
+    summary: ClassVar[str] = (
+        "filters of a trained network, by L1, batch-norm scale or group norm; then fine-tuning "
+        "(Fang et al. 2023)"
+    )
+
+    criterion: str = "group"
+    weights: str = ""
+    gamma_l1: float = 0.0
+    term: str = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks = {
+            "criterion": (self.criterion in ("l1", "bn", "group"), "l1, bn or group"),
+            "term": (self.term in ("pretrain", "finetune", "both"), "pretrain, finetune or both"),
+            "gamma_l1": (self.gamma_l1 >= 0, "at least 0"),
+        }
+        if self.weights:
+            checks["term"] = (
+                self.term != "pretrain",
+                "finetune or both where weights= takes the place of pre-training",
+            )
+            checks["finetune"] = (
+                self.finetune > 0,
+                "positive where weights= leaves no other training",
+            )
+        for option, (fine, rule) in checks.items():
+            if not fine:
+                raise ValueError(
+                    f"option {option}={getattr(self, option)!r} of method 'structured' must be "
+                    f"{rule}"
+                )
+        self._removed: Removed | None = None
+        self._counted: tuple[nn.Module, dict[str, Tensor]] | None = None
+
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
+        before = Phase("pretrain", epochs, term=self.term != "finetune")
+        after = self.finetuning(epochs, term=self.term != "pretrain")
+        return after if self.weights else [before, *after]
+
+    def prepare(self, context: Context) -> None:
+        _Channels(context).check()  # before hours of training, not after
+        if self.weights:
+            load_pretrained(context.model, _find(self.weights))
+            self._prune(context)
+
+    def penalty(self, context: Context) -> Tensor | None:
+        if self.gamma_l1 == 0 or context.phase.name != "pretrain":
+            return None
+        norms = (nn.modules.batchnorm._BatchNorm,)
+        scales = [m.weight for m in context.model.modules() if isinstance(m, norms) and m.affine]
+        if not scales:
+            raise ValueError(f"option gamma_l1: {type(context.model).__name__} has no batch norm")
+        return self.gamma_l1 * torch.stack([scale.abs().sum() for scale in scales]).sum()
+
+    def end_phase(self, phase: Phase, context: Context) -> None:
+        if phase.name == "pretrain":
+            self._prune(context)
+
+    def counted(self, context: Context) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """The network as it was, and which of its weights are left in the small one."""
+        return self._counted or super().counted(context)
+
+    def state(self) -> dict[str, Any]:
+        return {"removed": self._removed}
+
+    def restore(self, state: dict[str, Any], context: Context) -> None:
+        if state["removed"] is not None:
+            self._remove(state["removed"], context)
+
+    def _prune(self, context: Context) -> None:
+        channels = _Channels(context)
+        scores = channels.importance(self.criterion)
+        self._remove(channels.least_important(scores), context)
+
+    def _remove(self, removed: Removed, context: Context) -> None:
+        original = copy.deepcopy(context.model).cpu()
+        masks = _Channels(context).remove(removed)
+        # Rebuilt, as the weights are other tensors now; masks of ones, as what is left stays.
+        context.model.to(memory_format=torch.channels_last)
+        context.masks = dense_masks(context.model)
+        self._removed, self._counted = removed, (original, masks)
+
+
+class _Channels:
+    """The channels of a network that can be taken out, in groups that depend on each other."""
+
+    def __init__(self, context: Context) -> None:
+        self.package = _torch_pruning()
+        self.model, self.kept = context.model, context.kept
+        self.sizes = {name: weight.shape for name, weight in prunable(self.model).items()}
+        grouped = [
+            name
+            for name in self.sizes
+            if getattr(self.model.get_submodule(name.removesuffix(".weight")), "groups", 1) != 1
+        ]
+        if grouped:
+            raise ValueError(
+                f"layer {grouped[0]!r} is a grouped convolution: method 'structured' prunes plain "
+                "ones only"
+            )
+        self.names = {
+            self.model.get_submodule(name.removesuffix(".weight")): name for name in self.sizes
+        }
+        training = self.model.training
+        image = next(context.samples())[0][:1]
+        with torch.enable_grad():  # the package reads the graph that autograd builds
+            self.graph = self.package.DependencyGraph().build_dependency(
+                self.model.eval(), example_inputs=image
+            )
+        self.model.train(training)
+        classifier = list(self.names)[-1]
+        groups = self.graph.get_all_groups(
+            ignored_layers=[classifier],
+            root_module_types=tuple({type(layer) for layer in self.names}),
+        )
+        self.groups = {
+            self.names[group[0].dep.target.module]: group for group in groups if self._whole(group)
+        }
+
+    def check(self) -> None:
+        """Raise ValueError where even one channel a group is more than asked for."""
+        least = self._count(self._take(self._all_but_one()))
+        total = sum(shape.numel() for shape in self.sizes.values())
+        if least > self.kept:
+            raise ValueError(
+                f"a sparsity of {1 - self.kept / total:.6g} asks for {self.kept} weights, but with "
+                f"one channel left in each group {least} remain: filter pruning of "
+                f"{type(self.model).__name__} reaches at most {1 - least / total:.6g}"
+            )
+
+    def importance(self, criterion: str) -> dict[str, Tensor]:
+        """Importance of each group's channels, by the layer that makes them."""
+        kinds = self.package.importance
+        measure = {
+            "l1": lambda: kinds.MagnitudeImportance(p=1, group_reduction="first"),
+            "bn": lambda: kinds.BNScaleImportance(normalizer=None),
+            "group": lambda: kinds.GroupMagnitudeImportance(p=2),
+        }[criterion]()
+        scores = {}
+        for name, group in self.groups.items():
+            score = measure(group)
+            if score is None or not torch.isfinite(score).all():
+                raise ValueError(
+                    f"criterion {criterion!r} gives no importance to the channels of {name!r}"
+                    + (": no batch norm follows it" if criterion == "bn" else "")
+                )
+            scores[name] = score.detach().cpu()
+        return scores
+
+    def least_important(self, scores: Mapping[str, Tensor]) -> Removed:
+        """The fewest channels, least important first, whose removal leaves few enough weights.
+
+        Equal ones go in the order of layers and channels; the best of each group stays.
+        """
+        self.check()
+        candidates = []
+        for name, score in scores.items():
+            best = int(score.argmax())
+            candidates += [(value, name, c) for c, value in enumerate(score.tolist()) if c != best]
+        candidates.sort(key=lambda candidate: candidate[0])  # stable
+        low, high = 0, len(candidates)
+        while low < high:
+            middle = (low + high) // 2
+            taken = self._take((name, c) for _, name, c in candidates[:middle])
+            if self._count(taken) > self.kept:
+                low = middle + 1
+            else:
+                high = middle
+        return self._take((name, c) for _, name, c in candidates[:low])
+
+    def remove(self, removed: Removed) -> dict[str, Tensor]:
+        """Take channels out of the model, in place; returns which weights are left of each."""
+        masks = self._survivors(removed)
+        for name, channels in removed.items():
+            root = self.groups[name][0].dep
+            self.graph.get_pruning_group(root.target.module, root.handler, channels).prune()
+        return masks
+
+    def _all_but_one(self) -> Iterable[tuple[str, int]]:
+        return (
+            (name, c) for name, group in self.groups.items() for c in range(1, len(group[0].idxs))
+        )
+
+    def _take(self, channels: Iterable[tuple[str, int]]) -> Removed:
+        removed: Removed = {}
+        for name, channel in channels:
+            removed.setdefault(name, []).append(channel)
+        return {name: sorted(channels) for name, channels in removed.items()}
+
+    def _whole(self, group: Any) -> bool:
+        """Whether it covers all channels of its layers.
+
+        Those of a shortcut that pads with zeros (option A) do not: the graph takes channel i on
+        both sides for the same one, which the padding shifts. Such a stream keeps its width.
+        """
+        return all(
+            len(set(idxs)) == self._width(dep) for dep, idxs in group if self._side(dep) is not None
+        )
+
+    def _side(self, dep: Any) -> int | None:
+        """The dimension of a prunable weight that a dependency is about; None: no such weight."""
+        if dep.target.module not in self.names:
+            return None
+        return 0 if self.graph.is_out_channel_pruning_fn(dep.handler) else 1
+
+    def _width(self, dep: Any) -> int:
+        return self.sizes[self.names[dep.target.module]][self._side(dep)]
+
+    def _survivors(self, removed: Removed) -> dict[str, Tensor]:
+        masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.sizes.items()}
+        for name, channels in removed.items():
+            gone = set(channels)
+            for item in self.groups[name]:
+                dep, idxs = item
+                if (side := self._side(dep)) is None:
+                    continue
+                out = [i for i, r in zip(idxs, item.root_idxs, strict=True) if r in gone]
+                masks[self.names[dep.target.module]].index_fill_(side, torch.tensor(out), False)
+        return masks
+
+    def _count(self, removed: Removed) -> int:
+        return sum(int(mask.sum()) for mask in self._survivors(removed).values())
+
+
+def _torch_pruning() -> ModuleType:
+    try:
+        import torch_pruning
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "method 'structured' needs the package torch-pruning: pip install 'ckasr[structured]'"
+        ) from None
+    return torch_pruning
+
+
+def _find(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    beside = data_root() / "weights" / path
+    return beside if not path.exists() and beside.exists() else path

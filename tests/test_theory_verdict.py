@@ -48,6 +48,7 @@ def test_docstring_becomes_the_words_of_the_verdict():
     v = verdict(at_most("error", 1e-12, 1e-10))
     assert (v.name, v.statement, v.assumptions) == ("toy", "what is tested.", "none.")
     assert (v.verdict, v.reason, v.bearing) == (PROVED, "it holds", "supports")
+    assert v.sentence == "toy: the statement is proved and supports the claim: it holds."
 
 
 @pytest.mark.parametrize("value", [2.0, math.inf, math.nan])

@@ -159,9 +159,11 @@ def figure(verdict: Verdict) -> "Figure":
         for i, curve in enumerate(data["curves"]):
             values = np.array(curve[part])
             scaled = values / values[0] if part else values
-            axis.semilogx(data["times"][1:], scaled[1:], **style(i) | {"linewidth": 1.1})
+            name = f"from CKA {curve[0][0]:.2f}"
+            axis.semilogx(data["times"][1:], scaled[1:], label=name, **style(i))
         axis.set_xlabel("time of the flow dW/dt = −∇CKA")
         axis.set_ylabel(label)
+    axes[2].legend(fontsize=8)
     axes[3].semilogx(data["rates"], data["finite"], **style(0, marker=True))
     axes[3].set_ylim(0, 1)
     axes[3].set_xlabel("step size of gradient descent on CKA")

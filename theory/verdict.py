@@ -142,6 +142,13 @@ class Verdict:
         return OPEN if self.failing else self.on_claim
 
     @property
+    def sentence(self) -> str:
+        """The verdict in one sentence, for a reader."""
+        verb = self.verdict if self.verdict == HOLDS else f"is {self.verdict}"
+        bearing = "settles nothing" if self.failing else f"{self.bearing} the claim"
+        return f"{self.name}: the statement {verb} and {bearing}: {self.reason}."
+
+    @property
     def deciding(self) -> Condition:
         """The first condition that fails, or else the first."""
         return (self.failing or list(self.computed))[0]

@@ -1,0 +1,92 @@
+"""The runner: what it writes, what it prints, and how it fails."""
+
+import json
+import sys
+import types
+
+import pytest
+
+import theory
+from theory.__main__ import main
+from theory.report import draw, save, stored, table
+from theory.verdict import ALPHA, INCONCLUSIVE, PROVED, at_most, judge, rejects
+
+DOC = "Claim: c.\n\nStatement: s.\n\nAssumptions: none.\n"
+NAME = "one_sided_bound"  # a check that takes milliseconds
+
+
+def verdict(name: str, p: float):
+    words = {"verdict": PROVED, "reason": "so it is", "bearing": "refutes"}
+    return judge(f"theory.{name}", DOC, [at_most("a", 0, 1), rejects("b", p)], **words)
+
+
+def test_run_writes_verdict_and_figure_and_prints_a_table(tmp_path, capsys):
+    assert main([NAME, "--fast", "--seed", "3", "--results", str(tmp_path)]) == 0
+    (entry,) = json.loads((tmp_path / "theory" / "verdicts.json").read_text())
+    assert (entry["name"], entry["verdict"], entry["fast"], entry["seed"]) == (
+        NAME,
+        PROVED,
+        True,
+        3,
+    )
+    assert entry["seconds"] > 0
+    assert (tmp_path / "theory" / f"{NAME}.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (tmp_path / "theory").iterdir()} == {"verdicts.json", f"{NAME}.png"}
+    progress, *rest = capsys.readouterr().out.splitlines()
+    assert progress.startswith(f"[1/1] {NAME} ... proved (")
+    assert rest[-1].startswith("1 proved; ")
+
+
+def test_a_later_run_joins_the_earlier_ones_in_the_order_of_the_suite(tmp_path):
+    save([verdict("renyi2", 0.0), verdict("estimators", 0.0)], tmp_path)
+    suite = save([verdict("zero_set", 0.0)], tmp_path)
+    assert [v.name for v in suite] == ["estimators", "zero_set", "renyi2"]
+    assert suite == stored(tmp_path)
+
+
+def test_each_joining_test_is_corrected_for(tmp_path):
+    (alone,) = save([verdict("zero_set", 0.6 * ALPHA)], tmp_path)
+    first, second = save([verdict("renyi2", 0.6 * ALPHA)], tmp_path)
+    assert alone.verdict == PROVED
+    assert (first.verdict, second.verdict) == (INCONCLUSIVE, INCONCLUSIVE)
+    assert first.p_value == pytest.approx(0.6 * ALPHA)
+
+
+def test_unknown_name_is_one_line_and_runs_nothing(tmp_path, capsys):
+    assert main([NAME, "rank_one_minimun", "--results", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "nearest is 'rank_one_minimum'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_is_named_and_spares_the_others(tmp_path, capsys, monkeypatch):
+    def crash(**_):
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setitem(sys.modules, "theory.zero_set", types.SimpleNamespace(check=crash))
+    assert main(["zero_set", NAME, "--fast", "--results", str(tmp_path)]) == 1
+    assert "crashed: zero_set" in capsys.readouterr().err
+    assert [v.name for v in stored(tmp_path / "theory")] == [NAME]
+
+
+def test_every_check_is_a_module_that_opens_with_its_claim():
+    from theory.verdict import sections
+
+    for name in theory.NAMES:
+        module = theory.load(name)
+        assert {"claim", "statement", "assumptions", "verdict"} <= sections(module.__doc__).keys()
+        assert callable(module.check)
+        assert callable(module.figure)
+
+
+def test_figures_are_the_same_bytes_again(tmp_path):
+    v = theory.run(NAME, fast=True)
+    assert draw(v, tmp_path / "a").read_bytes() == draw(v, tmp_path / "b").read_bytes()
+
+
+def test_table_keeps_within_its_width():
+    text = table([verdict("zero_set", 0.0), verdict("renyi2", 1.0)])
+    assert max(map(len, text.splitlines())) <= 160
+    assert "b: 1 not <= 0.001" in text

@@ -52,6 +52,7 @@ def magnitude(model: nn.Module) -> Scores:
     return {name: w.detach().double().abs() for name, w in _weights(model).items()}
 
 
+@torch.enable_grad()
 def snip(
     model: nn.Module,
     inputs: Tensor,
@@ -71,6 +72,7 @@ def snip(
     return copy.scores(g.mul(w).abs() for g, w in zip(gradients, copy.values, strict=True))
 
 
+@torch.enable_grad()
 def grasp(
     model: nn.Module,
     inputs: Tensor,
@@ -101,6 +103,7 @@ def grasp(
     return copy.scores(h.mul(w) for h, w in zip(products, copy.values, strict=True))
 
 
+@torch.enable_grad()
 def synflow(
     model: nn.Module, inputs: Tensor, *, masks: Mapping[str, Tensor] | None = None
 ) -> Scores:
@@ -185,9 +188,8 @@ class _Copy:
         modes = {module: module.training for module in self.model.modules()}
         self.model.train(self.training)
         try:
-            with torch.enable_grad():
-                tensors = self.parameters | self.buffers
-                return functional_call(self.model, tensors, (x.to(self.device, torch.float64),))
+            tensors = self.parameters | self.buffers
+            return functional_call(self.model, tensors, (x.to(self.device, torch.float64),))
         finally:
             for module, training in modes.items():
                 module.training = training

@@ -1,0 +1,379 @@
+"""Saliency scores against closed forms, and the methods that prune by them before training."""
+
+import copy
+import itertools
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ckasr import data, methods, models
+from ckasr.experiments import Settings, run
+from ckasr.methods import score
+from ckasr.methods.scores import per_class
+from ckasr.sparsity import global_topk_masks, prunable
+
+SCORES = ("magnitude", "snip", "grasp", "synflow")
+CLASSES = 4
+
+
+def network(activation: type[nn.Module] = nn.Tanh, seed: int = 0, bias: bool = True) -> nn.Module:
+    """A float64 net with convolution, batch norm and classifier; smooth unless asked otherwise."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, bias=bias),
+        nn.BatchNorm2d(3),
+        activation(),
+        nn.Conv2d(3, 4, 3, bias=bias),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(4 * 4, CLASSES, bias=bias),
+    ).double()
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    return net
+
+
+def batch(count: int = 12, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.arange(count) % CLASSES
+
+
+def gradient(net: nn.Module, x: Tensor, y: Tensor, temperature: float = 1.0) -> list[Tensor]:
+    loss = nn.functional.cross_entropy(net(x) / temperature, y)
+    return list(torch.autograd.grad(loss, list(prunable(net).values())))
+
+
+def assert_close(a: Tensor, b: Tensor, rtol: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * b.abs().max().item())
+
+
+class TestClosedForms:
+    def test_magnitude_is_the_absolute_weight(self):
+        net = network()
+        scores = score(net, "magnitude")
+        assert list(scores) == list(prunable(net))
+        for name, weight in prunable(net).items():
+            assert torch.equal(scores[name], weight.abs())
+
+    @pytest.mark.parametrize("density", [0.05, 0.1, 0.37])
+    def test_magnitude_masks_agree_with_torch_prune(self, density):
+        net = network(seed=3)
+        total = sum(w.numel() for w in prunable(net).values())
+        masks = global_topk_masks(score(net, "magnitude"), round(density * total))
+        other = copy.deepcopy(net)
+        layers = [(m, "weight") for m in other if hasattr(m, "weight") and m.weight.ndim > 1]
+        prune.global_unstructured(layers, prune.L1Unstructured, amount=1 - density)
+        differ = sum(
+            int((mask != layer.weight_mask.bool()).sum())
+            for mask, (layer, _) in zip(masks.values(), layers, strict=True)
+        )
+        assert differ <= 2
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(density * total)
+
+    @hypothesis_settings(max_examples=10)
+    @given(seed=st.integers(0, 1000), chunk=st.integers(1, 20), relu=st.booleans())
+    def test_snip_is_weight_times_gradient(self, seed, chunk, relu):
+        net, (x, y) = network(nn.ReLU if relu else nn.Tanh, seed), batch(seed=seed)
+        scores = score(net, "snip", x, y, chunk=chunk)
+        net.eval()
+        for name, g in zip(prunable(net), gradient(net, x, y), strict=True):
+            assert_close(scores[name], (prunable(net)[name] * g).abs())
+
+    def test_snip_in_train_mode_uses_the_batch_statistics(self):
+        net, (x, y) = network(), batch()
+        scores = score(net, "snip", x, y, train_mode=True)
+        net.train()
+        for name, g in zip(prunable(net), gradient(net, x, y), strict=True):
+            assert_close(scores[name], (prunable(net)[name] * g).abs())
+
+    @hypothesis_settings(max_examples=5)
+    @given(seed=st.integers(0, 1000), temperature=st.sampled_from([1.0, 200.0]))
+    def test_grasp_is_a_central_difference_of_the_gradient_norm(self, seed, temperature):
+        """Scaling a weight by 1 + t changes |g|^2 / 2 at the rate of its score."""
+        net, (x, y) = network(seed=seed).eval(), batch(seed=seed)
+        scores = score(net, "grasp", x, y, temperature=temperature)
+        generator = torch.Generator().manual_seed(seed)
+
+        def half_norm(name: str, direction: Tensor, t: float) -> float:
+            moved = copy.deepcopy(net)
+            with torch.no_grad():
+                prunable(moved)[name].mul_(1 + t * direction)
+            return sum(g.square().sum().item() for g in gradient(moved, x, y, temperature)) / 2
+
+        for name, weight in prunable(net).items():
+            one = torch.zeros(weight.numel(), dtype=torch.float64)
+            one[torch.randint(weight.numel(), (), generator=generator)] = 1
+            for direction in (torch.ones_like(weight), one.view_as(weight)):
+                t = 1e-4
+                ends = half_norm(name, direction, t), half_norm(name, direction, -t)
+                expected = (ends[0] - ends[1]) / (2 * t)
+                actual = (scores[name] * direction).sum().item()
+                scale = scores[name].abs().max().item()
+                assert actual == pytest.approx(expected, rel=1e-5, abs=1e-5 * scale)
+
+    def test_grasp_equals_the_full_hessian(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False))
+        net.double()
+        x, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3
+        scores = score(net, "grasp", x, y, temperature=1.0, chunk=4)
+
+        def loss(flat: Tensor) -> Tensor:
+            first, second = flat[:12].view(4, 3), flat[12:].view(3, 4)
+            return nn.functional.cross_entropy(torch.tanh(x @ first.T) @ second.T, y)
+
+        flat = torch.cat([w.detach().flatten() for w in prunable(net).values()])
+        g = torch.autograd.functional.jacobian(loss, flat)
+        hessian = torch.autograd.functional.hessian(loss, flat)
+        assert_close(torch.cat([s.flatten() for s in scores.values()]), flat * (hessian @ g))
+
+    def test_grasp_in_train_mode_multiplies_each_half_by_the_whole_gradient(self):
+        """The authors' two loops: gradients of both halves summed, then a product for each."""
+        net, (x, y) = network(), batch()
+        scores = score(net, "grasp", x, y, train_mode=True, chunk=6, temperature=200.0)
+        net.train()
+        weights = list(prunable(net).values())
+        whole = [0.0] * len(weights)
+        for half in (slice(0, 6), slice(6, 12)):
+            parts = gradient(net, x[half], y[half], 200.0)
+            whole = [a + g for a, g in zip(whole, parts, strict=True)]
+        product = 0.0
+        for half in (slice(0, 6), slice(6, 12)):
+            loss = nn.functional.cross_entropy(net(x[half]) / 200.0, y[half])
+            parts = torch.autograd.grad(loss, weights, create_graph=True)
+            product = product + sum((a * g).sum() for a, g in zip(whole, parts, strict=True))
+        for name, hg in zip(prunable(net), torch.autograd.grad(product, weights), strict=True):
+            assert_close(scores[name], prunable(net)[name] * hg / 4)  # ours: means, not sums
+
+    @hypothesis_settings(max_examples=10)
+    @given(
+        seed=st.integers(0, 1000),
+        widths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    )
+    def test_synflow_conserves_the_layer_totals(self, seed, widths):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Conv2d(2, widths[0], 3, bias=False), nn.ReLU(), nn.Flatten()]
+        sizes = [16 * widths[0], *widths[1:], 3]
+        for a, b in itertools.pairwise(sizes):
+            layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
+        net = nn.Sequential(*layers)
+        scores = score(net, "synflow", torch.zeros(1, 2, 6, 6))
+        totals = torch.stack([s.sum() for s in scores.values()])
+        assert (totals > 0).all()
+        assert_close(totals, totals[0].expand_as(totals))
+
+    def test_synflow_is_the_sum_over_paths(self):
+        first, second = nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False)
+        net = nn.Sequential(first, nn.ReLU(), second)
+        scores = score(net, "synflow", torch.zeros(1, 3))
+        a, b = first.weight.detach().double().abs(), second.weight.detach().double().abs()
+        assert_close(scores["0.weight"], a * b.sum(0)[:, None])
+        assert_close(scores["2.weight"], b * a.sum(1)[None, :])
+        keep = torch.tensor([[True, False], [True, True]])
+        masks = {"0.weight": torch.ones(2, 3, dtype=torch.bool), "2.weight": keep}
+        left = score(net, "synflow", torch.zeros(1, 3), masks=masks)
+        assert_close(left["0.weight"], a * (b * keep).sum(0)[:, None])
+
+    def test_synflow_sees_no_data_and_survives_depth(self):
+        net = models.create("resnet110", num_classes=10)
+        x = torch.randn(2, 3, 8, 8)
+        scores = score(net, "synflow", x)
+        for name, other in score(net, "synflow", 100 * x).items():
+            assert torch.equal(scores[name], other)
+            assert (other > 0).any()
+
+
+@pytest.mark.parametrize("method", SCORES)
+@pytest.mark.parametrize("training", [False, True])
+def test_scoring_leaves_the_model_as_it_was(method, training):
+    net, (x, y) = network(nn.ReLU).float(), batch()
+    net.train()
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    net[3].weight.grad = torch.ones_like(net[3].weight)
+    before = copy.deepcopy(net)
+    options = {"train_mode": training} if method in ("snip", "grasp") else {}
+    with torch.no_grad():
+        scores = score(net, method, x.float(), y, **options)
+    for (name, value), old in zip(
+        net.state_dict().items(), before.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, old), name
+    for (name, p), old in zip(net.named_parameters(), before.parameters(), strict=True):
+        assert p.requires_grad == old.requires_grad, name
+        assert (p.grad is not None) == (name == "3.weight"), name
+    assert torch.equal(net[3].weight.grad, torch.ones_like(net[3].weight))
+    assert [m.training for m in net.modules()] == [m.training for m in before.modules()]
+    assert net.state_dict()["0.weight"].dtype == torch.float32
+    for name, weight in prunable(net).items():
+        assert scores[name].shape == weight.shape
+        assert scores[name].dtype == torch.float64
+        assert not scores[name].requires_grad
+
+
+class TestImpossible:
+    def test_grasp_without_a_class(self):
+        net, (x, y) = network(), batch()
+        with pytest.raises(ValueError, match="lacks class 3"):
+            score(net, "grasp", x[y < 3], y[y < 3])
+
+    def test_no_batch(self):
+        with pytest.raises(ValueError, match="'snip' needs inputs"):
+            score(network(), "snip")
+        with pytest.raises(ValueError, match="'grasp' needs targets"):
+            score(network(), "grasp", batch()[0])
+
+    def test_labels_that_do_not_fit(self):
+        x, y = batch()
+        with pytest.raises(ValueError, match="12 images but 11 labels"):
+            score(network(), "snip", x, y[:-1])
+
+    def test_unknown_score(self):
+        with pytest.raises(LookupError, match=r"no score called 'synflo'.*synflow"):
+            score(network(), "synflo", batch()[0])
+
+    @pytest.mark.parametrize("method", SCORES)
+    def test_no_prunable_layer(self, method):
+        with pytest.raises(ValueError, match="no conv or linear weight"):
+            score(nn.BatchNorm2d(2), method, *batch())
+
+    def test_overflow(self):
+        net = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(4)))
+        for layer in net:
+            nn.init.constant_(layer.weight, 1e38)
+        with pytest.raises(ValueError, match=r"layer '\d.weight' are not finite"):
+            score(nn.Sequential(*net, *copy.deepcopy(net), *net), "synflow", torch.ones(1, 2))
+
+    @pytest.mark.parametrize("options", [{"samples": 500}, {"samples": 0}])
+    def test_more_images_of_a_class_than_there_are(self, options, tmp_path):
+        settings = Settings(dataset="digits", model="resmlp", method="grasp", sparsity=0.9)
+        with pytest.raises(ValueError, match="samples"):
+            digits(tmp_path, settings, method_options=options)
+
+    def test_a_sparsity_that_leaves_nothing(self, tmp_path):
+        with pytest.raises(ValueError, match="leaves none of 37504 weights"):
+            digits(tmp_path, method="synflow", sparsity=0.99999)
+
+    def test_no_synflow_step(self, tmp_path):
+        with pytest.raises(ValueError, match="steps of method 'synflow' is 0"):
+            digits(tmp_path, method="synflow", method_options={"steps": 0})
+
+
+def test_per_class_takes_turns_or_goes_class_by_class():
+    x = torch.arange(10.0).view(10, 1, 1, 1)
+    y = torch.tensor([1, 1, 0, 2, 1, 0, 2, 0, 2, 2])
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    images, labels = per_class(iter(batches), 3, 2)
+    assert images.flatten().tolist() == [2, 0, 3, 5, 1, 6]
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    images, labels = per_class(iter(batches), 3, 2, class_major=True)
+    assert images.flatten().tolist() == [2, 5, 0, 1, 3, 6]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="class 0 has 3 of the 4"):
+        per_class(iter(batches), 3, 4)
+
+
+def digits(results: Path, settings: Settings | None = None, **changes):
+    values = {"sparsity": 0.98, "epochs": 1, "validation": 200, "batch_size": 32}
+    if settings is None:
+        settings = Settings(dataset="digits", model="resmlp", **(values | changes))
+    else:
+        settings = Settings.from_dict(settings.to_dict() | values | changes)
+    return run(settings, results, device="cpu", progress=None)
+
+
+METHODS = [
+    ("magnitude", {}),
+    ("snip", {}),
+    ("snip", {"train_mode": True}),
+    ("grasp", {}),
+    ("grasp", {"official": True}),
+    ("synflow", {"steps": 20}),
+]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_every_method_trains_with_and_without_the_term(tmp_path, method, options, beta):
+    record = digits(tmp_path, method=method, method_options=options, beta=beta)
+    assert record["status"] == "finished"
+    assert record["sparsity"]["kept"] == round(0.02 * record["sparsity"]["weights"])
+    assert (record["curves"]["term"][0] is not None) == (beta > 0)
+    assert record["test_accuracy"] is not None
+
+
+@pytest.fixture(scope="module")
+def floor(tmp_path_factory):
+    """Uniform random masks: what any choice by data or by paths must beat at 98 %."""
+    results = tmp_path_factory.mktemp("floor")
+    return digits(results, method="random", distribution="uniform", epochs=4)
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_beats_random_masks_on_digits(tmp_path, method, floor):
+    record = digits(tmp_path, method=method, epochs=4)
+    assert record["test_accuracy"] > floor["test_accuracy"]
+    assert record["sparsity"]["effective_kept"] > floor["sparsity"]["effective_kept"]
+
+
+def test_synflow_keeps_weights_on_live_paths_only(tmp_path, floor):
+    sparsity = digits(tmp_path, method="synflow")["sparsity"]
+    assert sparsity["dead_layers"] == []
+    assert sparsity["dead_classes"] == 0
+    assert sparsity["effective_kept"] >= 0.98 * sparsity["kept"]
+    assert floor["sparsity"]["effective_kept"] < 0.6 * floor["sparsity"]["kept"]
+
+
+def test_convolutions_with_the_official_grasp_differ_from_the_default(tmp_path):
+    masks = {}
+    for official in (False, True):
+        context = context_of("resnet20", 0.9)
+        methods.create("grasp", {"official": official, "samples": 4}).prepare(context)
+        masks[official] = torch.cat([m.flatten() for m in context.masks.values()])
+    assert masks[True].sum() == masks[False].sum() == context.kept
+    shared = (masks[True] & masks[False]).sum() / (masks[True] | masks[False]).sum()
+    assert 0.1 < shared < 0.9
+
+
+def test_layer_collapse_is_reported(tmp_path):
+    """Magnitude prunes a layer that was drawn with small weights; SynFlow does not."""
+    for method, collapses in (("magnitude", True), ("synflow", False)):
+        context = context_of("lenet300", 0.95)
+        with torch.no_grad():
+            context.model.hidden[1].linear.weight.mul_(1e-3)
+        methods.create(method).prepare(context)
+        empty = [name for name, mask in context.masks.items() if not mask.any()]
+        assert empty == (["hidden.1.linear.weight"] if collapses else [])
+    with pytest.warns(RuntimeWarning, match="layer collapse: phase 'train' starts with no weight"):
+        record = digits(tmp_path, method="magnitude", sparsity=0.9999)
+    assert record["sparsity"]["kept"] == 4
+    assert record["sparsity"]["dead_layers"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        digits(tmp_path, method="synflow", sparsity=0.9)
+
+
+def context_of(model: str, sparsity: float) -> methods.Context:
+    from ckasr.sparsity import dense_masks
+
+    torch.manual_seed(0)
+    dataset = data.load("digits")
+    net = models.create(model, num_classes=10, input_shape=dataset.input_shape)
+    batches = data.Batches(
+        dataset.train_images,
+        dataset.train_labels,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=64,
+    )
+    context = methods.Context(net, sparsity, "erk", 0, 10, batches.in_order)
+    context.masks = dense_masks(net)
+    return context

@@ -91,6 +91,8 @@ class Engine:
         Raises DivergedError at the end of an epoch whose loss is not finite.
         """
         context, method = self.context, self.method
+        if not len(self.batches):
+            self.batches.plan(0)  # says why there is none
         context.masks = dense_masks(context.model)
         context.steps_per_epoch = len(self.batches)
         saved = checkpoint.load(self.checkpoint, self.device)

@@ -125,12 +125,19 @@ def test_the_pythons_are_the_same_everywhere():
 # Make
 
 
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """make as a person calls it, though these tests mostly run under `make test`."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=cwd, env=outside, capture_output=True, text=True)
+
+
 def targets() -> list[str]:
     return re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.M)
 
 
 def test_make_help_lists_exactly_the_targets():
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = make()
     listed = re.findall(r"^  make (\S+) +\S", done.stdout, re.M)
     assert listed == targets()
     wanted = "test test-slow reproduce figures theory benchmarks lab lint lock clean help"
@@ -162,9 +169,7 @@ def test_make_on_the_wrong_python_says_so_in_one_line(tmp_path, version, message
             f'#!/bin/sh\nshift\nexec "{sys.executable}" -c "{fake}; exec(sys.argv[1])" "$1"\n'
         )
         python.chmod(0o755)
-    done = subprocess.run(
-        ["make", "test", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = make("test", f"PYTHON={python}", cwd=tmp_path)
     assert done.returncode != 0
     assert re.search(message, done.stderr)
     assert len(done.stderr.splitlines()) == 2  # ours, and make's own that it stops

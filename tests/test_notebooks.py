@@ -157,6 +157,24 @@ def test_execute_passes_the_parameters_and_keeps_the_executed_copy(tmp_path, cap
     assert json.loads(path.read_text())["cells"][1]["outputs"] == []
 
 
+def test_kernels_talk_over_private_sockets(tmp_path):
+    """Neither over TCP, which others on the machine can read, nor in a folder that runs share."""
+    path = write_notebook(
+        tmp_path / "a.ipynb",
+        "target: str = ''  # where to",
+        "import shutil\nfrom ipykernel.connect import get_connection_file\n"
+        "shutil.copy(get_connection_file(), target)",
+    )
+    folders = set()
+    for name in ("one", "two"):
+        execute(path, tmp_path / f"{name}.ipynb", {"target": tmp_path / name})
+        connection = json.loads((tmp_path / name).read_text())
+        assert connection["transport"] == "ipc"
+        folders.add(Path(connection["ip"]).parent)
+    assert len(folders) == 2
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "seed: int = 0  # of all\nbeta: float = 0.0  # w")
     with pytest.raises(ValueError, match=r"no parameter 'sede'; nearest: seed \(all: seed, beta\)"):

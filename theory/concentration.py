@@ -141,6 +141,8 @@ def interval(differences: list[float], seed: int) -> list[float]:
     import numpy as np
     from scipy.stats import bootstrap
 
+    if min(differences) == max(differences):
+        return [differences[0]] * 2
     rng = np.random.default_rng(seed)
     found = bootstrap((differences,), np.mean, confidence_level=0.99, rng=rng)
     return [float(v) for v in found.confidence_interval]

@@ -1,0 +1,189 @@
+"""What the paper reports of trained networks, tested on the run records that are there.
+
+Claim: With CKA-SR layer-by-layer CKA falls with beta, the histogram of weights grows a peak at zero
+(figures 1 and 2), and ||W||_F^2 shrinks (theory section; inferred).
+
+Statement: In trained networks the mean CKA between different layers falls with beta, the share of
+kept weights below 1e-2 rises, and ||W||_F of the kept weights falls.
+
+Assumptions: Records of the full schedule (160 epochs or more), finished runs only. A unit is one
+baseline run with all CKA-SR runs that share everything else with it: seed, mask, data order. Its
+number is the mean change from a lower to a higher beta over pairs of its runs. Units count as
+independent; whether that holds across sparsities that share a seed cannot be seen from records.
+
+Verdict: with fewer than 14 units inconclusive (the smallest p-value of so few could not pass Holm's
+correction). Else exact one-sided Wilcoxon signed-rank tests decide: holds numerically if all three
+move as the paper says; false (counterexample) if at least one moves against it (two-sided p);
+inconclusive otherwise. Scale-free sparsity and effective rank are reported beside them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckasr.experiments.records import load_all
+from ckasr.experiments.settings import Settings
+from theory.plots import panels, style
+from theory.verdict import (
+    ALPHA,
+    FALSE,
+    HOLDS,
+    REFUTES,
+    SUPPORTS,
+    Condition,
+    Verdict,
+    at_least,
+    judge,
+    rejects,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+Measure = Callable[[Record], float | None]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+LEAST_UNITS = 14
+CLAIMED = {"layer CKA": -1, "share below 1e-2": 1, "||W||_F": -1}
+"""What the paper says of a rising beta: +1 rises, -1 falls. The other measures it does not name."""
+
+
+def mean_layer_cka(record: Record) -> float | None:
+    """Mean CKA of all pairs of different layers."""
+    matrix = (record.get("layer_cka") or {}).get("matrix") or []
+    pairs = [matrix[i][j] for i, j in combinations(range(len(matrix)), 2)]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def of_weights(name: str) -> Measure:
+    return lambda record: (record.get("weights") or {}).get(name)
+
+
+MEASURES: dict[str, Measure] = {
+    "layer CKA": mean_layer_cka,
+    "share below 1e-2": of_weights("fraction_below_1e-2"),
+    "||W||_F": of_weights("frobenius_norm"),
+    "share below 0.1 rms": of_weights("fraction_below_tenth_rms"),
+    "Hoyer sparsity": of_weights("hoyer"),
+    "effective rank": of_weights("effective_rank"),
+}
+
+
+def found(results: Path) -> list[Record]:
+    """Every record under results/*/records, each id once."""
+    folders = sorted(path.parent for path in results.glob("*/records"))
+    return list({r["id"]: r for folder in folders for r in load_all(folder)}.values())
+
+
+def units(records: Iterable[Record]) -> list[list[list[Record]]]:
+    """Finished runs of the full schedule by their baseline run: a list of chains each.
+
+    A chain is the baseline and the runs that differ from it in CKA-SR, and among themselves in beta
+    alone, in the order of beta; all on one device.
+    """
+    baselines: dict[str, Record] = {}
+    chains: dict[str, dict[str, dict[float, Record]]] = {}
+    for record in records:
+        settings = Settings.from_dict(record["settings"])
+        if record["status"] != "finished" or settings.schedule != "full":
+            continue
+        base = settings.baseline().id
+        if settings.beta == 0:
+            baselines[base] = record
+        else:
+            term = json.dumps([settings.variant, settings.samples, settings.every, settings.pairs])
+            chains.setdefault(base, {}).setdefault(term, {})[settings.beta] = record
+    found_units = []
+    for base in sorted(chains.keys() & baselines):
+        first, unit = baselines[base], []
+        for runs in chains[base].values():
+            same = [runs[b] for b in sorted(runs) if runs[b].get("device") == first.get("device")]
+            unit += [[first, *same]] if same else []
+        found_units += [unit] if unit else []
+    return found_units
+
+
+def change(chains: list[list[float]]) -> float:
+    """Mean change from a lower to a higher beta: over all pairs of a chain, then over chains."""
+    means = []
+    for values in chains:
+        steps = [b - a for a, b in combinations(values, 2)]
+        means.append(sum(steps) / len(steps))
+    return sum(means) / len(means)
+
+
+def one_sided(changes: list[float], direction: int) -> float:
+    """P-value of the hypothesis that the changes do not go in this direction (+1 or -1)."""
+    from scipy.stats import wilcoxon
+
+    signed = [direction * c for c in changes]
+    return float(wilcoxon(signed, alternative="greater").pvalue) if any(signed) else 1.0
+
+
+def check(
+    fast: bool = False,
+    seed: int = 0,
+    records: Iterable[Record] | None = None,
+    measures: dict[str, Measure] | None = None,
+    claimed: dict[str, int] | None = None,
+) -> Verdict:
+    """records: by default all under results/; measures: a number a record, by name; claimed: the
+    direction in which each measure that is tested should go. Nothing is drawn at random."""
+    measures, claimed = measures or MEASURES, claimed or CLAIMED
+    groups = units(found(RESULTS) if records is None else records)
+    changes: dict[str, list[float]] = {}
+    relative: dict[str, list[float]] = {}
+    for name, measure in measures.items():
+        rows = [[[measure(run) for run in chain] for chain in group] for group in groups]
+        rows = [row for row in rows if all(None not in chain for chain in row)]
+        changes[name] = [change(row) for row in rows]
+        starts = [abs(row[0][0]) for row in rows]
+        relative[name] = [c / a for c, a in zip(changes[name], starts, strict=True) if a]
+    count = min(len(changes[name]) for name in claimed)
+    conditions: list[Condition] = [at_least("units of run records", count, LEAST_UNITS)]
+    verdict, bearing, reason = HOLDS, SUPPORTS, f"all three as the paper says, in {count} units"
+    if count >= LEAST_UNITS:
+        against = {n: min(1, 2 * one_sided(changes[n], -d)) for n, d in claimed.items()}
+        if contrary := [name for name, p in against.items() if p <= ALPHA]:
+            verdict, bearing = FALSE, REFUTES
+            reason = f"against the paper, in {count} units: " + ", ".join(
+                f"{name} {'falls' if claimed[name] > 0 else 'rises'}" for name in contrary
+            )
+            conditions += [rejects(f"{n} does not move against it", against[n]) for n in contrary]
+        else:
+            conditions += [
+                rejects(
+                    f"{name} does not {'rise' if d > 0 else 'fall'}", one_sided(changes[name], d)
+                )
+                for name, d in claimed.items()
+            ]
+    data = {"relative": relative, "claimed": claimed, "units": len(groups)}
+    return judge(__name__, __doc__, conditions, verdict=verdict, bearing=bearing, reason=reason,
+                 figure=data)  # fmt: skip
+
+
+def figure(verdict: Verdict) -> "Figure":
+    """Per measure the relative change of every unit, and their median."""
+    data = verdict.figure
+    drawing, (axis,) = panels(1, width=7.5)
+    names = list(data["relative"])
+    for place, name in enumerate(names):
+        values = sorted(100 * c for c in data["relative"][name])
+        spread = [place + 0.25 * math.sin(7 * i) for i in range(len(values))]
+        axis.plot(values, spread, "o", color="0.6", markersize=3)
+        if values:
+            axis.plot([values[len(values) // 2]], [place], **style(0) | {"marker": "|"}, ms=22)
+    arrows = {1: " (paper: rises)", -1: " (paper: falls)"}
+    labels = [name + arrows.get(data["claimed"].get(name), "") for name in names]
+    axis.set_yticks(range(len(names)), labels)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.axvline(0, color="k", linewidth=1)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlabel("change from a lower to a higher beta, % of the baseline (bar: median)")
+    axis.set_title(f"{data['units']} units of run records, full schedule", fontsize="medium")
+    if not data["units"]:
+        axis.text(0.5, 0.5, "no records yet", transform=axis.transAxes, ha="center")
+    return drawing

@@ -6,6 +6,7 @@ rewinding to an early step.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from .method import Context, Method, Phase
 class LTH(Method):
     """Train, prune the smallest weights of all layers together, rewind, and again.
 
-    rate: share of the weights left that each level prunes; the last level stops at the sparsity.
+    rate: share of the weights left that each level prunes; the last one prunes to the sparsity.
     levels: instead of the rate, a comma-separated list of sparsities, the run's own last.
     rewind: optimiser step of the first training to which every level rewinds: weights, batch-norm
         statistics, momentum and place in the learning-rate schedule. 0: initialisation.
@@ -51,8 +52,12 @@ class LTH(Method):
             return counts[1:]
         if not 0 < self.rate < 1:
             raise ValueError(f"option rate of method 'lth' is {self.rate}: between 0 and 1")
-        while counts[-1] > kept:
-            counts.append(max(kept, round((1 - self.rate) ** len(counts) * total)))
+        # The last level may prune a little more than the rate, to spare one for a few weights.
+        levels = math.ceil(math.log(kept / total) / math.log(1 - self.rate) - 0.05)
+        levels = max(levels, kept < total)
+        while len(counts) <= levels:
+            share = (1 - self.rate) ** len(counts)
+            counts.append(kept if len(counts) == levels else round(share * total))
             _check_decreasing(counts)
         return counts[1:]
 

@@ -103,7 +103,7 @@ class L0(Finetuned):
     strength: float = 1.0
     droprate: float = 0.3
     rate: float = 1.0
-    dual_rate: float = 0.02
+    dual_rate: float = 0.05
     finetune: float = 0.0
 
     def __post_init__(self) -> None:

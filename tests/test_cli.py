@@ -1,0 +1,137 @@
+"""The command line, as a user types it: from a plain checkout, errors in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ckasr import cli
+from ckasr.experiments import Settings, records
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = "--dataset digits --model resmlp --validation 200 --epochs 1"
+
+
+def ckasr(line: str, results: Path | None = None) -> str:
+    """Run a command in this process; returns what it printed, raises what it raised."""
+    words = line.split() + ([] if results is None else ["--results", str(results)])
+    outcome = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "results"
+    ckasr(f"sweep {DIGITS} --sparsities 0.9 --betas 0,1e-3 --seeds 0-1 --jobs 1", folder)
+    return folder
+
+
+def test_sweep_runs_the_grid_that_was_asked_for(results):
+    found = [Settings.from_dict(record["settings"]) for record in records.load_all(results)]
+    assert [(s.sparsity, s.beta, s.seed) for s in found] == [
+        (0.9, 0.0, 0),
+        (0.9, 0.0, 1),
+        (0.9, 0.001, 0),
+        (0.9, 0.001, 1),
+    ]
+
+
+def test_run_names_its_record_and_does_not_train_twice(results):
+    line = f"run {DIGITS} --sparsity 0.9 --beta 1e-3 --seed 1"
+    output = ckasr(line, results)
+    assert "has a record already" in output
+    path = Path(output.splitlines()[-1])
+    assert json.loads(path.read_text())["settings"]["seed"] == 1
+
+
+def test_every_setting_is_a_flag(results):
+    line = (
+        f"run {DIGITS} --sparsity 0.5 --beta 0.1 --variant paper --samples 4 --every 2 --pairs all "
+        "--batch-size 64 --learning-rate 0.05 --momentum 0.8 --no-nesterov --weight-decay 1e-4 "
+        "--milestones 0.3 --milestones 0.6 --decay 0.2 --augment none --precision bf16 --seed 9 "
+        "--distribution uniform"
+    )
+    path = Path(ckasr(line, results).splitlines()[-1])
+    settings = json.loads(path.read_text())["settings"]
+    assert settings["milestones"] == [0.3, 0.6]
+    assert settings["nesterov"] is False
+    assert (settings["variant"], settings["samples"], settings["every"]) == ("paper", 4, 2)
+    assert (settings["distribution"], settings["precision"]) == ("uniform", "bf16")
+
+
+def test_table_and_figures_come_from_records(results, tmp_path):
+    assert "CKA-SR, β = 0.001" in ckasr("table", results) or "1e-3" in ckasr("table", results)
+    written = [Path(line) for line in ckasr("figures", results).splitlines()]
+    assert {path.suffix for path in written} == {".md", ".png"}
+    assert all(path.is_file() for path in written)
+
+
+def test_records_travel(results, tmp_path):
+    lines = tmp_path / "all.jsonl"
+    ckasr(f"records export {lines}", results)
+    count = len(records.load_all(results))
+    assert f"{count} new records" in ckasr(f"records merge {lines}", tmp_path / "elsewhere")
+
+
+def test_data_check():
+    assert "10 classes" in ckasr("data check digits")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run --sparsity 1", "setting sparsity = 1.0 must be in [0, 1)"),
+        ("run --method randon", "unknown method 'randon'; nearest: random"),
+        ("run --dataset cifar100", "cifar-100-python"),
+        ("run --dataset digits --option levels", "'levels' must be name=value"),
+        ("run --dataset digits --device cuda:99", "torch sees no CUDA device"),
+        ("sweep --seeds 1,x", "--seeds '1,x' is no comma-separated list"),
+        ("table --results nowhere", "no records in nowhere/records"),
+        ("records merge nowhere.jsonl", "no file nowhere.jsonl"),
+        ("data check mnits", "unknown data set 'mnits'"),
+        ("reproduce --profile dmeo", "no profile 'dmeo'"),
+        ("reproduce --profile cpu --results nowhere", "cifar-100-python"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(line, message, capsys, monkeypatch, tmp_path):
+    if "cuda" in line:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CKASR_DATA", str(tmp_path / "empty"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ckasr", *line.split()])
+    monkeypatch.setattr("ckasr.data.datasets.fetch", _no_network)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("ckasr: ")
+    assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def _no_network(name: str, *args: object, **kwargs: object) -> None:
+    raise ConnectionError(f"{name}: cifar-100-python cannot be downloaded: no network")
+
+
+def test_module_runs_from_a_plain_checkout_without_extras(tmp_path):
+    """As on a borrowed GPU machine: no install, none of papermill, Jupyter, pandas."""
+    for name in ("papermill", "nbformat", "IPython", "ipykernel", "pandas"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is not here')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = f"run {DIGITS} --sparsity 0.9 --results {tmp_path / 'results'}".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "ckasr", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(records.load_all(tmp_path / "results")) == 1

@@ -1,7 +1,7 @@
 """Weights do concentrate around zero under CKA-SR, while their norm grows.
 
 Claim: CKA-SR concentrates the weights around zero (figures 1 and 2), and it does so by shrinking
-||W||_F^2 (theory section; the step is inferred).
+||W||_F^2 (summary of the main text; the step is inferred).
 
 Statement: In a residual MLP with BN on digits, trained where weight decay dominates, CKA-SR of
 beta = 0.1 on 8 samples raises the share of weights below a tenth of their layer's RMS and raises

@@ -1,7 +1,7 @@
 """What the gradient of a few samples is made of: a force without meaning, signal, noise.
 
 Claim: Eight samples on every fifth batch give the same effect as all samples on every batch
-(appendix, table 2, "few-shot"); beta is not rescaled for the batches that are skipped.
+(appendix, table 2); beta is not rescaled for the batches that are skipped.
 
 Statement: Over all pairings of the samples of two layers the gradient of the unbiased CKA averages
 to 0, that of the biased CKA to the gradient of sqrt(PRx PRy) / (n - 1): a force that lowers the

@@ -1,6 +1,6 @@
 """What CKA of a few samples says when there is nothing to find, and when there is.
 
-Claim: Eight samples of a batch suffice for CKA-SR (appendix, table 2: "few-shot"); the appendix
+Claim: Eight samples of a batch suffice for CKA-SR (appendix, table 2); the appendix
 prints the biased estimator (eq. 3), the code runs the unbiased one.
 
 Statement: If two layers are independent, CKA_1 of n samples has mean 0 and variance exactly

@@ -1,7 +1,7 @@
 """What minimising CKA does to a linear layer: rank one, along the least variance, at any norm.
 
-Claim: Minimising CKA-SR makes the weights small and concentrates them around zero (abstract,
-appendix, figures 1 and 2: the histograms).
+Claim: Minimising CKA-SR makes the weights small and concentrates them around zero (summary of the
+main text; figures 1 and 2, the histograms).
 
 Statement: For a layer Y = WX the smallest CKA(X, Y) over W != 0 is l_min / ||S||_F > 0. It is
 attained just where W has rank one and its rows lie in the eigenspace of l_min, at every norm of W.

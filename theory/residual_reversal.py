@@ -1,7 +1,7 @@
 """Across a skip connection the norm claim reverses: low CKA needs a large branch.
 
-Claim: Minimising CKA-SR shrinks ||W||_F^2 (abstract, appendix Lemma 1). What the official code
-regularises are the outputs of residual blocks, after the skip is added.
+Claim: Minimising CKA-SR shrinks ||W||_F^2 (summary of the main text; appendix, Lemma 1). What the
+official code regularises are the outputs of residual blocks, after the skip is added.
 
 Statement: For a residual layer Y = X + XW' with centred X, reaching CKA(X, Y) <= c takes
 ||W||_op >= sqrt(1 + sqrt(1 - c^2)) - 1: W = 0 is the maximum of CKA, and the flow of CKA from small

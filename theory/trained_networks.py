@@ -1,7 +1,7 @@
 """What the paper reports of trained networks, tested on the run records that are there.
 
 Claim: With CKA-SR layer-by-layer CKA falls with beta, the histogram of weights grows a peak at zero
-(figures 1 and 2), and ||W||_F^2 shrinks (theory section; inferred).
+(figures 1 and 2), and ||W||_F^2 shrinks (summary of the main text).
 
 Statement: In trained networks the mean CKA between different layers falls with beta, the share of
 kept weights below 1e-2 rises, and ||W||_F of the kept weights falls.

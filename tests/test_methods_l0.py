@@ -74,7 +74,7 @@ class TestPenalty:
                 expected += p.expand(weight.shape).sum().item()
             else:
                 expected += weight.numel()
-        density = running.method.expected_density(running.context)
+        density = running.method.expected_density()
         assert density.item() == pytest.approx(expected / total, rel=1e-5)
         assert hasattr(running.context.model.fc, "log_alpha") == (unit == "weight")
 

@@ -121,16 +121,15 @@ class L0(Finetuned):
                     f"option {option}={getattr(self, option)!r} of method 'l0' must be {rule}"
                 )
         self._gated: dict[str, nn.Module] = {}
-        self._images = 0
+        self._weights = 0
         self._multiplier = torch.zeros(())
 
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         return [Phase("train", epochs), *self.finetuning(epochs)]
 
     def prepare(self, context: Context) -> None:
-        self._images = sum(len(y) for _, y in context.samples())
-        self._multiplier = self._start_of_multiplier(context)
         self._add_gates(context)
+        self._multiplier = self._start_of_multiplier(context)
         if self._budget(context) < 0:
             raise ValueError(
                 f"sparsity {context.sparsity} leaves {context.kept} weights, fewer than the "
@@ -154,11 +153,11 @@ class L0(Finetuned):
     def penalty(self, context: Context) -> Tensor | None:
         if not self._gated:
             return None
-        return self._multiplier * self.expected_density(context)
+        return self._multiplier * self.expected_density()
 
-    def expected_density(self, context: Context) -> Tensor:
+    def expected_density(self) -> Tensor:
         """Expected share of weights whose gate is open, of all weights."""
-        return self._density(context, open_probability)
+        return self._density(open_probability)
 
     def after_step(self, context: Context) -> None:
         if not self._gated:
@@ -167,10 +166,11 @@ class L0(Finetuned):
             for layer in self._gated.values():
                 layer.log_alpha.clamp_(-LIMIT, LIMIT)
             if context.sparsity:
-                excess = self._density(context, lambda a: (test_gate(a) > 0).float())
+                excess = self._density(lambda a: (test_gate(a) > 0).float())
                 excess -= context.density
                 grown = self._multiplier + self.dual_rate * excess
-                self._multiplier = torch.where(excess > 0, grown, torch.zeros_like(grown))
+                # In place: a captured step goes on reading this tensor.
+                self._multiplier.copy_(torch.where(excess > 0, grown, torch.zeros_like(grown)))
 
     @torch.no_grad()
     def end_phase(self, phase: Phase, context: Context) -> None:
@@ -185,14 +185,10 @@ class L0(Finetuned):
         context.masks.apply()
 
     def state(self) -> dict[str, Any]:
-        return {
-            "gated": bool(self._gated),
-            "images": self._images,
-            "multiplier": self._multiplier,
-        }
+        return {"gated": bool(self._gated), "multiplier": self._multiplier}
 
     def restore(self, state: dict[str, Any], context: Context) -> None:
-        self._images, self._multiplier = state["images"], state["multiplier"]
+        self._multiplier = state["multiplier"]
         if state["gated"]:
             self._add_gates(context)
 
@@ -200,10 +196,13 @@ class L0(Finetuned):
         device = next(context.model.parameters()).device
         if context.sparsity:
             return torch.zeros((), device=device)
-        return torch.tensor(self.strength * self._total(context) / self._images, device=device)
+        images = sum(len(y) for _, y in context.samples())
+        return torch.tensor(self.strength * self._weights / images, device=device)
 
     def _add_gates(self, context: Context) -> None:
-        names = list(context.shapes())
+        shapes = context.shapes()
+        self._weights = sum(math.prod(shape) for shape in shapes.values())
+        names = list(shapes)
         if self.unit == "filter":
             names = names[:-1]  # a class cannot be pruned; the classifier is the last layer
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
@@ -256,24 +255,20 @@ class L0(Finetuned):
             masks[name] = part.reshape(layer.log_alpha.shape).expand(layer.weight.shape)
         return masks
 
-    def _density(self, context: Context, share: Callable[[Tensor], Tensor]) -> Tensor:
+    def _density(self, share: Callable[[Tensor], Tensor]) -> Tensor:
         """Share of all weights that are open, given the share of a gate; no gate: open."""
         opened = [
             share(layer.log_alpha).sum() * self._size(layer) for layer in self._gated.values()
         ]
-        return (torch.stack(opened).sum() + self._ungated(context)) / self._total(context)
+        return (torch.stack(opened).sum() + self._ungated()) / self._weights
 
     def _size(self, layer: nn.Module) -> int:
         """Weights behind one gate."""
         return layer.weight.numel() // layer.log_alpha.numel()
 
-    def _total(self, context: Context) -> int:
-        return sum(math.prod(shape) for shape in context.shapes().values())
-
-    def _ungated(self, context: Context) -> int:
-        gated = sum(layer.weight.numel() for layer in self._gated.values())
-        return self._total(context) - gated
+    def _ungated(self) -> int:
+        return self._weights - sum(layer.weight.numel() for layer in self._gated.values())
 
     def _budget(self, context: Context) -> int:
         """Weights behind gates that may stay open."""
-        return context.kept - self._ungated(context)
+        return context.kept - self._ungated()

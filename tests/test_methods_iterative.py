@@ -114,6 +114,11 @@ class TestLevels:
             counts(1000, 0.9, **options)
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize("method", ["lth", "dlth"])
+    def test_a_sparsity_that_leaves_nothing(self, method, tmp_path):
+        with pytest.raises(ValueError, match="leaves none of 37504 weights"):
+            digits(tmp_path, method=method, sparsity=0.99999)
+
     def test_more_levels_than_weights(self):
         with pytest.raises(ValueError, match="would prune none of 4 weights"):
             counts(100, 0.99)
@@ -269,6 +274,21 @@ class TestMasks:
         smallest_kept = min(w[masks[n]].abs().min().item() for n, w in weights.items())
         largest_pruned = max(w[~masks[n]].abs().max().item() for n, w in weights.items())
         assert smallest_kept >= largest_pruned
+
+    def test_a_live_weight_that_is_zero_is_no_reason_to_revive_a_pruned_one(self):
+        method = LTH(levels="0.5,0.9")
+        context = engine(method).context
+        context.masks = dense_masks(context.model)
+        method.prepare(context)
+        method.end_phase(methods.Phase("level 0", 1), context)
+        before = copies(context.masks)
+        with torch.no_grad():
+            for weight in prunable(context.model).values():
+                weight.zero_()
+        method.end_phase(methods.Phase("level 1", 1), context)
+        assert kept(context.masks) == round(0.1 * 37504)
+        for name, mask in context.masks.items():
+            assert not (mask & ~before[name]).any(), name
 
     def test_dlth_is_dense_until_the_rest_is_removed(self):
         trained = engine(DLTH(), epochs=2)

@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 from ckasr import data, methods, models
 from ckasr.experiments import Settings, run
-from ckasr.methods import score
+from ckasr.methods import score, scores
 from ckasr.methods.scores import per_class
 from ckasr.sparsity import global_topk_masks, prunable
 
@@ -262,9 +262,10 @@ class TestImpossible:
         with pytest.raises(ValueError, match="leaves none of 37504 weights"):
             digits(tmp_path, method="synflow", sparsity=0.99999)
 
-    def test_no_synflow_step(self, tmp_path):
-        with pytest.raises(ValueError, match="steps of method 'synflow' is 0"):
-            digits(tmp_path, method="synflow", method_options={"steps": 0})
+    @pytest.mark.parametrize(("method", "option"), [("synflow", "steps"), ("grasp", "temperature")])
+    def test_bad_options(self, method, option):
+        with pytest.raises(ValueError, match=f"{option} of method '{method}' is 0"):
+            methods.create(method, {option: 0})
 
 
 def test_per_class_takes_turns_or_goes_class_by_class():
@@ -330,6 +331,26 @@ def test_synflow_keeps_weights_on_live_paths_only(tmp_path, floor):
     assert sparsity["dead_classes"] == 0
     assert sparsity["effective_kept"] >= 0.98 * sparsity["kept"]
     assert floor["sparsity"]["effective_kept"] < 0.6 * floor["sparsity"]["kept"]
+
+
+def test_synflow_never_revives_a_weight(monkeypatch):
+    """Not even where flow is cut and live weights score zero, as pruned ones do."""
+    seen: list[Tensor] = []
+    original = scores.synflow
+
+    def watch(model: nn.Module, inputs: Tensor, *, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(torch.cat([mask.flatten() for mask in masks.values()]))
+        return original(model, inputs, masks=masks)
+
+    monkeypatch.setattr(scores, "synflow", watch)
+    context = context_of("lenet300", 0.9995)
+    methods.create("synflow", {"steps": 8}).prepare(context)
+    seen.append(torch.cat([mask.flatten() for mask in context.masks.values()]))
+    assert len(seen) == 9
+    for before, after in itertools.pairwise(seen):
+        assert after.sum() < before.sum()
+        assert not (after & ~before).any()
+    assert seen[-1].sum() == context.kept == 25
 
 
 def test_convolutions_with_the_official_grasp_differ_from_the_default(tmp_path):

@@ -40,10 +40,6 @@ class DLTH(Method):
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        self._weights: list[Tensor] = []
-        self._outside: list[Tensor] = []
-
-    def phases(self, epochs: int, context: Context) -> list[Phase]:
         if self.schedule not in ("budgeted", "published"):
             raise ValueError(
                 f"option schedule of method 'dlth' is {self.schedule!r}: budgeted or published"
@@ -54,6 +50,10 @@ class DLTH(Method):
                     f"option {option} of method 'dlth' is {getattr(self, option)}: it must be "
                     "positive"
                 )
+        self._weights: list[Tensor] = []
+        self._outside: list[Tensor] = []
+
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
         length = max(1, round(self.share * epochs))
         if self.schedule == "published":
             length = math.ceil((PUBLISHED_GROWTH + PUBLISHED_HOLD) / context.steps_per_epoch)
@@ -61,13 +61,12 @@ class DLTH(Method):
         return [transform, Phase("train", epochs)]
 
     def prepare(self, context: Context) -> None:
-        self.ticket(context)  # an impossible sparsity fails before anything trains
+        _ = context.kept  # a sparsity that leaves nothing fails before anything trains
 
     def ticket(self, context: Context) -> dict[str, Tensor]:
-        """The masks of the second phase: a function of the seed."""
+        """The masks of the second phase: those of method `random` with the same seed."""
         shapes = context.shapes()
-        density = context.kept / sum(map(math.prod, shapes.values()))
-        densities = layer_densities(shapes, density, context.distribution)
+        densities = layer_densities(shapes, context.density, context.distribution)
         return random_masks(shapes, densities, context.seed)
 
     def strength(self, context: Context) -> float:

@@ -28,6 +28,12 @@ class GraSP(Method):
     temperature: float = 200.0
     official: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(
+                f"option temperature of method 'grasp' is {self.temperature}: it must be positive"
+            )
+
     def prepare(self, context: Context) -> None:
         kept = context.kept
         x, y = scores.per_class(

@@ -35,6 +35,8 @@ class LTH(Method):
     rewind: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ValueError(f"option rate of method 'lth' is {self.rate}: between 0 and 1")
         self._origin: dict[str, Any] | None = None
 
     def counts(self, context: Context) -> list[int]:
@@ -50,8 +52,6 @@ class LTH(Method):
                 counts.append(round(round((1 - sparsity) * total, 6)))
                 _check_decreasing(counts)
             return counts[1:]
-        if not 0 < self.rate < 1:
-            raise ValueError(f"option rate of method 'lth' is {self.rate}: between 0 and 1")
         # The last level may prune a little more than the rate, to spare one for a few weights.
         levels = math.ceil(math.log(kept / total) / math.log(1 - self.rate) - 0.05)
         levels = max(levels, kept < total)

@@ -24,9 +24,11 @@ class SynFlow(Method):
 
     steps: int = 100
 
-    def prepare(self, context: Context) -> None:
+    def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"option steps of method 'synflow' is {self.steps}: at least 1")
+
+    def prepare(self, context: Context) -> None:
         kept, masks = context.kept, dict(context.masks)
         total = sum(mask.numel() for mask in masks.values())
         x, _ = next(context.samples())

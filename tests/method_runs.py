@@ -9,7 +9,7 @@ from ckasr import data, models
 from ckasr.experiments.run import OutOfTime, run
 from ckasr.experiments.settings import Settings
 from ckasr.methods import Context, Method
-from ckasr.training import Engine, Recipe
+from ckasr.training import Engine, Recipe, accuracy
 
 BASE = {"dataset": "digits", "model": "resmlp", "validation": 200, "epochs": 2, "sparsity": 0.9}
 
@@ -66,3 +66,16 @@ def train(engine: Engine) -> Engine:
     for _ in engine.epochs():
         pass
     return engine
+
+
+def accuracy_of(model: torch.nn.Module) -> float:
+    """On the digits' test images."""
+    digits = data.load("digits")
+    images = data.Batches(
+        digits.test_images,
+        digits.test_labels,
+        mean=digits.mean,
+        std=digits.std,
+        batch_size=1000,
+    )
+    return accuracy(model, images.in_order(), "fp32")

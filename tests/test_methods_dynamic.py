@@ -1,12 +1,13 @@
 """GMP, SET, RigL, L1: what moves, when, and that exactly the asked number of weights is left."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from method_runs import engine, finished, killed, outcome, train
+from method_runs import accuracy_of, engine, finished, killed, outcome, train
 
 from ckasr import methods
 from ckasr.methods import METHODS
@@ -232,6 +233,50 @@ class TestL1:
         gone = torch.cat([weights[n][~m].abs() for n, m in masks.items()])
         assert len(kept) == running.context.kept
         assert kept.min() >= gone.max()
+
+
+class TestBetterThanRandom:
+    @pytest.mark.parametrize(
+        "method", [GMP(end=1.0, every=10_000), L1(finetune=0)], ids=["gmp", "l1"]
+    )
+    def test_what_a_trained_network_keeps_is_worth_more_than_random_weights(self, method):
+        # One pruning, after the last step: as many weights a layer, chosen well or at random.
+        running = engine(method, epochs=6, sparsity=0.7)
+        spared = []
+        after_step, end_phase = method.after_step, method.end_phase
+
+        def before(act):
+            def acting(*arguments):
+                spared.append(copy.deepcopy(running.context.model))
+                del spared[:-1]
+                act(*arguments)
+
+            return acting
+
+        if isinstance(method, GMP):
+            method.after_step = before(after_step)
+        else:
+            method.end_phase = before(end_phase)
+        train(running)
+        masks = running.context.masks
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, weight in prunable(spared[0]).items():
+                order = torch.randperm(weight.numel(), generator=generator)
+                weight.mul_(masks[name].flatten()[order].reshape(weight.shape))
+        assert accuracy_of(running.context.model) > accuracy_of(spared[0]) + 0.2
+
+    def test_moving_beats_staying_where_masks_are_too_sparse_to_be_lucky(self, tmp_path):
+        def mean(name, options):
+            runs = [
+                finished(
+                    tmp_path, method=name, method_options=options, sparsity=0.98, epochs=20, seed=s
+                )
+                for s in (0, 1)
+            ]
+            return sum(run["test_accuracy"] for run in runs) / 2
+
+        assert mean("set", {"every": 9}) > mean("random", {})
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from method_runs import engine, finished, killed, outcome, train
+from method_runs import accuracy_of, engine, finished, killed, outcome, train
 from torch import nn
 
 from ckasr import methods, models
 from ckasr.methods import METHODS, Context
+from ckasr.methods.structured import _Channels
 from ckasr.sparsity import prunable, report
 
 pytest.importorskip("torch_pruning", reason="needs torch-pruning: pip install 'ckasr[structured]'")
@@ -134,6 +135,21 @@ class TestRemoval:
         small = report(model, seen.masks, SHAPES["resnet20"])
         assert counted["macs"] == small["macs"] == small["macs_dense"] < counted["macs_dense"]
         assert counted["filters"] - counted["dead_filters"] == small["filters"]
+
+    def test_important_channels_are_worth_more_than_random_ones(self):
+        running = engine(Structured(finetune=0), epochs=6, sparsity=0.4)
+        for _ in running.epochs():
+            spared = copy.deepcopy(running.context.model)
+        generator = torch.Generator().manual_seed(0)
+        theirs = context(spared, "resmlp", 0.4)
+        channels = _Channels(theirs)
+        scores = channels.importance("group")
+        channels.remove(
+            channels.least_important(
+                {n: torch.rand(len(s), generator=generator) for n, s in scores.items()}
+            )
+        )
+        assert accuracy_of(running.context.model) > accuracy_of(spared) + 0.1
 
 
 class TestPhases:

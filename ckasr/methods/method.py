@@ -140,4 +140,7 @@ class Method:
         return {}
 
     def restore(self, state: dict[str, Any], context: Context) -> None:
-        """Take back ``state()``; called before weights and masks are loaded."""
+        """Take back ``state()``; called before weights and masks are loaded.
+
+        They must fit then: parameters the method added, or shapes it changed, are to be rebuilt.
+        """

@@ -143,7 +143,7 @@ def figure(verdict: Verdict) -> "Figure":
     )
     left.set_xlabel("population CKA, Gaussian")
     left.set_ylabel("I(X; Y) in nats, analytic")
-    left.legend(loc="upper left")
+    left.legend(loc="upper left", fontsize=8)
     right.plot(data["x"], data["y"], "o", markersize=2, color="0.45")
     right.set_xlabel("X")
     right.set_ylabel("Y = X$^2$ − 1 + e/2")

@@ -1,0 +1,55 @@
+"""The plain way to compute the official term: one HSIC_1 a pair, in float64, on slices.
+
+This is what ``ckasr.cka_sr_loss`` is measured against: the same number, without the identity that
+makes it O(layers) and without the taps that spare the backward full-size zeros.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def pairwise_term(stages: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sum over ordered pairs of each stage, diagonal included, of unbiased CKA."""
+    terms = [_cka(x, y) for stage in stages for x in stage for y in stage]
+    return torch.stack(terms).sum()
+
+
+def _cka(x: Tensor, y: Tensor) -> Tensor:
+    return _hsic(x, y) / torch.sqrt(_hsic(x, x) * _hsic(y, y))
+
+
+def _hsic(x: Tensor, y: Tensor) -> Tensor:
+    n = len(x)
+    k, l = (_hollow_gram(z) for z in (x, y))  # noqa: E741 - the letters of Song et al. 2012
+    ones = torch.ones(n, 1, dtype=k.dtype, device=k.device)
+    trace = torch.trace(k @ l)
+    sums = (ones.T @ k @ ones) * (ones.T @ l @ ones) / ((n - 1) * (n - 2))
+    cross = 2 / (n - 2) * (ones.T @ k @ l @ ones)
+    return (trace + sums - cross).squeeze() / (n * (n - 3))
+
+
+def _hollow_gram(features: Tensor) -> Tensor:
+    flat = features.flatten(1).double()
+    gram = flat @ flat.T
+    return gram - torch.diag(torch.diag(gram))
+
+
+class PairwiseTerm:
+    """The plain term in a training loop: hooks keep the outputs, the loss slices them."""
+
+    def __init__(
+        self, model: nn.Module, beta: float, stages: Sequence[Sequence[str]], samples: int = 8
+    ) -> None:
+        self.beta, self.stages, self.samples = beta, stages, samples
+        self._outputs: dict[str, Tensor] = {}
+        for name in (name for stage in stages for name in stage):
+            model.get_submodule(name).register_forward_hook(
+                lambda _, args, output, name=name: self._outputs.__setitem__(name, output)
+            )
+
+    def __call__(self) -> Tensor:
+        stages = [[self._outputs[name][: self.samples] for name in s] for s in self.stages]
+        self._outputs = {}
+        return self.beta * pairwise_term(stages)

@@ -95,6 +95,9 @@ class TestLevels:
     def test_a_list_of_sparsities(self):
         assert counts(1000, 0.95, levels="0.5,0.8,0.95") == [500, 200, 50]
         assert counts(1000, 0.95, levels="0.95") == [50]
+        for value in ((0.5, 0.95), [0.5, 0.95], "0.5, 0.95"):  # as typed, and as read from JSON
+            levels = methods.create("lth", {"levels": value}).levels
+            assert counts(1000, 0.95, levels=levels) == [500, 50]
         assert counts(1000, 0.0) == []
 
     @pytest.mark.parametrize(

@@ -298,8 +298,9 @@ def digits(results: Path, settings: Settings | None = None, **changes):
 METHODS = [
     ("magnitude", {}),
     ("snip", {}),
-    ("snip", {"train_mode": True}),
+    ("snip", {"train_mode": False}),
     ("grasp", {}),
+    ("grasp", {"train_mode": True}),
     ("grasp", {"official": True}),
     ("synflow", {"steps": 20}),
 ]
@@ -353,15 +354,27 @@ def test_synflow_never_revives_a_weight():
     assert context.masks["1.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
 
 
-def test_convolutions_with_the_official_grasp_differ_from_the_default(tmp_path):
-    masks = {}
-    for official in (False, True):
+def test_the_three_forms_of_grasp_give_three_masks():
+    masks = []
+    for options in ({}, {"train_mode": True}, {"official": True}):
         context = context_of("resnet20", 0.9)
-        methods.create("grasp", {"official": official, "samples": 4}).prepare(context)
-        masks[official] = torch.cat([m.flatten() for m in context.masks.values()])
-    assert masks[True].sum() == masks[False].sum() == context.kept
-    shared = (masks[True] & masks[False]).sum() / (masks[True] | masks[False]).sum()
-    assert 0.1 < shared < 0.9
+        methods.create("grasp", {"samples": 4, **options}).prepare(context)
+        masks.append(torch.cat([m.flatten() for m in context.masks.values()]))
+        assert masks[-1].sum() == context.kept
+    for a, b in itertools.combinations(masks, 2):
+        assert 0.1 < (a & b).sum() / (a | b).sum() < 0.9
+
+
+@pytest.mark.cifar
+def test_snip_by_batch_statistics_keeps_more_classes(cifar):
+    """Before training the running statistics normalise nothing, and the network predicts a few."""
+    empty = {}
+    for train_mode in (False, True):
+        context = context_of("resnet20", 0.95, cifar)
+        methods.create("snip", {"samples": 1, "train_mode": train_mode}).prepare(context)
+        empty[train_mode] = int((~context.masks["fc.weight"].any(1)).sum())
+    assert empty[False] > 50
+    assert empty[True] < 25
 
 
 def test_layer_collapse_is_reported(tmp_path):
@@ -382,10 +395,11 @@ def test_layer_collapse_is_reported(tmp_path):
         digits(tmp_path, method="synflow", sparsity=0.9)
 
 
-def context_of(model: str, sparsity: float) -> methods.Context:
+def context_of(model: str, sparsity: float, dataset: data.Dataset | None = None) -> methods.Context:
     torch.manual_seed(0)
-    dataset = data.load("digits")
-    net = models.create(model, num_classes=10, input_shape=dataset.input_shape)
+    dataset = dataset or data.load("digits")
+    classes = dataset.num_classes
+    net = models.create(model, num_classes=classes, input_shape=dataset.input_shape)
     batches = data.Batches(
         dataset.train_images,
         dataset.train_labels,
@@ -393,6 +407,6 @@ def context_of(model: str, sparsity: float) -> methods.Context:
         std=dataset.std,
         batch_size=64,
     )
-    context = methods.Context(net, sparsity, "erk", 0, 10, batches.in_order)
+    context = methods.Context(net, sparsity, "erk", 0, classes, batches.in_order)
     context.masks = dense_masks(net)
     return context

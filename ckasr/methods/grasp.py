@@ -17,6 +17,7 @@ from .method import Context, Method
 class GraSP(Method):
     """samples: images of each class. temperature: divides the logits.
 
+    train_mode: batch norm by the scoring batches' statistics, as for SNIP.
     official: the authors' form: images sorted by class and cut into two halves (which then hold
     different classes), batch norm by each half's own statistics. It gives other masks.
     """
@@ -26,6 +27,7 @@ class GraSP(Method):
 
     samples: int = 10
     temperature: float = 200.0
+    train_mode: bool = False
     official: bool = False
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class GraSP(Method):
             context.model,
             x,
             y,
-            train_mode=self.official,
+            train_mode=self.train_mode or self.official,
             chunk=len(x) // 2 if self.official else scores.CHUNK,
             temperature=self.temperature,
         )

@@ -109,7 +109,8 @@ class LTH(Method):
 
     def _sparsities(self, last: float) -> list[float]:
         try:
-            sparsities = [float(part) for part in self.levels.split(",")]
+            # Brackets: a list or tuple, as Python and the command line read it.
+            sparsities = [float(part) for part in self.levels.strip("()[] ,").split(",")]
         except ValueError:
             raise ValueError(
                 f"option levels of method 'lth' is {self.levels!r}: a list such as 0.5,0.8,0.95"

@@ -46,8 +46,9 @@ reproduce: $(READY) ## run the notebooks of PROFILE: records, figures and tables
 figures: $(READY) ## every figure and table again from the committed records, no training
 	$(PY) -m ckasr figures $(ARGS)
 
-theory: $(READY) ## check the claims of the theory, one verdict a line
+theory: $(READY) ## check the claims of the theory, one verdict a line; ARGS=--fast: small sizes
 	$(PY) -m theory $(ARGS)
+	$(PY) -m theory.readme
 
 benchmarks: $(READY) ## time and memory beside the plain reference
 	$(PY) -m benchmarks $(ARGS)

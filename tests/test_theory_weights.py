@@ -51,6 +51,11 @@ def no_term(features):
     return 0 * features[0].sum()
 
 
+def bursting(features):
+    """A gradient that leaves the range of float32."""
+    return 1e38 * features[0].sum() ** 3
+
+
 def shrinking(model):
     """As if the term had shrunk what it grew."""
     found = concentration.measured(model)
@@ -187,3 +192,8 @@ def test_networks_trained_together_are_those_trained_alone():
         torch.testing.assert_close(together[3].state_dict()[name], weight, rtol=1e-3, atol=1e-4)
     moved = together[1].net.blocks[0].linear1.weight - alone.net.blocks[0].linear1.weight
     assert moved.abs().max() > 1e-2
+
+
+def test_diverged_networks_are_an_error_that_says_so():
+    with pytest.raises(ValueError, match="diverged: lower the learning rate or beta"):
+        theory.run("concentration", fast=True, term=bursting)

@@ -1,0 +1,71 @@
+"""Writes the verdict table of theory/README.md from results/theory/verdicts.json.
+
+    python -m theory.readme
+
+Words and verdicts come from the stored suite, notebooks are found by what they run: nothing in the
+table is written by hand.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckasr.experiments.records import write_text
+from theory.report import stored
+from theory.verdict import Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "theory" / "README.md"
+BEGIN, END = "<!-- table: python -m theory.readme -->", "<!-- end of table -->"
+HEAD = ("check: the paper's claim", "statement", "claim", "why", "notebook", "command")
+
+
+def notebook_of(name: str) -> Path | None:
+    """The notebook that runs a check."""
+    call = f'theory.run(\\"{name}\\"'
+    found = (
+        p for p in sorted((ROOT / "notebooks").glob("theory_*.ipynb")) if call in p.read_text()
+    )
+    return next(found, None)
+
+
+def line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def row(verdict: Verdict) -> str:
+    notebook = notebook_of(verdict.name)
+    link = f"[{notebook.stem.split('_')[1]}](../notebooks/{notebook.name})" if notebook else ""
+    cells = [
+        f"[{verdict.name}]({verdict.name}.py): {verdict.claim}",
+        f"**{verdict.verdict}**",
+        verdict.bearing if verdict.bearing == "open" else f"{verdict.bearing} it",
+        verdict.reason,
+        link,
+        f"`python -m theory {verdict.name}`",
+    ]
+    return line(cells)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table."""
+    return "\n".join([line(HEAD), "|" + "---|" * len(HEAD), *map(row, verdicts)])
+
+
+def with_table(text: str, verdicts: Sequence[Verdict]) -> str:
+    """The README's text with its table written anew. ValueError if the marks are not there."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{README.name} must hold the lines {BEGIN} and {END} once each")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(verdicts)}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    verdicts = stored(ROOT / "results" / "theory")
+    if not verdicts:
+        raise SystemExit("no results/theory/verdicts.json; run `python -m theory` first")
+    write_text(README, with_table(README.read_text(), verdicts))
+    print(f"{len(verdicts)} verdicts in {README.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

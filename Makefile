@@ -45,6 +45,8 @@ reproduce: $(READY) ## run the notebooks of PROFILE: records, figures and tables
 
 figures: $(READY) ## every figure and table again from the committed records, no training
 	$(PY) -m ckasr figures $(ARGS)
+	$(PY) -m theory trained_networks
+	$(PY) -m theory.readme
 
 theory: $(READY) ## check the claims of the theory, one verdict a line; ARGS=--fast: small sizes
 	$(PY) -m theory $(ARGS)

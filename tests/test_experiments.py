@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckasr import methods
 from ckasr.data import load
 from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, records, run, sweep
 from ckasr.experiments import run as run_function
@@ -52,8 +53,8 @@ def test_every_setting_changes_the_id():
     other = {
         "dataset": "digits",
         "model": "resnet32",
-        "method": "dense",
-        "method_options": {"levels": 3},
+        "method": "rigl",
+        "method_options": {"fraction": 0.5},
         "distribution": "er",
         "variant": "paper",
         "pairs": "all",
@@ -62,7 +63,7 @@ def test_every_setting_changes_the_id():
         "augment": "none",
         "precision": "bf16",
     }
-    base = Settings(beta=0.5, sparsity=0.5)
+    base = Settings(method="set", beta=0.5, sparsity=0.5)
     ids = {base.id}
     for item in dataclasses.fields(Settings):
         value = getattr(base, item.name)
@@ -75,13 +76,23 @@ def test_every_setting_changes_the_id():
     assert len(ids) == len(dataclasses.fields(Settings)) + 1
 
 
+def test_method_options_are_read_as_the_method_reads_them():
+    chosen = Settings(method="lth", method_options={"rewind": 2})
+    for written in ("2", 2.0):
+        assert Settings(method="lth", method_options={"rewind": written}).id == chosen.id
+    default = methods.create("lth").rewind
+    assert Settings(method="lth", method_options={"rewind": default}) == Settings(method="lth")
+
+
 def test_baselines_of_all_terms_are_one_run():
     assert Settings(beta=0.0, variant="paper", samples=0, every=1, pairs="all").id == Settings().id
     assert Settings(beta=1e-3, variant="aug", seed=2).baseline() == Settings(seed=2)
 
 
 def test_settings_survive_json():
-    settings = Settings(beta=1e-4, method_options={"levels": 2}, milestones=(0.25, 0.5))
+    settings = Settings(
+        beta=1e-4, method="lth", method_options={"rewind": 2}, milestones=(0.25, 0.5)
+    )
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     with pytest.raises(LookupError, match="unknown setting 'betta'"):
         Settings.from_dict({"betta": 1})
@@ -404,7 +415,7 @@ def test_sweep_stays_inside_its_budget(finished, tmp_path):
     assert (tmp_path / "checkpoints" / f"{cells[0].id}.pt").exists()
     assert sweep(cells, tmp_path, **quiet).done == [cells[0].id]
 
-    slow = {**finished[0], "curves": {**finished[0]["curves"], "seconds": [100.0] * 3}}
+    slow = {**finished[0], "seconds": 300.0}
     records.save(slow, tmp_path / "known")
     assert sweep(cells, tmp_path / "known", minutes=1, **quiet).left == [cells[0].id]
     assert not (tmp_path / "known" / "checkpoints").exists()

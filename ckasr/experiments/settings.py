@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
+from ckasr import methods
+
 CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
 """The settings in which the two arms of a comparison may differ."""
 
@@ -16,7 +18,7 @@ class Settings:
     """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe.
 
     The annotations are the help texts of the command line. Raises ValueError for a value of the
-    wrong type or out of range.
+    wrong type or out of range, LookupError for a method or an option that does not exist.
     """
 
     dataset: Annotated[str, "data set"] = "cifar100"
@@ -49,6 +51,14 @@ class Settings:
         for item in fields(self):
             value = _typed(item.name, getattr(self, item.name), _default(item))
             object.__setattr__(self, item.name, value)
+        # As the method reads them: "2", 2 and 2.0 are one setting, and so is what is default.
+        chosen = methods.create(self.method, self.method_options)
+        options = {
+            item.name: value
+            for item in fields(chosen)
+            if (value := getattr(chosen, item.name)) != item.default
+        }
+        object.__setattr__(self, "method_options", options)
         if self.beta == 0:  # one baseline, whatever term the other arm has
             for name in CKA_SR_FIELDS:
                 object.__setattr__(self, name, getattr(Settings, name))

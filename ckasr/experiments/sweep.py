@@ -150,21 +150,26 @@ def default_jobs(device: str) -> int:
 
 
 class _Costs:
-    """Expected seconds of a cell, from the epochs of its kind that were measured."""
+    """Expected seconds of a cell, from finished runs of its data set, model and method.
+
+    Per epoch of the settings, so that a method of several trainings counts them all.
+    """
+
+    KIND = ("dataset", "model", "method")
 
     def __init__(self, known: Iterable[records.Record]) -> None:
-        self.seconds: dict[tuple[str, str], list[float]] = {}
+        self.seconds: dict[tuple[str, ...], list[float]] = {}
         for record in known:
             self.add(record)
 
     def add(self, record: records.Record) -> None:
         settings = record["settings"]
-        key = (settings["dataset"], settings["model"])
-        self.seconds.setdefault(key, []).extend(record["curves"]["seconds"])
+        key = tuple(settings[name] for name in self.KIND)
+        self.seconds.setdefault(key, []).append(record["seconds"] / settings["epochs"])
 
     def fits(self, cell: Settings, deadline: float) -> bool:
         left = deadline - time.monotonic()
-        measured = self.seconds.get((cell.dataset, cell.model))
+        measured = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
         expected = median(measured) * cell.epochs if measured else 0
         return left > 0 and expected <= left
 

@@ -74,6 +74,8 @@ def _read(method: str, key: str, value: Any, kind: type) -> Any:
             return value if isinstance(value, bool) else words[str(value).lower()]
         if kind is int and float(value) != int(float(value)):
             raise ValueError
+        if kind is str and isinstance(value, tuple | list):  # levels=0.5,0.8 on a command line
+            return ",".join(map(str, value))
         return kind(float(value)) if kind is int else kind(value)
     except (KeyError, ValueError, TypeError):
         raise ValueError(

@@ -20,5 +20,6 @@ class Random(Method):
 
     def prepare(self, context: Context) -> None:
         shapes = context.shapes()
+        _ = context.kept  # raises where nothing would be left
         densities = layer_densities(shapes, context.density, context.distribution)
         context.masks.update(random_masks(shapes, densities, context.seed))

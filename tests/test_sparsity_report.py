@@ -239,6 +239,25 @@ def test_a_dense_network_is_all_alive(name):
     assert found["macs"] == found["macs_dense"]
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "told"),
+    [
+        ("resnet20", (3, 32, 32), (3, 32, 32)),
+        ("resmlp", (1, 8, 8), (64,)),
+        ("lenet300", (1, 28, 28), (784,)),
+    ],
+)
+def test_without_a_shape_the_first_layer_tells_it(name, images, told):
+    model = models.create(name, num_classes=10, input_shape=images)
+    assert report(model, ones(model)) == report(model, ones(model), told)
+
+
+def test_a_first_layer_that_does_not_tell_the_shape():
+    line = nn.Conv1d(1, 2, 3)
+    with pytest.raises(ValueError, match="give input_shape: it cannot be told from a Conv1d"):
+        report(line, ones(line))
+
+
 def test_multiply_adds_of_resnet20():
     # The stem and 6 + 5 + 5 convolutions of 2304 weights on 32x32, 9216 on 16x16, 36864 on 8x8
     # positions; the first of a stage reads half as many channels; two projections; 64 x 10.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .masks import check_masks, prunable, uncompiled
+from .masks import CONVOLUTIONS, check_masks, prunable, uncompiled
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch norm and instance norm
@@ -40,7 +40,7 @@ _HOOKS = (
 
 
 def report(
-    model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]
+    model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int] | None = None
 ) -> dict[str, object]:
     """Sparsity of a classifier under its masks, as the run record holds it.
 
@@ -50,6 +50,8 @@ def report(
     (an output unit of any layer but the classifier) is dead when no such path enters it; a class
     is empty when its row in the classifier is, and dead when no path reaches it. `macs` are
     multiply-adds of the conv and linear layers for one input: weights times output positions.
+    Without `input_shape` the first layer tells it: its inputs, and 32 x 32 pixels for a 2-d
+    convolution; give it for anything else.
 
     Paths are followed through the model's own forward pass, so skips, pooling and padding need
     no description (see `_trace`). Raises ValueError for masks that do not fit, for a model that
@@ -59,7 +61,8 @@ def report(
     weights = prunable(model)
     check_masks(weights, masks)
     masks = {name: masks[name].detach().cpu() for name in weights}
-    trace = _trace(model, weights, masks, tuple(input_shape))
+    shape = _input_shape(model) if input_shape is None else tuple(input_shape)
+    trace = _trace(model, weights, masks, shape)
 
     total = sum(mask.numel() for mask in masks.values())
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
@@ -85,6 +88,15 @@ def report(
             for name, mask in masks.items()
         },
     }
+
+
+def _input_shape(model: nn.Module) -> tuple[int, ...]:
+    first = next(m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)))
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    if isinstance(first, nn.Conv2d):
+        return (first.in_channels, 32, 32)
+    raise ValueError(f"give input_shape: it cannot be told from a {type(first).__name__}")
 
 
 class _Trace:

@@ -26,7 +26,7 @@ OTHER = {
     "dataset": "cifar10",
     "model": "resnet32",
     "method": "dense",
-    "method_options": {"steps": 3},
+    "method_options": {"fraction": 0.5},  # of SET
     "distribution": "uniform",
     "sparsity": 0.5,
     "epochs": 30,
@@ -49,7 +49,8 @@ class TestPairing:
 
     @pytest.mark.parametrize("name", OTHER)
     def test_runs_that_differ_in_any_other_setting_are_never_paired(self, name):
-        runs = [record(0.5, beta=0.0), record(0.6, beta=1e-4, **{name: OTHER[name]})]
+        host = {"method": "set"}
+        runs = [record(0.5, **host), record(0.6, **{**host, "beta": 1e-4, name: OTHER[name]})]
         assert len(cells(runs)) == 2
         (only,) = paired_differences(runs)
         assert (only.n, only.mean, only.incomplete) == (0, None, ("seed 0: no baseline",))
@@ -244,6 +245,7 @@ class TestNames:
 
     def test_titles_and_file_names_tell_groups_apart(self):
         groups_ = [{}, *({name: value} for name, value in OTHER.items() if name != "sparsity")]
+        groups_ = [{"method": "set", **g} if "method_options" in g else g for g in groups_]
         settings = [record(**changed)["settings"] for changed in groups_]
         assert len({title(s) for s in settings}) == len(settings)
         assert len({slug(s) for s in settings}) == len(settings)

@@ -45,4 +45,4 @@ def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) ->
     """Run one check and note its wall time in seconds."""
     start = time.perf_counter()
     verdict = load(name).check(fast=fast, seed=seed, **overrides)
-    return replace(verdict, fast=fast, seed=seed, seconds=time.perf_counter() - start)
+    return replace(verdict, fast=fast, seed=seed, seconds=round(time.perf_counter() - start, 1))

@@ -6,6 +6,7 @@ are arguments of `check`, so that a wrong one can be fed and must change the ver
 
 import difflib
 import importlib
+import math
 import time
 from dataclasses import replace
 from types import ModuleType
@@ -42,7 +43,8 @@ def load(name: str) -> ModuleType:
 
 
 def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) -> Verdict:
-    """Run one check and note its wall time in seconds."""
+    """Run one check and note its wall time in seconds, rounded up to a tenth."""
     start = time.perf_counter()
     verdict = load(name).check(fast=fast, seed=seed, **overrides)
-    return replace(verdict, fast=fast, seed=seed, seconds=round(time.perf_counter() - start, 1))
+    seconds = math.ceil(10 * (time.perf_counter() - start)) / 10
+    return replace(verdict, fast=fast, seed=seed, seconds=seconds)

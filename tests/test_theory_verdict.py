@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import theory
+from ckasr.analysis import holm
 from theory.verdict import (
     ALPHA,
     FALSE,
@@ -18,7 +19,6 @@ from theory.verdict import (
     at_most,
     corrected,
     fits,
-    holm,
     judge,
     plain,
     rejects,

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ckasr.analysis import holm
+
 PROVED = "proved"
 HOLDS = "holds numerically"
 FALSE = "false (counterexample)"
@@ -239,16 +241,6 @@ def judge(
         on_claim=bearing,
         figure=plain(figure or {}),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:

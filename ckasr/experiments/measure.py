@@ -66,7 +66,7 @@ def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
     except ValueError:
         names = [name.removesuffix(".weight") for name in prunable(model)]
         return {name: (modules[name], False) for name in names}
-    # A wrapper with an identity forward would do, but the first block's own input is the stem.
+    # Whatever the stem is called, its output is what the first block gets.
     return {"stem": (modules[blocks[0]], True)} | {b: (modules[b], False) for b in blocks}
 
 

@@ -110,7 +110,7 @@ def test_unused_term_leaves_the_gradient_alone(net, batch):
 
 
 class Shared(nn.Module):
-    """The gradient of `first` is handed to both branches of a sum: it must not be changed."""
+    """Both branches of a sum are handed one gradient: a tap must not change it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,13 +120,16 @@ class Shared(nn.Module):
         return self.left(x) + self.right(x)
 
 
-def test_gradients_that_branches_share_stay_apart(batch):
+@pytest.mark.parametrize("tapped", ["left", "right"])
+def test_gradients_that_branches_share_stay_apart(batch, tapped):
+    """Backward takes the branch that ran last first, so one of the two would see a change."""
     net = Shared().double()
     reference = copy.deepcopy(net)
     x = batch[0].flatten(1)[:, :5]
-    left, right = reference.left(x), reference.right(x)
-    ((left + right).square().sum() + 2 * ckasr.linear_cka(left[:8], x[:8])).backward()
-    reg = CKASR(net, 1.0, layers=["left"], pairs="input")
+    outputs = {"left": reference.left(x), "right": reference.right(x)}
+    term = 2 * ckasr.linear_cka(outputs[tapped][:8], x[:8])
+    ((outputs["left"] + outputs["right"]).square().sum() + term).backward()
+    reg = CKASR(net, 1.0, layers=[tapped], pairs="input")
     (net(x).square().sum() + reg()).backward()
     torch.testing.assert_close(gradients(net), gradients(reference), rtol=1e-9, atol=1e-12)
 

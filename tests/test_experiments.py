@@ -393,6 +393,29 @@ def test_grid_leaves_complete_pairs_wherever_it_stops():
     assert set(CKA_SR_FIELDS) < {item.name for item in dataclasses.fields(Settings)}
 
 
+def test_grid_reads_the_options_behind_a_method():
+    """As a notebook's parameters can hold them; {sparsity} is the cell's own."""
+    methods = ["dense", "lth levels=0.8,{sparsity} rewind=5", "random"]
+    cells = grid(Settings(), sparsities=[0.95, 0.995], betas=[0], seeds=[0], methods=methods)
+    assert [(c.method, c.sparsity, c.method_options) for c in cells] == [
+        ("dense", 0.0, {}),
+        ("lth", 0.95, {"levels": "0.8,0.95", "rewind": 5}),
+        ("lth", 0.995, {"levels": "0.8,0.995", "rewind": 5}),
+        ("random", 0.95, {}),
+        ("random", 0.995, {}),
+    ]
+    one = {"sparsities": [0.9], "betas": [0], "seeds": [0]}
+    base = Settings(method="lth", method_options={"rewind": 7})
+    assert [c.method_options for c in grid(base, **one)] == [{"rewind": 7}]
+    for wrong in ("lth rewind", "lth =5"):
+        with pytest.raises(ValueError, match=f"{wrong!r}.* must be name=value"):
+            grid(Settings(), methods=[wrong], **one)
+    with pytest.raises(LookupError, match="no option 'rewnd'; nearest: rewind"):
+        grid(Settings(), methods=["lth rewnd=5"], **one)
+    with pytest.raises(LookupError, match="unknown method ''"):
+        grid(Settings(), methods=[""], **one)
+
+
 def test_sweep_runs_what_is_missing(finished, tmp_path):
     record, _ = finished
     records.save(record, tmp_path)

@@ -31,16 +31,40 @@ def grid(
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
 ) -> list[Settings]:
-    """Cells in the order in which they are worth having.
+    """Cells in the order in which they are worth having, each once.
 
     Seeds go slowest, betas fastest: whenever a sweep stops, it leaves complete pairs, and every
     sparsity once before any twice.
+
+    methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
+    stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
+    is asked for. None: the method of ``base``. Raises ValueError for an option that is not
+    name=value, LookupError for a method or an option that does not exist.
     """
-    cells = itertools.product(seeds, methods or [base.method], sparsities, betas)
-    return [
-        replace(base, seed=seed, method=method, sparsity=sparsity, beta=beta)
-        for seed, method, sparsity, beta in cells
+    cells = [
+        replace(base, seed=seed, beta=beta, **_method(base, method, sparsity))
+        for seed, method, sparsity, beta in itertools.product(
+            seeds, methods or [base.method], sparsities, betas
+        )
     ]
+    return list({cell.id: cell for cell in cells}.values())
+
+
+def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:
+    """The settings that ``name option=value ...`` stands for at this sparsity."""
+    name, *words = text.split() or [""]
+    options = dict(base.method_options)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not (option and equals):
+            raise ValueError(f"method {text!r}: {word!r} must be name=value")
+        options[option] = value.replace("{sparsity}", str(sparsity))
+    # Dense training refuses a sparsity, and would be the same run at each.
+    return {
+        "method": name,
+        "method_options": options,
+        "sparsity": 0.0 if name == "dense" else sparsity,
+    }
 
 
 @dataclass

@@ -9,7 +9,9 @@ term. Nothing else of the loop changes, and ``reg.remove()`` leaves the model as
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -99,6 +101,7 @@ class CKASR:
         # Read by the hooks instead of the step itself: under torch.compile a counter would be a
         # new graph at every step, a flag is two graphs in all.
         self._due = True
+        _nobody_else()  # measured now, not in the middle of a backward
         if pairs == "input":
             self._handles.append(model.register_forward_pre_hook(self._tap_input))
         for name, module in modules.items():
@@ -222,10 +225,52 @@ class _FirstSamples(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, few: Tensor | None) -> tuple[Tensor | None, None]:
         if few is None:
             return grad, None
-        # A copy, because autograd may hand the same gradient to another branch as well.
-        grad = few.new_zeros(ctx.shape) if grad is None else grad.clone()
+        if grad is None:
+            grad = few.new_zeros(ctx.shape)
+        elif not (_plain(grad) and _holders(grad) == _nobody_else()):
+            grad = grad.clone()
         grad[: len(few)] += few
         return grad, None
+
+
+# Autograd may hand one gradient to several branches, and a hook may keep it. Where nobody does, the
+# copy above is spared (it is most of what the term costs on a CPU). Autograd itself decides by
+# these counts whether to add in place, but shows them by private names: without those, we copy.
+
+
+def _plain(grad: Tensor) -> bool:
+    """Whether its counts tell all: not under a compiler or a double backward, not expanded."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(grad) is not Tensor:
+        return False
+    return grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
+
+
+def _holders(grad: Tensor) -> tuple[int, int, int] | None:
+    """Reference counts of a gradient: of its Python object, its tensor and its storage."""
+    try:
+        storage = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+        return sys.getrefcount(grad), grad._use_count(), storage
+    except AttributeError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _nobody_else() -> tuple[int, int, int] | None:
+    """The counts of a gradient that only a backward holds: measured, as versions differ in them."""
+    found = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.detach()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> None:
+            found.append(_holders(grad))
+
+    with torch.enable_grad():
+        (2 * Probe.apply(torch.zeros(2, requires_grad=True))).sum().backward()
+    return found[0]
 
 
 def find_stages(model: nn.Module) -> list[list[str]]:

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import ckasr
-from ckasr import CKASR, cka_sr_loss, find_stages
+from ckasr import CKASR, cka_sr_loss, find_stages, regularizer
 
 BLOCKS = [["layer1.0", "layer1.1"], ["layer2.0", "layer2.1"]]
 
@@ -132,6 +132,54 @@ def test_gradients_that_branches_share_stay_apart(batch, tapped):
     reg = CKASR(net, 1.0, layers=[tapped], pairs="input")
     (net(x).square().sum() + reg()).backward()
     torch.testing.assert_close(gradients(net), gradients(reference), rtol=1e-9, atol=1e-12)
+
+
+class Kept(nn.Module):
+    """A hook keeps the gradient of a tapped layer's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 3)
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        hidden.register_hook(lambda grad: self.kept.append(grad))
+        return self.second(hidden.relu())
+
+
+def test_gradients_that_a_hook_keeps_stay_as_they_were(batch):
+    """Hooks on the output see the loss's part, whatever the tap adds to it afterwards."""
+    net = Kept().double()
+    x = batch[0].flatten(1)[:, :5]
+    net(x).square().sum().backward()
+    reg = CKASR(net, 1.0, layers=["first"], pairs="input")
+    (net(x).square().sum() + reg()).backward()
+    without, with_term = net.kept
+    torch.testing.assert_close(with_term, without, rtol=0, atol=0)
+
+
+def test_the_gradient_is_copied_only_where_somebody_else_holds_it(net, batch, monkeypatch):
+    x, y = batch
+    copies = []
+    clone = torch.Tensor.clone
+
+    def counted(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        copies.append(len(tensor))
+        return clone(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "clone", counted)
+    gradients_of = []
+    for alone in (regularizer._nobody_else(), None):  # None: as where torch shows no counts
+        monkeypatch.setattr(regularizer, "_nobody_else", lambda alone=alone: alone)
+        copies.clear()
+        net.zero_grad()
+        with CKASR(net, 1.0) as reg:
+            (nn.functional.cross_entropy(net(x), y) + reg()).backward()
+        layers = sum(len(stage) for stage in reg.stages)
+        assert copies == [8] * layers + [len(x)] * (0 if alone else layers)
+        gradients_of.append(gradients(net))
+    torch.testing.assert_close(*gradients_of, rtol=0, atol=0)
 
 
 def test_acts_on_every_fifth_step_and_not_in_eval_mode(net, batch):

@@ -1,7 +1,8 @@
 """Paired differences between the arms of a comparison, with intervals and exact p-values.
 
-A *pair* is two finished runs that differ in the CKA-SR settings alone: same seed, hence the same
-initial weights, mask, order and augmentation. Rules, fixed before any result:
+A *pair* is two finished runs that differ in the CKA-SR settings alone (in `precision.py`: in the
+precision alone): same seed, hence the same initial weights, mask, order and augmentation. Rules,
+fixed before any result:
 
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
@@ -25,7 +26,8 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline of its cell. Values are fractions, differences arm - baseline.
+    """One arm against a baseline: its cell's, unless said. Values are fractions, differences
+    arm - baseline.
 
     An interval or p-value that cannot be had is None, and `note` says why.
     """
@@ -74,6 +76,20 @@ def paired_differences(
 def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
     """One arm of a cell against its baseline, pair by pair."""
     sides = {"baseline": cell.arms.get(BASELINE, {}), arm.label: cell.arms[arm]}
+    return compare_sides(cell, arm, sides, outcome)
+
+
+def compare_sides(
+    cell: Cell,
+    arm: Arm,
+    sides: Mapping[str, Mapping[int, Record]],
+    outcome: str = "test_accuracy",
+) -> Comparison:
+    """The second of two sides against the first, pair by pair.
+
+    sides: name -> seed -> record, in the order baseline, treated; they must differ in one thing
+    only. cell, arm: where the second side belongs.
+    """
     seeds, values, diverged, incomplete = [], [], [], []
     for seed in sorted(set().union(*sides.values())):
         pair = {name: runs[seed] for name, runs in sides.items() if seed in runs}
@@ -88,16 +104,27 @@ def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
         else:
             seeds.append(seed)
             values.append(tuple(value_of(run, outcome) for run in pair.values()))
-    baseline, treated = zip(*values, strict=True) if values else ((), ())
+    return of_values(cell, arm, dict(zip(seeds, values, strict=True)), diverged, incomplete)
+
+
+def of_values(
+    cell: Cell,
+    arm: Arm,
+    values: Mapping[int, tuple[float, float]],
+    diverged: Sequence[str] = (),
+    incomplete: Sequence[str] = (),
+) -> Comparison:
+    """The comparison of values that are known: seed -> (baseline, treated)."""
+    baseline, treated = zip(*values.values(), strict=True) if values else ((), ())
     return Comparison(
         cell,
         arm,
-        tuple(seeds),
+        tuple(values),
         baseline,
         treated,
         tuple(diverged),
         tuple(incomplete),
-        **_estimate([t - b for b, t in values]),
+        **_estimate([t - b for b, t in values.values()]),
     )
 
 

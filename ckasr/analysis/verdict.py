@@ -21,15 +21,9 @@ one pair in five diverged."""
 
 def verdict(comparison: Comparison) -> str:
     """The word of `RULE` for a comparison of test accuracies."""
-    interval = comparison.t_interval
-    lost = len(comparison.diverged)
-    if (
-        interval is None
-        or comparison.n < FEWEST_PAIRS
-        or lost > MOST_DIVERGED * (comparison.n + lost)
-    ):
+    if too_little(comparison):
         return UNDECIDED
-    low, high = interval
+    low, high = comparison.t_interval
     gain = paper_difference(comparison.cell.settings, comparison.arm)
     # Short schedules do not test the claim, which is about converged networks.
     if gain is None or gain <= 0 or comparison.cell.settings["schedule"] != "full":
@@ -37,3 +31,13 @@ def verdict(comparison: Comparison) -> str:
     if low > 0:
         return REPRODUCED if high >= gain else SMALLER
     return UNDECIDED if high >= gain else NOT_REPRODUCED
+
+
+def too_little(comparison: Comparison) -> bool:
+    """Whether nothing can be said: too few pairs, no interval, or too many that diverged."""
+    lost = len(comparison.diverged)
+    return (
+        comparison.t_interval is None
+        or comparison.n < FEWEST_PAIRS
+        or lost > MOST_DIVERGED * (comparison.n + lost)
+    )

@@ -84,7 +84,7 @@ def run(
         **_results(engine, settings, dataset, validation, status),
         "seconds": sum(engine.curves["seconds"]),
         "started": started,
-        **_environment(target),
+        **environment(target),
     }
     records.save(record, results)
     engine.checkpoint.unlink(missing_ok=True)
@@ -210,7 +210,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where and with what something was measured: device, versions, commit, peak memory."""
     import resource
     from importlib.metadata import PackageNotFoundError, version
 

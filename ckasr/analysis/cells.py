@@ -9,6 +9,8 @@ from ckasr.experiments.settings import CKA_SR_FIELDS, Settings
 
 Record = Mapping[str, Any]
 
+METHOD_FIELDS = {"method", "method_options", "distribution"}
+
 _DEFAULTS = Settings().to_dict()
 
 
@@ -96,25 +98,48 @@ def groups(records: Iterable[Record]) -> list[list[Cell]]:
     return list(found.values())
 
 
+def families(records: Iterable[Record]) -> list[list[Cell]]:
+    """Cells that differ in nothing but method and sparsity: where there is more than one method."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells(records):
+        shared = _without_sparsity(_no_method(cell.settings))
+        found.setdefault(_key(shared), []).append(cell)
+    return [family for family in found.values() if len({c.settings["method"] for c in family}) > 1]
+
+
+def studies(records: Iterable[Record]) -> list[list[Cell]]:
+    """The groups, without those that have no CKA-SR arm and stand in one of the `families`."""
+    records = list(records)
+    beside = [cell.settings for family in families(records) for cell in family]
+    return [
+        group
+        for group in groups(records)
+        if group[0].settings not in beside or any(set(cell.arms) - {BASELINE} for cell in group)
+    ]
+
+
 def title(settings: Mapping[str, Any]) -> str:
     """What a group is, in words: data, network, method, schedule, and whatever is not default."""
     method = settings["method"]
     if method != "dense":
         method += f" ({settings['distribution']})"
-    extra = [f"{name} {value}" for name, value in _unusual(settings).items()]
     head = f"{settings['dataset']}, {settings['model']}, {method}"
-    return ", ".join(
-        [head, f"{settings['epochs']} epochs ({settings['schedule']} schedule)", *extra]
-    )
+    return ", ".join([head, *_recipe(settings)])
+
+
+def family_title(settings: Mapping[str, Any]) -> str:
+    """What a family is, in words: as a group's, without the method."""
+    return ", ".join([settings["dataset"], settings["model"], *_recipe(_no_method(settings))])
 
 
 def slug(settings: Mapping[str, Any]) -> str:
-    """The same as a file name, without the sparsity."""
-    names = ("dataset", "model", "method", "distribution")
-    words = [*(str(settings[name]) for name in names), f"{settings['epochs']}ep"]
-    words += [f"{name}-{json.dumps(value)}" for name, value in _unusual(settings).items()]
-    kept = "_".join(words).replace(", ", "-")
-    return "".join(c for c in kept if c.isalnum() or c in "_-.")
+    """A group's title as a file name, without the sparsity."""
+    return _slug(settings, "dataset", "model", "method", "distribution")
+
+
+def family_slug(settings: Mapping[str, Any]) -> str:
+    """A family's title as a file name."""
+    return _slug(_no_method(settings), "dataset", "model")
 
 
 def percent(share: float) -> str:
@@ -128,6 +153,22 @@ def power_of_ten(value: float) -> str:
         return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _slug(settings: Mapping[str, Any], *names: str) -> str:
+    words = [*(str(settings[name]) for name in names), f"{settings['epochs']}ep"]
+    words += [f"{name}-{json.dumps(value)}" for name, value in _unusual(settings).items()]
+    kept = "_".join(words).replace(", ", "-")
+    return "".join(c for c in kept if c.isalnum() or c in "_-.")
+
+
+def _recipe(settings: Mapping[str, Any]) -> list[str]:
+    extra = [f"{name} {value}" for name, value in _unusual(settings).items()]
+    return [f"{settings['epochs']} epochs ({settings['schedule']} schedule)", *extra]
+
+
+def _no_method(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in METHOD_FIELDS}
 
 
 def _unusual(settings: Mapping[str, Any]) -> dict[str, Any]:

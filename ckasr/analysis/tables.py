@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
-from .cells import BASELINE, Arm, Cell, Record, groups, percent, title
+from .cells import BASELINE, Arm, Cell, Record, families, percent, studies, title
 from .paper import SELECTION, deviations, lookup, paper_difference
 from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
 from .verdict import RULE, verdict
@@ -34,16 +34,21 @@ path from input to output; a dead class has no such path; both are means over se
 {RULE}
 """
 
+ELSEWHERE = "Methods side by side have a table of their own: tables/methods.md.\n"
+
 
 def runs_table(records: Iterable[Record]) -> str:
-    """All there is, as markdown: one table for each group, a row for each sparsity and arm.
+    """Every comparison, as markdown: one table for each group, a row for each sparsity and arm.
 
     Settings that differ in anything but sparsity, CKA-SR and seed (so: schedules) never share a
     table. Under each stand the runs that could not be used, and how the recipe differs from the
-    paper's.
+    paper's. Methods that are only set beside each other are left to `methods_table`.
     """
-    tables = [group_table(group) for group in groups(records)]
-    return "\n".join([*tables, LEGEND]) if tables else "There are no records yet.\n"
+    records = list(records)
+    tables = [group_table(group) for group in studies(records)]
+    parts = [*tables, LEGEND] if tables else []
+    parts += [ELSEWHERE] if families(records) else []
+    return "\n".join(parts) or "There are no records yet.\n"
 
 
 def group_table(group: Sequence[Cell]) -> str:
@@ -56,7 +61,7 @@ def group_table(group: Sequence[Cell]) -> str:
         for cell in group
         for arm in cell.arms
     ]
-    lines = [f"### {title(group[0].settings)}", "", *_markdown(COLUMNS, rows), ""]
+    lines = [f"### {title(group[0].settings)}", "", *markdown(COLUMNS, rows), ""]
     lines += [f"- {note}" for note in _notes(group, comparisons)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -136,7 +141,7 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
     return notes
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Pipes, padded so that the source reads as a table too; columns that say nothing left out."""
     told = [
         column

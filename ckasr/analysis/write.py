@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from ckasr.experiments.records import write_text
 
 from . import figures
-from .cells import Cell, Record, groups, percent, slug
+from .cells import Cell, Record, family_slug, percent, slug, studies
+from .methods import method_families, methods_table
+from .methods_figure import method_accuracy
 from .style import style
 from .tables import runs_table
 
@@ -40,14 +42,23 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
 
     ``tables/runs.md`` holds all tables. Under ``figures/`` each group (one data set, network,
     method and schedule) has its accuracy against sparsity, and each of its cells its layer CKA and
-    training curves.
+    training curves. Where there are several methods of one recipe, they have ``tables/methods.md``
+    and a figure of them all, which for those without CKA-SR is the only one.
     """
     folder = Path(folder)
     records = list(records)
     table = folder / "tables" / "runs.md"
     write_text(table, runs_table(records))
     written = [table]
-    for group in groups(records):
+    if methods := method_families(records):
+        table = folder / "tables" / "methods.md"
+        write_text(table, methods_table(records))
+        written.append(table)
+    for entries in methods:
+        path = folder / "figures" / f"{family_slug(entries[0].cell.settings)}_methods.png"
+        cells = list({id(entry.cell): entry.cell for entry in entries}.values())
+        written.append(save(method_accuracy(_records(cells)), path))
+    for group in studies(records):
         name = slug(group[0].settings)
         figure = figures.accuracy_vs_sparsity(_records(group))
         written.append(save(figure, folder / "figures" / f"{name}_accuracy.png"))

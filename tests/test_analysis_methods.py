@@ -1,0 +1,266 @@
+"""Methods side by side: the right rows in the right order, published numbers kept apart."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import pairs, record, study
+
+from ckasr.analysis import method_accuracy, method_families, methods_table, runs_table, write_all
+from ckasr.analysis.methods import COLUMNS
+from ckasr.analysis.references import reference
+from ckasr.experiments import Settings, grid
+
+ACCURACIES = {"dense": 0.66, "random": 0.60, "snip": 0.55, "synflow": 0.58, "lth": 0.63}
+RECIPE = {"dataset": "cifar10", "epochs": 2, "milestones": (0.5,)}
+
+
+def made(settings: Settings, accuracy: float | None, **extra: Any) -> dict:
+    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    return record(accuracy, dead_classes=0, **values) | extra
+
+
+def comparison(seeds: int = 1, **recipe: Any) -> list[dict]:
+    """Five methods at two sparsities, at the higher one 20 points down; LTH trains twice."""
+    methods = ["lth levels={sparsity}" if name == "lth" else name for name in ACCURACIES]
+    cells = grid(
+        Settings(**{**RECIPE, **recipe}),
+        sparsities=[0.95, 0.995],
+        betas=[0],
+        seeds=range(seeds),
+        methods=methods,
+    )
+    runs = []
+    for cell in cells:
+        down = 0.2 if cell.sparsity > 0.99 else 0.0
+        run = made(cell, ACCURACIES[cell.method] - down + 0.01 * cell.seed)
+        if cell.method == "lth":
+            run["curves"] = {k: v * 2 for k, v in run["curves"].items()}
+        runs.append(run)
+    return runs
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    table = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(table[0], row, strict=True)) for row in table if row[0] != "sparsity"]
+
+
+class TestTable:
+    def test_rows_by_sparsity_and_best_first(self):
+        found = rows(methods_table(comparison()[::-1]))
+        assert [(row["sparsity"], row["method"]) for row in found] == [
+            ("0 %", "dense"),
+            ("95 %", "lth levels=0.95"),
+            ("95 %", "random"),
+            ("95 %", "synflow"),
+            ("95 %", "snip"),
+            ("99.5 %", "lth levels=0.995"),
+            ("99.5 %", "random"),
+            ("99.5 %", "synflow"),
+            ("99.5 %", "snip"),
+        ]
+
+    def test_a_row_by_hand(self):
+        runs = comparison(seeds=3)
+        lth = next(row for row in rows(methods_table(runs)) if row["method"] == "lth levels=0.95")
+        assert lth == {
+            "sparsity": "95 %",
+            "method": "lth levels=0.95",
+            "test accuracy, % ± sd (n)": "64.00 ± 1.00 (3)",
+            "validation accuracy, %": "64.00",
+            "sparsity reached": "95.00 %",
+            "effective sparsity": "97.50 %",
+            "dead classes": "0 of 100",
+            "dead layers": "0",
+            "epochs trained (x dense)": "4 (2 x)",
+            "minutes": "0.4",
+            "CKA-SR's appendix, %": "-",
+            "Synaptic-Flow's data, %": "-",
+        }
+        assert list(lth) == list(COLUMNS)
+
+    def test_the_second_arm_follows_its_baseline(self):
+        runs = comparison()
+        for run in [r for r in runs if r["settings"]["method"] in ("random", "snip")]:
+            settings = Settings.from_dict(run["settings"] | {"beta": 1e-4})
+            runs.append(made(settings, run["test_accuracy"] + 0.3))  # order: by the baseline
+        names = [row["method"] for row in rows(methods_table(runs)) if row["sparsity"] == "95 %"]
+        assert names == [
+            "lth levels=0.95",
+            "random",
+            "random, CKA-SR, β = 1e-4",
+            "synflow",
+            "snip",
+            "snip, CKA-SR, β = 1e-4",
+        ]
+
+    def test_forms_of_a_method_are_told_apart(self):
+        runs = [
+            record(0.5 + i / 100, sparsity=0.95, **form)
+            for i, form in enumerate(
+                [
+                    {"method": "rigl"},
+                    {"method": "rigl", "distribution": "uniform"},
+                    {"method": "lth", "method_options": {"rewind": 5, "levels": "0.8,0.95"}},
+                ]
+            )
+        ]
+        assert [row["method"] for row in rows(methods_table(runs))] == [
+            "lth levels=0.8,0.95 rewind=5",
+            "rigl uniform",
+            "rigl",
+        ]
+
+    def test_recipes_never_share_a_table(self):
+        text = methods_table(comparison() + comparison(epochs=160) + comparison(precision="bf16"))
+        assert text.count("### Methods: cifar10, resnet20") == 3
+        assert "2 epochs (short schedule), milestones [0.5], precision bf16" in text
+
+    def test_what_was_not_asked_for_is_said(self):
+        runs = comparison()
+        snip = next(r for r in runs if r["settings"]["method"] == "snip")
+        snip["sparsity"]["nominal"] = 0.90
+        broken = Settings(method="gmp", sparsity=0.995, **RECIPE)
+        runs.append(made(broken, None, status="diverged", test_accuracy=None))
+        text = methods_table(runs)
+        assert "- Not the sparsity asked for, not to be compared: snip at 95 %\n" in text
+        assert "- Diverged, not in the mean: gmp at 99.5 %, seed 0\n" in text
+        assert "- One seed each" in text
+        last = rows(text)[-1]
+        assert (last["method"], last["test accuracy, % ± sd (n)"]) == ("gmp", "- (0)")
+        assert "One seed each" not in methods_table(comparison(seeds=2))
+
+    def test_one_method_alone_is_no_comparison(self):
+        assert methods_table(study(2)) == "There are no two methods to compare yet.\n"
+        assert method_families(study(2)) == []
+
+
+class TestPublished:
+    def test_numbers_stand_at_the_sparsity_they_were_measured_at(self):
+        found = {(r["method"], r["sparsity"]): r for r in rows(methods_table(comparison()))}
+        assert found["random", "95 %"]["CKA-SR's appendix, %"] == "84.16"
+        assert found["random", "99.5 %"]["CKA-SR's appendix, %"] == "-"
+        others = {k: r["Synaptic-Flow's data, %"] for k, r in found.items()}
+        assert others["random", "95 %"] == "91.60 at 94.38 %"
+        assert others["snip", "99.5 %"] == "88.85 at 99.44 %"
+        assert others["synflow", "95 %"] == "93.69 at 94.38 %"
+        assert others["dense", "0 %"] == "94.95 at 0.00 %"
+
+    def test_that_they_are_no_equals_is_said(self):
+        text = methods_table(comparison())
+        assert "**not to be compared as equals**" in text
+        assert "ResNet18, 160 epochs" in text
+        assert "another recipe: epochs 2 (paper 160), milestones [0.5]" in text
+        elsewhere = methods_table(comparison(dataset="digits"))
+        assert "published" not in elsewhere.lower()
+        assert "Synaptic-Flow" not in elsewhere
+
+    @pytest.mark.parametrize("k", range(4, 13))
+    def test_the_nearest_is_within_half_a_step(self, k):
+        published = 1 - 10 ** (-k / 4)
+        for shift in (-0.49, 0.0, 0.49):
+            near = reference("cifar100", "synflow", 1 - 10 ** (-(k + shift) / 4))
+            assert near.sparsity == pytest.approx(published)
+
+    def test_where_there_is_none(self):
+        assert reference("cifar10", "random", 0.7) is None  # between 0 and 90 %
+        assert reference("cifar10", "random", 0.9999) is None
+        assert reference("cifar10", "rigl", 0.95) is None
+        assert reference("cifar100", "magnitude", 0.95) is None
+        assert reference("digits", "dense", 0.0) is None
+
+    def test_random_falls_monotonically_and_magnitude_collapses(self):
+        sparsities = [1 - 10 ** (-k / 4) for k in range(4, 13)]
+        for dataset in ("cifar10", "cifar100"):
+            values = [reference(dataset, "random", s).percent for s in sparsities]
+            assert values == sorted(values, reverse=True)
+        assert {reference("cifar10", "magnitude", s).percent for s in sparsities[1:]} == {10.0}
+
+
+def positions(axis) -> dict[float, float]:
+    """Row -> accuracy of each mean that is drawn."""
+    lines = [container.lines[0] for container in axis.containers]
+    return {line.get_ydata()[0]: line.get_xdata()[0] for line in lines}
+
+
+class TestFigure:
+    def test_a_panel_a_sparsity_and_a_row_a_method(self):
+        lower, higher = method_accuracy(comparison()).axes
+        names = ["lth (2 x)", "random", "synflow", "snip"]
+        assert [label.get_text() for label in lower.get_yticklabels()] == names
+        assert (lower.get_title(), higher.get_title()) == ("sparsity 95 %", "sparsity 99.5 %")
+        assert positions(lower) == pytest.approx({0: 63, 1: 60, 2: 58, 3: 55})
+        assert positions(higher) == pytest.approx({0: 43, 1: 40, 2: 38, 3: 35})
+        assert lower.get_ylim()[0] > lower.get_ylim()[1]  # the best on top
+
+    def test_dense_and_chance_bound_every_panel(self):
+        for axis in method_accuracy(comparison()).axes:
+            levels = [line for line in axis.lines if len(set(line.get_xdata())) == 1]
+            labels = {line.get_label(): line.get_xdata()[0] for line in levels}
+            assert labels["dense: 66.0 %"] == pytest.approx(66)
+            assert labels["chance: 1 %"] == pytest.approx(1)
+
+    def test_seeds_and_their_interval(self):
+        axis, _ = method_accuracy(comparison(seeds=3)).axes
+        seeds = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "."]
+        assert seeds[0] == pytest.approx([63, 64, 65])
+        (low, _), (high, _) = axis.containers[0].lines[2][0].get_segments()[0]
+        half = 4.302653 / math.sqrt(3)
+        assert (low, high) == pytest.approx((64 - half, 64 + half))
+
+    def test_a_missed_sparsity_is_hollow_and_the_dead_are_named(self):
+        runs = comparison()
+        for run in runs:
+            if run["settings"]["method"] == "snip":
+                run["sparsity"] |= {"nominal": 0.5, "dead_layers": ["a", "b"], "dead_classes": 1}
+        figure = method_accuracy(runs)
+        markers = [c.lines[0] for c in figure.axes[0].containers]
+        assert [m.get_markerfacecolor() == "none" for m in markers] == [False, False, False, True]
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert texts == ["dead: 2 layers, 1 class"]
+        assert "Hollow" in figure.legends[0].get_title().get_text()
+
+    def test_arms_stand_apart_in_their_row(self):
+        runs = comparison()
+        for run in [r for r in runs if r["settings"]["method"] == "snip"]:
+            settings = Settings.from_dict(run["settings"] | {"beta": 1e-4})
+            runs.append(made(settings, run["test_accuracy"] + 0.1))
+        drawn = positions(method_accuracy(runs).axes[0])
+        rows_of_snip = sorted(y for y in drawn if round(y) == 3)
+        assert np.diff(rows_of_snip) == pytest.approx([0.25])
+        assert [drawn[y] for y in rows_of_snip] == pytest.approx([55, 65])
+
+    def test_one_recipe_a_figure(self):
+        for runs, number in ((study(1), 0), (comparison() + comparison(epochs=3), 2), ([], 0)):
+            with pytest.raises(ValueError, match=f"the records have {number} such"):
+                method_accuracy(runs)
+
+
+class TestWriting:
+    def test_methods_have_one_table_and_one_figure(self, tmp_path):
+        written = write_all(comparison(), tmp_path)
+        assert [path.relative_to(tmp_path).as_posix() for path in written] == [
+            "tables/runs.md",
+            "tables/methods.md",
+            "figures/cifar10_resnet20_2ep_milestones-0.5_methods.png",
+        ]
+        before = [path.read_bytes() for path in written]
+        assert write_all(comparison()[::-1], tmp_path) == written
+        assert [path.read_bytes() for path in written] == before
+
+    def test_a_comparison_with_cka_sr_keeps_its_own(self, tmp_path):
+        runs = comparison() + pairs([0.6], [0.61], method="rigl", sparsity=0.95, **RECIPE)
+        names = [path.name for path in write_all(runs, tmp_path)]
+        assert sum(name.endswith("_accuracy.png") for name in names) == 1
+        assert sum(name.endswith("_methods.png") for name in names) == 1
+        text = (tmp_path / "tables" / "runs.md").read_text()
+        assert "### cifar10, resnet20, rigl (erk)" in text
+        assert text.count("###") == 1
+
+    def test_runs_table_says_where_the_methods_are(self):
+        assert runs_table(comparison()) == (
+            "Methods side by side have a table of their own: tables/methods.md.\n"
+        )
+        assert "tables/methods.md" not in runs_table(study(1))

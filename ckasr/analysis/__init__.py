@@ -4,6 +4,8 @@ from .cells import groups
 from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
+from .precision import chosen_precision, precision_rows, precision_table
+from .precision_figure import precision_differences
 from .statistics import Comparison, holm, paired_differences
 from .tables import runs_table
 from .verdict import verdict
@@ -12,6 +14,7 @@ from .write import save, write_all
 __all__ = [
     "Comparison",
     "accuracy_vs_sparsity",
+    "chosen_precision",
     "groups",
     "holm",
     "layer_cka_maps",
@@ -19,6 +22,9 @@ __all__ = [
     "method_families",
     "methods_table",
     "paired_differences",
+    "precision_differences",
+    "precision_rows",
+    "precision_table",
     "runs_table",
     "save",
     "training_curves",

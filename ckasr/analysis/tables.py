@@ -83,8 +83,8 @@ def _row(
     else:
         compared = (
             NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
-            _interval(comparison.t_interval),
-            _interval(comparison.bootstrap_interval),
+            interval_text(comparison.t_interval),
+            interval_text(comparison.bootstrap_interval),
             _p(comparison.p),
             _p(holm_p),
         )
@@ -157,7 +157,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
-def _interval(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
+    """Both ends in points."""
     return NOTHING if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 

@@ -11,6 +11,8 @@ from . import figures
 from .cells import Cell, Record, family_slug, percent, slug, studies
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
+from .precision import precision_rows, precision_table
+from .precision_figure import precision_differences
 from .style import style
 from .tables import runs_table
 
@@ -43,7 +45,8 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     ``tables/runs.md`` holds all tables. Under ``figures/`` each group (one data set, network,
     method and schedule) has its accuracy against sparsity, and each of its cells its layer CKA and
     training curves. Where there are several methods of one recipe, they have ``tables/methods.md``
-    and a figure of them all, which for those without CKA-SR is the only one.
+    and a figure of them all, which for those without CKA-SR is the only one. What was run in both
+    precisions has ``tables/precision.md`` and a figure of the paired differences.
     """
     folder = Path(folder)
     records = list(records)
@@ -71,6 +74,19 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
                 written.append(save(figure, path.with_name(f"{path.name}_layer_cka.png")))
             figure = figures.training_curves(runs)
             written.append(save(figure, path.with_name(f"{path.name}_curves.png")))
+    return written + _write_precision(records, folder)
+
+
+def _write_precision(records: list[Record], folder: Path) -> list[Path]:
+    groups = precision_rows(records)
+    if not groups:
+        return []
+    table = folder / "tables" / "precision.md"
+    write_text(table, precision_table(records))
+    written = [table]
+    for rows in groups:
+        path = folder / "figures" / f"{slug(rows[0].settings)}_precision.png"
+        written.append(save(precision_differences(rows), path))
     return written
 
 

@@ -17,11 +17,12 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from ckasr import data
+from ckasr.experiments import Settings, grid
 from ckasr.experiments.records import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,6 +262,25 @@ def read_profile(profile: str | Path) -> Profile:
             raise ValueError(f"{path}: {name} reads {dataset}; add it to the profile's datasets")
         steps.append(Step(notebook, checked))
     return Profile(path.stem, table["about"], tuple(table["datasets"]), tuple(steps))
+
+
+def cells(step: Step) -> list[Settings]:
+    """The runs a notebook of a grid trains with these parameters; none for another notebook.
+
+    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods` and the
+    `beta` of the second arm span it.
+    """
+    given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
+    if "sparsities" not in given:
+        return []
+    known = {item.name for item in fields(Settings)} - {"beta"}
+    return grid(
+        Settings(**{name: value for name, value in given.items() if name in known}),
+        sparsities=given["sparsities"],
+        betas=[0.0, given["beta"]],
+        seeds=given["seeds"],
+        methods=given["methods"],
+    )
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

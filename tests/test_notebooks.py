@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ckasr import notebooks
+from ckasr.experiments import records
+from ckasr.methods import METHODS
 from ckasr.notebooks import ROOT, Parameter, declared, execute, read_profile
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -319,7 +321,7 @@ def test_read_profile_lists_the_names_there_are():
         read_profile("dmeo")
 
 
-@pytest.mark.parametrize("name", ["cpu", "demo", "gpu", "smoke"])
+@pytest.mark.parametrize("name", ["cpu", "demo", "gpu", "methods", "smoke"])
 def test_profile_fits_the_notebooks(name):
     profile = read_profile(name)
     assert profile.about
@@ -361,3 +363,23 @@ def test_notebook_runs_at_smoke_settings(path, tmp_path):
     assert steps, f"workflow/smoke.toml has no [notebooks.{path.stem}]"
     (finished,) = notebooks.run_steps(steps, tmp_path)
     assert json.loads(finished.result.read_text())
+    left = {record["id"] for record in records.load_all(tmp_path)}
+    assert left == {cell.id for cell in notebooks.cells(steps[0])}
+
+
+def test_profile_of_all_methods_gives_the_runs_of_its_records():
+    """A name is a hash of all settings: changed parameters would train everything anew."""
+    (step,) = read_profile("methods").steps
+    cells = notebooks.cells(step)
+    assert {cell.method for cell in cells} == set(METHODS)
+    assert len(cells) == 1 + 2 * (len(METHODS) - 1)
+    names = {(cell.method, cell.sparsity): cell.id for cell in cells}
+    assert names["dense", 0.0] == "02d3ab7359de"
+    assert names["random", 0.95] == "753a0c80ba3c"
+    assert names["lth", 0.995] == "b0d689dfcdf3"
+    assert names["l0", 0.95] == "4493241686e0"
+
+
+def test_only_a_notebook_of_a_grid_has_cells():
+    assert notebooks.cells(read_profile("demo").steps[0]) == []
+    assert len({cell.id for cell in notebooks.cells(read_profile("cpu").steps[0])}) == 18

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ckasr import notebooks
 from ckasr.experiments import Settings, records, run
-from ckasr.notebooks import ROOT
+from ckasr.notebooks import ROOT, read_profile
 
 pytest.importorskip("snakemake", reason="needs snakemake: pip install 'ckasr[sweep]'")
 
@@ -22,19 +23,20 @@ def snakemake(results: Path, *options: str) -> str:
 
 
 def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
-    """Two arms at one sparsity with two seeds, and the figures: five jobs."""
+    """Two arms at one sparsity with two seeds, four methods, and the figures: nine jobs."""
     text = snakemake(tmp_path, "--dry-run", "--quiet", "rules")
-    assert "cell           4" in text
+    assert "cell           8" in text
     assert "figures        1" in text
 
 
 @pytest.mark.slow
 def test_cells_leave_the_records_of_the_one_door(tmp_path):
     text = snakemake(tmp_path / "results")
-    assert "5 of 5 steps" in text
+    assert "9 of 9 steps" in text
     made = records.load_all(tmp_path / "results")
     assert {record["status"] for record in made} == {"finished"}
-    assert sorted(record["settings"]["beta"] for record in made) == [0, 0, 1e-4, 1e-4]
+    cells = [cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)]
+    assert {record["id"] for record in made} == {cell.id for cell in cells}
     settings = Settings.from_dict(made[0]["settings"])
     again = run(settings, tmp_path / "again", progress=None)
     assert again["id"] == made[0]["id"]

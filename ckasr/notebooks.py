@@ -267,8 +267,8 @@ def read_profile(profile: str | Path) -> Profile:
 def cells(step: Step) -> list[Settings]:
     """The runs a notebook of a grid trains with these parameters; none for another notebook.
 
-    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods` and the
-    `beta` of the second arm span it.
+    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `beta`
+    of the second arm and, where there are some, `precisions` span it.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
     if "sparsities" not in given:
@@ -280,6 +280,7 @@ def cells(step: Step) -> list[Settings]:
         betas=[0.0, given["beta"]],
         seeds=given["seeds"],
         methods=given["methods"],
+        precisions=given.get("precisions"),
     )
 
 

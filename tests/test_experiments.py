@@ -393,6 +393,21 @@ def test_grid_leaves_complete_pairs_wherever_it_stops():
     assert set(CKA_SR_FIELDS) < {item.name for item in dataclasses.fields(Settings)}
 
 
+def test_grid_pairs_the_precisions_inside_an_arm():
+    cells = grid(
+        Settings(), sparsities=[0.95], betas=[0, 1e-4], seeds=[0, 1], precisions=["fp32", "bf16"]
+    )
+    assert len(cells) == 8
+    assert [(cell.seed, cell.beta, cell.precision) for cell in cells[:4]] == [
+        (0, 0.0, "fp32"),
+        (0, 0.0, "bf16"),
+        (0, 1e-4, "fp32"),
+        (0, 1e-4, "bf16"),
+    ]
+    bf16 = Settings(precision="bf16")
+    assert grid(bf16, sparsities=[0.95], betas=[0], seeds=[0])[0].precision == "bf16"
+
+
 def test_grid_reads_the_options_behind_a_method():
     """As a notebook's parameters can hold them; {sparsity} is the cell's own."""
     methods = ["dense", "lth levels=0.8,{sparsity} rewind=5", "random"]

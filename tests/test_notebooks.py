@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,17 +322,20 @@ def test_read_profile_lists_the_names_there_are():
         read_profile("dmeo")
 
 
-@pytest.mark.parametrize("name", ["cpu", "demo", "gpu", "methods", "smoke"])
+@pytest.mark.parametrize("name", ["cpu", "demo", "gpu", "methods", "precision", "smoke"])
 def test_profile_fits_the_notebooks(name):
     profile = read_profile(name)
     assert profile.about
     assert profile.steps
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke"])
-def test_every_notebook_is_in_the_profiles_that_anyone_can_run(name):
+@pytest.mark.parametrize(("name", "without"), [("demo", {"04_precision"}), ("smoke", set())])
+def test_every_notebook_is_in_the_profiles_that_anyone_can_run(name, without):
+    """04 says nothing with the few seeds of a demo; its own profile runs on the same digits."""
     profile = read_profile(name)
-    assert {step.notebook for step in profile.steps} == set(NOTEBOOKS)
+    assert {step.notebook.stem for step in profile.steps} | without == {p.stem for p in NOTEBOOKS}
+    assert not without & {step.notebook.stem for step in profile.steps}
+    assert read_profile("precision").datasets == ("digits",)
     assert profile.datasets == ("digits",)
 
 
@@ -378,6 +382,16 @@ def test_profile_of_all_methods_gives_the_runs_of_its_records():
     assert names["random", 0.95] == "753a0c80ba3c"
     assert names["lth", 0.995] == "b0d689dfcdf3"
     assert names["l0", 0.95] == "4493241686e0"
+
+
+def test_profile_of_the_precisions_gives_pairs_in_the_order_of_its_records():
+    (step,) = read_profile("precision").steps
+    cells = notebooks.cells(step)
+    assert len(cells) == 160
+    for fp32, bf16 in zip(cells[::2], cells[1::2], strict=True):
+        assert (fp32.precision, bf16.precision) == ("fp32", "bf16")
+        assert replace(bf16, precision="fp32") == fp32
+    assert cells[0].id == "cf5169b89151"
 
 
 def test_only_a_notebook_of_a_grid_has_cells():

@@ -30,21 +30,22 @@ def grid(
     betas: Sequence[float],
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
 ) -> list[Settings]:
     """Cells in the order in which they are worth having, each once.
 
-    Seeds go slowest, betas fastest: whenever a sweep stops, it leaves complete pairs, and every
-    sparsity once before any twice.
+    Seeds go slowest, betas and precisions fastest: whenever a sweep stops, it leaves complete
+    pairs, and every sparsity once before any twice.
 
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
-    is asked for. None: the method of ``base``. Raises ValueError for an option that is not
-    name=value, LookupError for a method or an option that does not exist.
+    is asked for. methods, precisions: None: that of ``base``. Raises ValueError for an option that
+    is not name=value, LookupError for a method or an option that does not exist.
     """
     cells = [
-        replace(base, seed=seed, beta=beta, **_method(base, method, sparsity))
-        for seed, method, sparsity, beta in itertools.product(
-            seeds, methods or [base.method], sparsities, betas
+        replace(base, seed=seed, beta=beta, precision=precision, **_method(base, method, sparsity))
+        for seed, method, sparsity, beta, precision in itertools.product(
+            seeds, methods or [base.method], sparsities, betas, precisions or [base.precision]
         )
     ]
     return list({cell.id: cell for cell in cells}.values())

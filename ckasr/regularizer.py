@@ -109,19 +109,29 @@ class CKASR:
 
     def __call__(self) -> Tensor:
         """The term times beta at this step: a scalar to add to the loss; 0 on a skipped step."""
+        value = self.compute()
+        if self.model.training:
+            self.advance()
+        return value
+
+    def compute(self) -> Tensor:
+        """The same without counting the step, for loops that count for themselves: a step that is
+        replayed from a CUDA graph runs no Python, and is counted by ``advance()`` alone.
+        """
         if not self._handles:
             raise RuntimeError("this CKASR was removed from its model; make a new one")
         features, self._features = self._features, {}
         self.term = None
-        if not self.model.training:
-            return self._zero()
-        due = self._due
-        self._advance()
-        if not due:
+        if not (self.model.training and self._due):
             return self._zero()
         term = cka_sr_loss(self._grouped(features), self.variant, pairs=self.pairs)
         self.term = term.detach()
         return term * (self.beta * self.every if self.rescale else self.beta)
+
+    def advance(self) -> None:
+        """Count one step as done."""
+        self._step += 1
+        self._due = self._step % self.every == 0
 
     def reset(self) -> None:
         """Count steps anew, so that the next one has the term: at the start of an epoch, say."""
@@ -151,10 +161,6 @@ class CKASR:
     def due(self) -> bool:
         """Whether the coming step has the term."""
         return self._due
-
-    def _advance(self) -> None:
-        self._step += 1
-        self._due = self._step % self.every == 0
 
     def _zero(self) -> Tensor:
         parameter = next(self.model.parameters(), None)

@@ -76,8 +76,7 @@ class Batches:
     half of the images, "none" leaves them.
 
     Nothing waits for the device. `plan(e)` draws a whole epoch at once, and `batch` makes a batch
-    of any slice of it by device operations alone, so a captured CUDA graph can read the plan by
-    an index that lives on the device.
+    of any slice of it by device operations alone, so a CUDA graph can be captured of it.
 
     Raises ValueError for images that are not uint8 (N, H, W, C), for counts that do not agree,
     and for an unknown augmentation.
@@ -187,10 +186,14 @@ class Batches:
             pixels = flat.index_select(0, where.view(-1)).view(-1, *self.images.shape[1:])
         return self._normalise(pixels), self.labels.index_select(0, order)
 
+    def draws(self, epoch: int) -> Iterator[Plan]:
+        """The plan of one epoch, cut into what `batch` makes a batch of."""
+        parts = (draws.split(self.batch_size) for draws in self.plan(epoch))
+        return map(Plan._make, zip(*parts, strict=True))
+
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of one epoch; see `plan` for what they depend on."""
-        parts = (draws.split(self.batch_size) for draws in self.plan(epoch))
-        return (self.batch(*draws) for draws in zip(*parts, strict=True))
+        return (self.batch(*draws) for draws in self.draws(epoch))
 
     def in_order(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All images, not augmented, in their order; the last batch may be smaller."""

@@ -9,10 +9,10 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from ckasr.methods import Context, Method, Phase
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import Masks, dense_masks
 
-from . import checkpoint
+from . import captured, checkpoint
 from .step import Step, accuracy
 
 CURVES = (
@@ -70,6 +70,8 @@ class Engine:
     batches: the training set. validation: un-augmented batches to measure after each epoch, None
     to measure nothing. regularizer: makes the CKA-SR term for a model; None: the baseline arm.
     checkpoint: where the state is kept between epochs; None: nowhere.
+    capture: how steps become a graph that is replayed; None: they run one kernel after the other.
+        By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
     """
 
     context: Context
@@ -80,15 +82,25 @@ class Engine:
     validation: Batches | None = None
     regularizer: Callable[[nn.Module], CKASR] | None = None
     checkpoint: Path | None = None
+    capture: captured.Capture | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
         self.device = next(self.context.model.parameters()).device
+        if self.capture == "auto":
+            on_gpu = self.device.type == "cuda" and captured.fits(self.method)
+            self.capture = captured.cuda_graph if on_gpu else None
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Run all phases; yields one entry of the curves after each epoch.
 
         Raises DivergedError at the end of an epoch whose loss is not finite.
+        """
+        return (entry for entry in self.interleaved() if entry is not None)
+
+    def interleaved(self) -> Iterator[dict[str, Any] | None]:
+        """The same for several engines in turn: yields None once an epoch is queued on the device,
+        so that another can queue one on a stream of its own before this one waits for its end.
         """
         context, method = self.context, self.method
         if not len(self.batches):
@@ -127,17 +139,17 @@ class Engine:
             fused=True,
         )
 
-    def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any]]:
+    def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any] | None]:
         context = self.context
         context.masks.apply(context.optimizer)
         _warn_of_collapse(phase, context.masks)
         regularizer = None
         if self.regularizer is not None and phase.term:
             regularizer = self.regularizer(context.model)
-        step = Step(context, self.method, regularizer, self.recipe.precision)
+        step = self._step(regularizer)
         try:
             for epoch in range(done, phase.epochs):
-                entry = self._epoch(index, phase, epoch, step)
+                entry = yield from self._epoch(index, phase, epoch, step)
                 for name in CURVES:
                     self.curves[name].append(entry[name])
                 if not math.isfinite(entry["loss"]):
@@ -150,21 +162,39 @@ class Engine:
             if regularizer is not None:
                 regularizer.remove()
 
-    def _epoch(self, index: int, phase: Phase, epoch: int, step: Step) -> dict[str, Any]:
+    def _step(self, regularizer: CKASR | None) -> Step:
+        parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
+        if self.capture is None:
+            return Step(*parts)
+        return captured.CapturedStep(*parts, capture=self.capture)
+
+    def _epoch(
+        self, index: int, phase: Phase, epoch: int, step: Step
+    ) -> Generator[None, None, dict[str, Any]]:
         start = time.perf_counter()
         context = self.context
         rate = self.recipe.rate(phase, epoch)
         for group in context.optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_factor", 1)
+            own = rate * group.get("rate_factor", 1)
+            if self.capture is None:
+                group["lr"] = own
+            else:  # at a fixed address, for the graph
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
+                group["lr"].fill_(own)
         # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
         first = epoch * len(self.batches)
         context.step = max(first, phase.start)
         step.start_epoch()
-        batches = self.batches.epoch(index * 10_000 + epoch)
-        for x, y in itertools.islice(batches, context.step - first, None):
-            step(x, y)
+        draws = self.batches.draws(index * 10_000 + epoch)
+        for draw in itertools.islice(draws, context.step - first, None):
+            step(draw)
+        measured = None
+        if self.validation is not None:
+            images = self.validation.in_order()
+            measured = accuracy(context.model, images, self.recipe.precision)
+        yield None
         entry: dict[str, Any] = {
             "phase": phase.name,
             "epoch": epoch + 1,
@@ -172,12 +202,8 @@ class Engine:
             "loss": step.loss_sum.item() / step.steps,
             "term": step.term_sum.item() / step.term_steps if step.term_steps else None,
             "gradient_ratio": None if step.gradient_ratio is None else step.gradient_ratio.item(),
-            "validation_accuracy": None,
+            "validation_accuracy": None if measured is None else measured.item(),
         }
-        if self.validation is not None:
-            entry["validation_accuracy"] = accuracy(
-                context.model, self.validation.in_order(), self.recipe.precision
-            )
         entry["seconds"] = time.perf_counter() - start
         return entry
 

@@ -1,10 +1,11 @@
-"""One optimiser step: forward, loss, CKA-SR, backward, update, masks."""
+"""One optimiser step: batch, forward, loss, CKA-SR, backward, update, masks."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from ckasr.data import Batches, Plan
 from ckasr.methods import Context, Method
 from ckasr.regularizer import CKASR
 
@@ -12,53 +13,78 @@ from ckasr.regularizer import CKASR
 class Step:
     """A training step, and what is summed over an epoch of them.
 
-    Sums stay on the device, so that no step waits for the host. precision: ``"bf16"`` runs forward
-    and backward under autocast (the CKA-SR term stays in float32), ``"fp32"`` does not.
+    Called with a slice of the epoch's plan. What the device does (``_work``) is apart from what the
+    host does, so that a CUDA graph can hold the one (``captured.py``). Sums stay on the device: no
+    step waits for it. precision: ``"bf16"`` runs forward and backward under autocast (the CKA-SR
+    term stays in float32), ``"fp32"`` does not.
     """
 
     def __init__(
-        self, context: Context, method: Method, regularizer: CKASR | None, precision: str
+        self,
+        context: Context,
+        method: Method,
+        regularizer: CKASR | None,
+        precision: str,
+        batches: Batches,
     ) -> None:
         self.context = context
         self.method = method
         self.regularizer = regularizer
         self.bf16 = precision == "bf16"
+        self.batches = batches
         self.device = next(context.model.parameters()).device
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.term_sum = torch.zeros((), device=self.device)
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.term_sum = torch.zeros((), device=self.device)
+        self.loss_sum.zero_()
+        self.term_sum.zero_()
         self.steps = 0
         self.term_steps = 0
         self.gradient_ratio: Tensor | None = None
         if self.regularizer is not None:
             self.regularizer.reset()
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        context = self.context
+    def __call__(self, draws: Plan) -> None:
         due = self.regularizer is not None and self.regularizer.due
+        if due and self.gradient_ratio is None:
+            self._work(draws, due, apart=True)
+        else:
+            self._run(draws, due)
+        self.steps += 1
+        self.term_steps += due
+        if self.regularizer is not None:
+            self.regularizer.advance()
+        self.context.step += 1
+        self.method.after_step(self.context)
+
+    def _run(self, draws: Plan, due: bool) -> None:
+        self._work(draws, due)
+
+    def _work(self, draws: Plan, due: bool, apart: bool = False) -> None:
+        """All of the step that the device does. due: with the term; apart: the gradients of loss
+        and term one after the other, to compare them."""
+        context = self.context
+        x, y = self.batches.batch(*draws)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = context.model(x)
         loss = nn.functional.cross_entropy(logits.float(), y)
         self.loss_sum += loss.detach()
-        self.steps += 1
         if (penalty := self.method.penalty(context)) is not None:
             loss = loss + penalty
         context.optimizer.zero_grad(set_to_none=True)
-        weighted = self.regularizer() if self.regularizer is not None else None
+        weighted = None
         if due:
+            weighted = self.regularizer.compute()
             self.term_sum += self.regularizer.term
-            self.term_steps += 1
-        if due and self.gradient_ratio is None:
+        if apart:
             self.gradient_ratio = self._backward_apart(loss, weighted)
         else:
             (loss if weighted is None else loss + weighted).backward()
         self.method.after_backward(context)
         context.optimizer.step()
         context.masks.apply(context.optimizer)
-        context.step += 1
-        self.method.after_step(context)
 
     def _backward_apart(self, loss: Tensor, weighted: Tensor) -> Tensor:
         """Backward of both parts; returns the norm of CKA-SR's gradient over that of the rest."""
@@ -75,16 +101,17 @@ def _norm(gradients: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> float:
-    """Top-1 accuracy in [0, 1] over ``(x, y)`` batches, in eval mode."""
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> Tensor:
+    """Top-1 accuracy in [0, 1] over ``(x, y)`` batches, in eval mode: float64, 0-dim, on the
+    device and not waited for."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     for x, y in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             correct += (model(x).argmax(1) == y).sum()
         count += len(y)
     model.train(training)
-    return correct.item() / count
+    return correct / count

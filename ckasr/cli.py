@@ -100,7 +100,7 @@ def sweep(
     betas: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1e-4,1e-3",
     seeds: Annotated[str, typer.Option(help="Comma-separated, or first-last.")] = "0-4",
     minutes: Annotated[float, typer.Option(help="Budget; no cell starts that won't fit.")] = 1e9,
-    jobs: Annotated[int, typer.Option(help="Processes; 0: one a core, one on a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one a core, 4 on a GPU.")] = 0,
     lines: Annotated[Path | None, typer.Option(help="JSON-lines file for all records.")] = None,
     results: Results = DEFAULT_RESULTS,
     device: Device = "auto",
@@ -127,9 +127,9 @@ def sweep(
 @app.command()
 def table(results: Results = DEFAULT_RESULTS) -> None:
     """Print what there is: accuracy of both arms, paired differences, the paper's numbers."""
-    from ckasr.analysis import tables
+    from ckasr.analysis import all_tables
 
-    print(tables.runs_table(_records(results)))
+    print("\n".join(all_tables(_records(results)).values()))
 
 
 @app.command()
@@ -155,11 +155,11 @@ def reproduce(
     results: Annotated[Path | None, typer.Option(help="Default: results/<profile>.")] = None,
 ) -> None:
     """Execute the notebooks of a profile; figures, tables and records go to the results folder."""
-    from ckasr.analysis import tables
+    from ckasr.analysis import all_tables
 
     folder = results or Path("results") / Path(profile).stem
     notebooks.reproduce(profile, folder)
-    print(f"\n{tables.runs_table(_records(folder))}\n")
+    print("", *all_tables(_records(folder)).values(), sep="\n")
     for name in ("records", "figures", "tables", "executed"):
         if (folder / name).is_dir():
             print(f"{name + ':':<10}{folder / name}")

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from synthetic import pairs, record, study
 
-from ckasr.analysis import method_accuracy, method_families, methods_table, runs_table, write_all
+from ckasr.analysis import (
+    all_tables,
+    method_accuracy,
+    method_families,
+    methods_table,
+    runs_table,
+    write_all,
+)
 from ckasr.analysis.methods import COLUMNS
 from ckasr.analysis.references import reference
 from ckasr.experiments import Settings, grid
@@ -258,6 +265,14 @@ class TestWriting:
         text = (tmp_path / "tables" / "runs.md").read_text()
         assert "### cifar10, resnet20, rigl (erk)" in text
         assert text.count("###") == 1
+
+    def test_all_tables_are_those_that_are_written(self, tmp_path):
+        tables = all_tables(comparison())
+        assert list(tables) == ["runs", "methods"]
+        write_all(comparison(), tmp_path)
+        found = {path.stem: path.read_text() for path in (tmp_path / "tables").iterdir()}
+        assert found == tables
+        assert list(all_tables(study(1))) == ["runs"]
 
     def test_runs_table_says_where_the_methods_are(self):
         assert runs_table(comparison()) == (

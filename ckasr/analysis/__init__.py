@@ -9,11 +9,12 @@ from .precision_figure import precision_differences
 from .statistics import Comparison, holm, paired_differences
 from .tables import runs_table
 from .verdict import verdict
-from .write import save, write_all
+from .write import all_tables, save, write_all
 
 __all__ = [
     "Comparison",
     "accuracy_vs_sparsity",
+    "all_tables",
     "chosen_precision",
     "groups",
     "holm",

@@ -39,25 +39,32 @@ def save(figure: "Figure", path: Path | str) -> Path:
     return path
 
 
+def all_tables(records: Iterable[Record]) -> dict[str, str]:
+    """Every table there is to make of the records, as markdown, by the name of its file."""
+    records = list(records)
+    tables = {"runs": runs_table(records)}
+    if method_families(records):
+        tables["methods"] = methods_table(records)
+    if precision_rows(records):
+        tables["precision"] = precision_table(records)
+    return tables
+
+
 def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     """Every table and figure of the records under ``folder``; returns the files, in order.
 
-    ``tables/runs.md`` holds all tables. Under ``figures/`` each group (one data set, network,
-    method and schedule) has its accuracy against sparsity, and each of its cells its layer CKA and
-    training curves. Where there are several methods of one recipe, they have ``tables/methods.md``
-    and a figure of them all, which for those without CKA-SR is the only one. What was run in both
-    precisions has ``tables/precision.md`` and a figure of the paired differences.
+    ``tables/`` holds `all_tables`. Under ``figures/`` each group (one data set, network, method and
+    schedule) has its accuracy against sparsity, and each of its cells its layer CKA and training
+    curves. Several methods of one recipe have a figure of them all, which for those without CKA-SR
+    is the only one; what was run in both precisions has one of the paired differences.
     """
     folder = Path(folder)
     records = list(records)
-    table = folder / "tables" / "runs.md"
-    write_text(table, runs_table(records))
-    written = [table]
-    if methods := method_families(records):
-        table = folder / "tables" / "methods.md"
-        write_text(table, methods_table(records))
-        written.append(table)
-    for entries in methods:
+    written = []
+    for name, text in all_tables(records).items():
+        written.append(folder / "tables" / f"{name}.md")
+        write_text(written[-1], text)
+    for entries in method_families(records):
         path = folder / "figures" / f"{family_slug(entries[0].cell.settings)}_methods.png"
         cells = list({id(entry.cell): entry.cell for entry in entries}.values())
         written.append(save(method_accuracy(_records(cells)), path))
@@ -74,17 +81,7 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
                 written.append(save(figure, path.with_name(f"{path.name}_layer_cka.png")))
             figure = figures.training_curves(runs)
             written.append(save(figure, path.with_name(f"{path.name}_curves.png")))
-    return written + _write_precision(records, folder)
-
-
-def _write_precision(records: list[Record], folder: Path) -> list[Path]:
-    groups = precision_rows(records)
-    if not groups:
-        return []
-    table = folder / "tables" / "precision.md"
-    write_text(table, precision_table(records))
-    written = [table]
-    for rows in groups:
+    for rows in precision_rows(records):
         path = folder / "figures" / f"{slug(rows[0].settings)}_precision.png"
         written.append(save(precision_differences(rows), path))
     return written

@@ -1,9 +1,8 @@
-"""``python -m benchmarks [names]``: time ours beside the plain reference, print a table."""
+"""``python -m benchmarks [names]``: time ours beside the plain reference, print tables."""
 
 import json
-import platform
-from dataclasses import asdict
-from datetime import UTC, datetime
+import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -11,42 +10,62 @@ from typing import Annotated
 import torch
 import typer
 
-from ckasr.experiments.records import write_text
-from ckasr.experiments.run import device_name
+from ckasr.experiments.pools import ALLOCATOR
 
-from . import NAMES
+from . import MODULES, NAMES, figures, store, targets
+from .store import FOLDER
 from .timing import table
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.command()
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=", ".join(NAMES))] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write results here.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(NAMES)}; all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep results and draw them.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where to keep them.")] = FOLDER,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto: a GPU if there is one.")] = "auto",
-    rounds: Annotated[int, typer.Option(help="Rounds that count; more are steadier.")] = 11,
-    threads: Annotated[int, typer.Option(help="CPU threads; the sweep uses 1 a process.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="That count; more are steadier.")] = 11,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU, where not said.")] = 1,
 ) -> None:
     """Ratios compare within one run; absolute times are of this machine on this day."""
     for name in names or ():
         if name not in NAMES:
-            raise typer.BadParameter(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
-    torch.set_num_threads(threads)
+            _stop(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        _stop(f"no device {device!r} here; use --device cpu")
+    torch.set_num_threads(threads)
     target = torch.device(device)
-    timings = []
-    for name in names or NAMES:
-        print(f"{name} ...", flush=True)
-        timings += import_module(f"benchmarks.{name}").measure(target, rounds)
-    print(f"\n{device_name(target)}, torch {torch.__version__}\n\n{table(timings)}")
-    if json_file is not None:
-        result = {
-            "device": device_name(target),
-            "date": datetime.now(UTC).date().isoformat(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "timings": [asdict(timing) for timing in timings],
-        }
-        write_text(json_file, json.dumps(result, indent=1) + "\n")
+    found = []
+    for name in dict.fromkeys(names or NAMES):
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        module = import_module(f"benchmarks.{MODULES.get(name, name)}")
+        found.append(store.record(name, module.measure(target, rounds), target))
+        if save:
+            print(store.save(found[-1], folder), file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        timings = [t for each in found for t in store.timings_of(each)]
+        print(f"\n{store.where(found[0])}\n\n{table(timings)}")
+        if met := targets.targets(timings, target.type):
+            print(f"\n{targets.table(met)}")
+    if save:
+        for path in figures.write_all(folder / store.slug(found[0]["device"])):
+            print(path, file=sys.stderr)
+
+
+def _stop(message: str) -> None:
+    print(f"benchmarks: {message}", file=sys.stderr)
+    raise typer.Exit(2)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # Ours is measured as a sweep's workers run. The allocator reads this when a process starts.
+    if not ALLOCATOR.items() <= os.environ.items():
+        arguments = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, os.environ | ALLOCATOR)
+    app(prog_name="python -m benchmarks")

@@ -15,47 +15,54 @@ IMAGES = 12_800
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
-def measure(device: torch.device, rounds: int) -> list[Timing]:
+def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
     """Random crop after padding, flip, normalisation; in the main process."""
-    images, labels = random_images()
-    ours = Batches(
-        images, labels, mean=MEAN, std=STD, batch_size=128, augment="crop-flip", device=device
-    )
-    plan = ours.plan(0)
-    draws = [part[:128] for part in plan]
-    loader = DataLoader(pil_dataset(), batch_size=128, shuffle=True)
-    batches = iter(loader)
+    ours = batches(images, device)
+    draws = [part[:128] for part in ours.plan(0)]
+    loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
+    iterator = iter(loader)
 
     def pil() -> None:
-        nonlocal batches
-        if next(batches, None) is None:
-            batches = iter(loader)
+        nonlocal iterator
+        if next(iterator, None) is None:
+            iterator = iter(loader)
+            next(iterator)
 
     variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(*draws)}
-    return interleaved("data", variants, rounds=10 * rounds, device=device)
+    # A batch takes milliseconds: many rounds cost little.
+    return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
-def random_images() -> tuple[Tensor, Tensor]:
+def random_images(count: int) -> tuple[Tensor, Tensor]:
+    """Images (count, 32, 32, 3) uint8 and labels of 100 classes."""
     generator = torch.Generator().manual_seed(0)
-    shape = (IMAGES, 32, 32, 3)
-    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    return images, torch.randint(0, 100, (IMAGES,), generator=generator)
+    images = torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, 100, (count,), generator=generator)
 
 
-def pil_dataset() -> Dataset:
+def batches(
+    count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
+) -> Batches:
+    """As many of these images, on the device."""
+    return Batches(
+        *random_images(count),
+        mean=MEAN,
+        std=STD,
+        batch_size=batch_size,
+        augment=augment,
+        device=device,
+    )
+
+
+def pil_dataset(count: int, augment: bool = True) -> Dataset:
     """The images behind torchvision's transforms, as in its CIFAR data sets."""
     from PIL import Image
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
-    images, labels = random_images()
+    moves = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    scaling = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    transform = transforms.Compose([*moves, *scaling] if augment else scaling)
+    images, labels = random_images(count)
 
     class Images(Dataset):
         def __len__(self) -> int:

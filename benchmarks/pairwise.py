@@ -1,7 +1,9 @@
-"""The plain way to compute the official term: one HSIC_1 a pair, in float64, on slices.
+"""The plain way to compute the official term: three HSIC_1 a pair, with explicit matrices.
 
 This is what ``ckasr.cka_sr_loss`` is measured against: the same number, without the identity that
-makes it O(layers) and without the taps that spare the backward full-size zeros.
+makes it O(layers) and without the taps that spare the backward full-size zeros. As in the authors'
+code, every ordered pair forms both of its Gram matrices anew, in float64, from slices of the
+outputs; float32 is the same at our precision.
 """
 
 from collections.abc import Sequence
@@ -10,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 
-def pairwise_term(stages: Sequence[Sequence[Tensor]]) -> Tensor:
+def pairwise_term(stages: Sequence[Sequence[Tensor]], dtype: torch.dtype = torch.float64) -> Tensor:
     """Sum over ordered pairs of each stage, diagonal included, of unbiased CKA."""
-    terms = [_cka(x, y) for stage in stages for x in stage for y in stage]
+    terms = [_cka(x, y, dtype) for stage in stages for x in stage for y in stage]
     return torch.stack(terms).sum()
 
 
-def _cka(x: Tensor, y: Tensor) -> Tensor:
-    return _hsic(x, y) / torch.sqrt(_hsic(x, x) * _hsic(y, y))
+def _cka(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    k, l = (_hollow_gram(z, dtype) for z in (x, y))  # noqa: E741 - letters of Song et al. 2012
+    return _hsic(k, l) / torch.sqrt(_hsic(k, k) * _hsic(l, l))
 
 
-def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    n = len(x)
-    k, l = (_hollow_gram(z) for z in (x, y))  # noqa: E741 - the letters of Song et al. 2012
+def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+    n = len(k)
     ones = torch.ones(n, 1, dtype=k.dtype, device=k.device)
     trace = torch.trace(k @ l)
     sums = (ones.T @ k @ ones) * (ones.T @ l @ ones) / ((n - 1) * (n - 2))
@@ -30,8 +32,8 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
     return (trace + sums - cross).squeeze() / (n * (n - 3))
 
 
-def _hollow_gram(features: Tensor) -> Tensor:
-    flat = features.flatten(1).double()
+def _hollow_gram(features: Tensor, dtype: torch.dtype) -> Tensor:
+    flat = features.flatten(1).to(dtype)
     gram = flat @ flat.T
     return gram - torch.diag(torch.diag(gram))
 
@@ -40,9 +42,14 @@ class PairwiseTerm:
     """The plain term in a training loop: hooks keep the outputs, the loss slices them."""
 
     def __init__(
-        self, model: nn.Module, beta: float, stages: Sequence[Sequence[str]], samples: int = 8
+        self,
+        model: nn.Module,
+        beta: float,
+        stages: Sequence[Sequence[str]],
+        samples: int | None = 8,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
-        self.beta, self.stages, self.samples = beta, stages, samples
+        self.beta, self.stages, self.samples, self.dtype = beta, stages, samples, dtype
         self._outputs: dict[str, Tensor] = {}
         for name in (name for stage in stages for name in stage):
             model.get_submodule(name).register_forward_hook(
@@ -52,4 +59,4 @@ class PairwiseTerm:
     def __call__(self) -> Tensor:
         stages = [[self._outputs[name][: self.samples] for name in s] for s in self.stages]
         self._outputs = {}
-        return self.beta * pairwise_term(stages)
+        return self.beta * pairwise_term(stages, self.dtype)

@@ -1,95 +1,111 @@
 """A whole training step, ours against the loop that most users write."""
 
+import itertools
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
-from ckasr import models
+from ckasr import CKASR, models
 from ckasr.data import Batches
-from ckasr.methods import Context, create
+from ckasr.methods import Context, Method, create
+from ckasr.sparsity import dense_masks
 from ckasr.training import Step
 
-from .data import MEAN, STD, pil_dataset, random_images
-from .timing import Timing, interleaved
+from .data import IMAGES, batches
+from .timing import Timing, in_turn, summary
+from .workers import Worker
+
+MODELS = ("resnet20", "resnet32")
 
 
-def measure(device: torch.device, rounds: int) -> list[Timing]:
-    """ResNet20 and ResNet32, batch 128, masks at 0.95, augmentation included.
+def warmup(device: torch.device) -> int:
+    """Rounds that do not count: on a GPU, until a graph with and one without the term is there."""
+    return 8 if device.type == "cuda" else 2
 
-    The reference: float32, NCHW, a DataLoader with PIL transforms in the main process, masks
-    multiplied weight by weight.
+
+def measure(
+    device: torch.device,
+    rounds: int,
+    names: tuple[str, ...] = MODELS,
+    images: int = IMAGES,
+    batch_size: int = 128,
+) -> list[Timing]:
+    """Batch 128, masks at 0.95, augmentation included; each variant in a process of one thread.
+
+    Ours with the allocator settings of a sweep's workers, the plain loop with the system's own.
     """
     timings = []
-    for name in ("resnet20", "resnet32"):
-        variants = {
-            "plain loop, fp32": plain(name, device),
-            "ckasr, fp32": ours(name, device, "fp32"),
-            "ckasr, bf16": ours(name, device, "bf16"),
-        }
-        timings += interleaved(f"step {name}", variants, rounds=rounds, device=device)
+    for name in names:
+        common = {"name": name, "device": str(device), "images": images, "batch_size": batch_size}
+        with ExitStack() as stack:
+            variants = {
+                "plain loop, fp32": Worker("plain:step", 1, False, **common),
+                "ckasr, fp32": Worker("step:step", 1, True, precision="fp32", **common),
+                "ckasr, bf16": Worker("step:step", 1, True, precision="bf16", **common),
+            }
+            for worker in variants.values():
+                stack.enter_context(closing(worker))
+            seconds = in_turn(variants, rounds, lambda worker: worker(), warmup=warmup(device))
+        clock = "wall" if device.type == "cuda" else "CPU"
+        timings += summary(f"step {name}", seconds, clock=clock, images=batch_size)
     return timings
 
 
-def plain(name: str, device: torch.device) -> Callable[[], None]:
+def step(
+    name: str, device: str, images: int, batch_size: int, precision: str
+) -> Callable[[], None]:
+    """A call is one step of our loop, its batch included."""
+    return our_step(name, batches(images, torch.device(device), batch_size), precision)
+
+
+@dataclass
+class _Penalised(Method):
+    """Fixed masks, and any term in the loss."""
+
+    term: Callable[[], Tensor]
+
+    def penalty(self, context: Context) -> Tensor:
+        return self.term()
+
+
+def our_step(
+    name: str,
+    data: Batches,
+    precision: str,
+    regularizer: Callable[[nn.Module], CKASR] | None = None,
+    term: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
+) -> Callable[[], None]:
+    """The engine's own step on random masks at 0.95, with CKA-SR or another term, or with none.
+
+    On a GPU it is captured, as the engine's is.
+    """
     torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=False
-    )
-    loader = DataLoader(pil_dataset(), batch_size=128, shuffle=True, drop_last=True)
-    batches = iter(loader)
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    masks = [(torch.rand_like(w) < 0.05).float() for w in weights]
-
-    def step() -> None:
-        nonlocal batches
-        if (batch := next(batches, None)) is None:
-            batches = iter(loader)
-            batch = next(batches)
-        x, y = batch[0].to(device), batch[1].to(device)
-        loss = nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        for weight, mask in zip(weights, masks, strict=True):
-            weight.data = weight.data * mask
-
-    return step
-
-
-def ours(name: str, device: torch.device, precision: str) -> Callable[[], None]:
-    from ckasr.sparsity import dense_masks, layer_densities, random_masks
-
-    torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
-    images, labels = random_images()
-    batches = Batches(
-        images,
-        labels,
-        mean=MEAN,
-        std=STD,
-        batch_size=128,
-        augment="crop-flip",
-        device=device,
-    )
-    context = Context(model, 0.95, "erk", 0, 100, batches.in_order)
+    model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
+    context = Context(model, 0.95, "erk", 0, 100, data.in_order)
     context.masks = dense_masks(model)
-    shapes = context.shapes()
-    context.masks.update(random_masks(shapes, layer_densities(shapes, 0.05, "erk"), 0))
+    create("random").prepare(context)
     context.optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
-    step = Step(context, create("random"), None, precision)
-    epoch, iterator = 0, batches.epoch(0)
+    method = _Penalised(term(model)) if term else create("random")
+    parts = context, method, regularizer(model) if regularizer else None, precision, data
+    draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
+    if data.device.type == "cpu":
+        step = Step(*parts)
+        return lambda: step(next(draws))
 
-    def one() -> None:
-        nonlocal epoch, iterator
-        if (batch := next(iterator, None)) is None:
-            epoch += 1
-            iterator = batches.epoch(epoch)
-            batch = next(iterator)
-        step(*batch)
+    from ckasr.training.captured import CapturedStep
 
-    return one
+    step, stream = CapturedStep(*parts), torch.cuda.Stream()
+    for group in context.optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=data.device)
+    torch.cuda.synchronize()
+
+    def call() -> None:
+        with torch.cuda.stream(stream):  # a graph is not captured on the default one
+            step(next(draws))
+
+    return call

@@ -1,40 +1,48 @@
-"""What the CKA-SR term costs, as a share of a training step without it."""
+"""What the CKA-SR term costs, as a share of our own training step without it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ckasr import CKASR, find_stages, models
+from ckasr import CKASR, find_stages
 
+from .data import IMAGES, batches
 from .pairwise import PairwiseTerm
+from .step import MODELS, our_step, warmup
 from .timing import Timing, interleaved
 
 BETA = 1e-4
+NO_TERM = "no term"
+EVERY_STEP = "ckasr, blocks, every step"
+EVERY_FIFTH = "ckasr, blocks, every fifth step"
+CONVOLUTIONS = "ckasr, every convolution, every step"
+WHOLE_BATCH = "ckasr, blocks"
+AUTHORS = "authors' way, blocks"
+AUTHORS_FLOAT32 = "authors' way, blocks, float32"
 
 
-def measure(device: torch.device, rounds: int) -> list[Timing]:
-    """ResNet20 and ResNet32, batch 128, 8 samples, float32: a step without the term, with it over
-    the blocks and over every convolution, each ours and pairwise; the whole batch, ours."""
+def measure(
+    device: torch.device,
+    rounds: int,
+    names: tuple[str, ...] = MODELS,
+    images: int = IMAGES,
+    batch_size: int = 128,
+) -> list[Timing]:
+    """Batch 128, masks at 0.95; float32 on a CPU, bf16 on a GPU; the term on 8 samples, and on all.
+
+    Beside ours the authors' way of computing it. Every variant is timed over five steps, one cycle
+    of the term that acts on every fifth.
+    """
+    data = batches(images, device, batch_size)
+    how = {"rounds": rounds, "device": device, "warmup": warmup(device)}
     timings = []
-    for name in ("resnet20", "resnet32"):
-        variants = {
-            "no term": _step(name, device, None),
-            "blocks, ckasr": _step(name, device, lambda m: CKASR(m, BETA, every=1)),
-            "blocks, pairwise": _step(
-                name, device, lambda m: PairwiseTerm(m, BETA, find_stages(m))
-            ),
-            "every convolution, ckasr": _step(
-                name, device, lambda m: CKASR(m, BETA, every=1, stages=convolutions(m))
-            ),
-            "every convolution, pairwise": _step(
-                name, device, lambda m: PairwiseTerm(m, BETA, convolutions(m))
-            ),
-            "blocks, whole batch, ckasr": _step(
-                name, device, lambda m: CKASR(m, BETA, every=1, samples=None)
-            ),
-        }
-        timings += interleaved(f"term {name}", variants, rounds=rounds, device=device)
+    for name in names:
+        few = {key: make(name, data) for key, make in _few_samples(device).items()}
+        timings += interleaved(f"term {name}", few, calls=5, **how)
+        whole = {key: make(name, data) for key, make in _whole_batch(device).items()}
+        timings += interleaved(f"term {name}, whole batch", whole, **how)
     return timings
 
 
@@ -43,24 +51,33 @@ def convolutions(model: nn.Module) -> list[list[str]]:
     return [[f"{b}.{c}" for b in stage for c in ("conv1", "conv2")] for stage in find_stages(model)]
 
 
-def _step(
-    name: str,
-    device: torch.device,
-    regularizer: Callable[[nn.Module], Callable[[], Tensor]] | None,
-) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    x = torch.randn(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 100, (128,), device=device)
-    reg = regularizer(model) if regularizer else None
+def _few_samples(device: torch.device) -> dict[str, Callable[..., Callable[[], None]]]:
+    fast = partial(our_step, precision="bf16" if device.type == "cuda" else "fp32")
+    return {
+        NO_TERM: fast,
+        EVERY_STEP: partial(fast, regularizer=lambda m: CKASR(m, BETA, every=1)),
+        EVERY_FIFTH: partial(fast, regularizer=lambda m: CKASR(m, BETA, every=5)),
+        CONVOLUTIONS: partial(
+            fast, regularizer=lambda m: CKASR(m, BETA, every=1, stages=convolutions(m))
+        ),
+        "authors' way, blocks, every step": partial(
+            fast, term=lambda m: PairwiseTerm(m, BETA, find_stages(m))
+        ),
+        "authors' way, every convolution, every step": partial(
+            fast, term=lambda m: PairwiseTerm(m, BETA, convolutions(m))
+        ),
+    }
 
-    def step() -> None:
-        loss = nn.functional.cross_entropy(model(x), y)
-        if reg is not None:
-            loss = loss + reg()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
-    return step
+def _whole_batch(device: torch.device) -> dict[str, Callable[..., Callable[[], None]]]:
+    fast = partial(our_step, precision="bf16" if device.type == "cuda" else "fp32")
+
+    def pairwise(dtype: torch.dtype) -> Callable[[nn.Module], PairwiseTerm]:
+        return lambda m: PairwiseTerm(m, BETA, find_stages(m), samples=None, dtype=dtype)
+
+    return {
+        NO_TERM: fast,
+        WHOLE_BATCH: partial(fast, regularizer=lambda m: CKASR(m, BETA, every=1, samples=None)),
+        AUTHORS: partial(fast, term=pairwise(torch.float64)),
+        AUTHORS_FLOAT32: partial(fast, term=pairwise(torch.float32)),
+    }

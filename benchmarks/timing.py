@@ -1,17 +1,21 @@
 """Interleaved timing: all variants in turn, round after round, so that a drift hits them alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
+Calls = Mapping[str, Callable[[], object]]
+
 
 @dataclass(frozen=True)
 class Timing:
-    """One variant over all rounds. Milliseconds are of one call: CPU time of this process on a CPU,
-    wall time between synchronisations on a GPU. Ratios are to the first variant of the same round.
+    """One variant over all rounds; times are of one call, ratios to the first variant's same round.
+
+    clock: ``CPU`` is the time of the process's processors, ``wall`` that of the clock on the wall.
+    images: how many a call works through; 0: not a matter of images. x: what a scaling varies.
     """
 
     benchmark: str
@@ -23,65 +27,101 @@ class Timing:
     ratio_low: float  # quartiles of the rounds' ratios
     ratio_high: float
     rounds: int
+    clock: str = "CPU"
+    images: int = 0
+    x: float | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 * self.images / self.milliseconds
 
 
 def interleaved(
     benchmark: str,
-    variants: Mapping[str, Callable[[], object]],
+    variants: Calls,
     *,
     rounds: int,
     device: torch.device,
     warmup: int = 2,
+    calls: int = 1,
+    images: int = 0,
+    x: float | None = None,
 ) -> list[Timing]:
-    """Time the variants in turn; the first one is the reference of the ratios."""
-    for _ in range(warmup):
-        for call in variants.values():
-            call()
+    """Time the variants in turn; the first one is the reference of the ratios.
+
+    calls: how many a variant makes when it is its turn; the time of one is their mean.
+    """
+    seconds = in_turn(
+        variants, rounds, lambda call: once(call, device, calls) / calls, warmup=warmup
+    )
+    clock = "wall" if device.type == "cuda" else "CPU"
+    return summary(benchmark, seconds, clock=clock, images=images, x=x)
+
+
+def in_turn(
+    variants: Calls, rounds: int, timer: Callable[[Callable[[], object]], float], warmup: int
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every round after the first `warmup`, as `timer` tells them.
+
+    Every second round goes backwards: no variant gains by its place behind another.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
-            seconds[name].append(_time(call, device))
-    reference = seconds[next(iter(variants))]
+    for number in range(warmup + rounds):
+        for name in list(variants)[:: -1 if number % 2 else 1]:
+            spent = timer(variants[name])
+            if number >= warmup:
+                seconds[name].append(spent)
+    return seconds
+
+
+def summary(
+    benchmark: str,
+    seconds: Mapping[str, Sequence[float]],
+    *,
+    clock: str,
+    images: int = 0,
+    x: float | None = None,
+) -> list[Timing]:
+    """Medians, spreads and ratios of what was measured; the first variant is the reference."""
+    reference = next(iter(seconds.values()))
     timings = []
     for name, values in seconds.items():
         ratios = sorted(v / r for v, r in zip(values, reference, strict=True))
-        timings.append(
-            Timing(
-                benchmark,
-                name,
-                1e3 * median(values),
-                1e3 * min(values),
-                1e3 * max(values),
-                median(ratios),
-                ratios[len(ratios) // 4],
-                ratios[(3 * len(ratios)) // 4],
-                rounds,
-            )
-        )
+        times = (1e3 * pick(values) for pick in (median, min, max))
+        spread = median(ratios), ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
+        numbers = (float(f"{number:.5g}") for number in (*times, *spread))
+        timings.append(Timing(benchmark, name, *numbers, len(values), clock, images, x))
     return timings
 
 
-def _time(call: Callable[[], object], device: torch.device) -> float:
+def once(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds of so many calls: wall time between synchronisations on a GPU, else CPU time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        call()
+        for _ in range(calls):
+            call()
         torch.cuda.synchronize(device)
         return time.perf_counter() - start
     start = time.process_time()
-    call()
+    for _ in range(calls):
+        call()
     return time.process_time() - start
 
 
-def table(timings: list[Timing]) -> str:
+def table(timings: Iterable[Timing]) -> str:
     """The timings as a markdown table."""
     lines = [
-        "| benchmark | variant | ms, median (min-max) | ratio, median (quartiles) | rounds |",
-        "|---|---|---|---|---|",
+        "| benchmark | variant | ms, median (min-max) | clock | images/s "
+        "| ratio, median (quartiles) | rounds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {t.benchmark} | {t.variant} | {t.milliseconds:.2f} ({t.lowest:.2f}-{t.highest:.2f}) "
-        f"| {t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f}) | {t.rounds} |"
-        for t in timings
-    ]
+    for t in timings:
+        name = t.variant if t.x is None else f"{t.variant}, {t.x:g}"
+        speed = f"{t.images_per_second:,.0f}" if t.images else ""
+        lines.append(
+            f"| {t.benchmark} | {name} | {t.milliseconds:.2f} ({t.lowest:.2f}-{t.highest:.2f}) "
+            f"| {t.clock} | {speed} | {t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f}) "
+            f"| {t.rounds} |"
+        )
     return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""``python -m benchmarks.figures``: every figure and table again, from the records alone."""
+
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, styled
+from ckasr.analysis.write import save
+
+from . import scaling, store
+from .store import FOLDER, Record
+from .timing import Timing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OURS, PLAIN = ARM_LOOKS[4]["color"], "0.65"
+TITLES = {"data": "a batch of 128 augmented images", "import": "start-up of a process"}
+LOG_FROM = 10  # ratios further apart than this go on a logarithmic axis
+
+
+def write_all(folder: Path) -> list[Path]:
+    """The table and all figures of one device's folder; returns what was written."""
+    written = [store.write_table(folder)]
+    for found in store.load(folder):
+        written.append(save(draw(found), folder / f"{found['benchmark']}.png"))
+    return written
+
+
+@styled
+def draw(found: Record) -> "Figure":
+    """The figure of one record: lines for scaling, bars of ratios for all others."""
+    groups: dict[str, list[Timing]] = {}
+    for timing in store.timings_of(found):
+        groups.setdefault(timing.benchmark, []).append(timing)
+    if found["benchmark"] == "scaling":
+        figure = blank(6.6, 2.9)
+        axes = figure.subplots(1, len(groups), squeeze=False)[0]
+        for axis, (name, timings) in zip(axes, groups.items(), strict=True):
+            _lines(axis, name.split()[-1], timings)
+        axes[0].set_ylabel("time of the term,\nforward and backward (ms)")
+    else:
+        heights = [len(timings) + 1.2 for timings in groups.values()]
+        figure = blank(6.6, 0.55 + 0.27 * sum(heights))
+        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (name, timings) in zip(axes, groups.items(), strict=True):
+            _bars(axis, name, timings)
+        axes[-1].set_xlabel(
+            f"{timings[0].clock} time relative to the first row (median; whiskers: quartiles)"
+        )
+    note = textwrap.fill(store.where(found), 125)
+    figure.supxlabel(note, fontsize=6, color="0.35")
+    return figure
+
+
+def _bars(axis: "Axes", name: str, timings: Sequence[Timing]) -> None:
+    """A bar from the reference's 1 to the variant's ratio, its numbers at the right."""
+    ratios = [t.ratio for t in timings]
+    if logarithmic := max(ratios) > LOG_FROM * min(ratios):
+        axis.set_xscale("log")
+    for y, t in enumerate(timings):
+        color = OURS if t.variant.startswith("ckasr") else PLAIN
+        axis.barh(y, t.ratio - 1, left=1, height=0.62, color=color, zorder=2)
+        axis.plot([t.ratio_low, t.ratio_high], [y, y], color="black", linewidth=0.9, zorder=3)
+        for end in (t.ratio_low, t.ratio_high):
+            axis.plot(end, y, marker="|", color="black", markersize=4, zorder=3)
+        axis.annotate(
+            _numbers(t, y == 0), (1.02, y), xycoords=("axes fraction", "data"), va="center",
+            fontsize=7,
+        )  # fmt: skip
+    axis.axvline(1, color="0.3", linewidth=0.7, zorder=1)
+    axis.set_yticks(range(len(timings)), [t.variant for t in timings])
+    axis.tick_params(axis="y", length=0)
+    axis.invert_yaxis()
+    axis.set_title(
+        TITLES.get(name, name.replace("resnet", "ResNet")), loc="left", fontweight="bold"
+    )
+    if logarithmic:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _numbers(t: Timing, reference: bool) -> str:
+    speed = f"{t.images_per_second:,.0f} images/s" if t.images else _duration(t.milliseconds)
+    if reference:
+        return f"reference: {speed}"
+    if t.ratio < 0.8:
+        return f"{1 / t.ratio:.3g} x faster; {speed}"
+    if t.ratio > 2:
+        return f"{t.ratio:.3g} x the time; {speed}"
+    return f"{100 * (t.ratio - 1):+.1f} %; {speed}".replace("-", "\N{MINUS SIGN}")
+
+
+def _duration(milliseconds: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(milliseconds))) if milliseconds > 0 else 2
+    return f"{milliseconds:,.{min(digits, 3)}f} ms"
+
+
+def _lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
+    """Time against what varies, on logarithmic axes, with the growth from end to end."""
+    looks = {scaling.PAIRWISE: BASELINE_LOOK, scaling.OURS: ARM_LOOKS[4]}
+    for variant, look in looks.items():
+        points = [t for t in timings if t.variant == variant]
+        x, y = [t.x for t in points], [t.milliseconds for t in points]
+        ends = [
+            [t.milliseconds - t.lowest for t in points],
+            [t.highest - t.milliseconds for t in points],
+        ]
+        axis.errorbar(
+            x, y, yerr=ends, color=look["color"], marker=look["marker"], markersize=3.5,
+            linestyle=look["linestyle"], elinewidth=0.6, label=f"{variant}: {_growth(x, y)}",
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_yscale("log", nonpositive="clip")
+    axis.set_xticks(x, [f"{value:g}" for value in x], fontsize=7)
+    axis.minorticks_off()
+    labels = {
+        "layers": "layers, of 8 samples",
+        "samples": "samples, of 9 layers",
+        "batch": "batch, 8 samples of 9 layers",
+    }
+    axis.set_xlabel(labels[what])
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.4)
+
+
+def _growth(x: Sequence[float], y: Sequence[float]) -> str:
+    """The exponent of the power law through the first and the last point."""
+    if len(x) < 2 or min(y[0], y[-1]) <= 0:
+        return "no growth to tell"
+    return f"exponent {math.log(y[-1] / y[0]) / math.log(x[-1] / x[0]):.1f}"
+
+
+def main() -> int:
+    folders = sorted({path.parent for path in FOLDER.glob("*/*.json")})
+    if not folders:
+        print(
+            f"benchmarks: no {FOLDER}/*/*.json: run `python -m benchmarks --save`", file=sys.stderr
+        )
+        return 1
+    for folder in folders:
+        for path in write_all(folder):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""How the cost of the term, forward and backward, grows with layers, samples and batch."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ckasr import CKASR, cka_sr_loss
+
+from .pairwise import PairwiseTerm, pairwise_term
+from .timing import Timing, in_turn, interleaved, once, summary
+
+PAIRWISE, OURS = "authors' way", "ckasr"
+LAYERS = (9, 18, 27, 36, 45, 54)
+SAMPLES = (4, 8, 16, 32, 64, 128)
+BATCHES = (64, 128, 256, 512)
+STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))  # of the CIFAR ResNets
+
+
+def measure(
+    device: torch.device,
+    rounds: int,
+    layers: Sequence[int] = LAYERS,
+    samples: Sequence[int] = SAMPLES,
+    batches: Sequence[int] = BATCHES,
+) -> list[Timing]:
+    """The term alone, on features of a ResNet's three stages, against layers (of 8 samples) and
+    samples (of 9 layers); and what it adds to a convolutional network, against the batch."""
+    sizes = [("layers", count, count, 8) for count in layers]
+    sizes += [("samples", count, 9, count) for count in samples]
+    timings = []
+    for what, x, depth, few in sizes:
+        stages = _features(depth, few, device)
+        variants = {PAIRWISE: _alone(pairwise_term, stages), OURS: _alone(cka_sr_loss, stages)}
+        timings += interleaved(f"scaling {what}", variants, rounds=rounds, device=device, x=x)
+    for batch in batches:
+        timings += _in_network(device, rounds, batch)
+    return timings
+
+
+def _features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [
+            torch.randn(samples, *shape, generator=generator).to(device).requires_grad_()
+            for _ in range(depth // len(STAGES))
+        ]
+        for shape in STAGES
+    ]
+
+
+def _alone(
+    loss: Callable[[list[list[Tensor]]], Tensor], stages: list[list[Tensor]]
+) -> Callable[[], object]:
+    features = [feature for stage in stages for feature in stage]
+    return lambda: torch.autograd.grad(loss(stages), features)
+
+
+def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
+    """Times with the term less those of the same round without it."""
+    terms = {"none": None, PAIRWISE: _pairwise, OURS: lambda m: CKASR(m, 1e-4, every=1)}
+    calls = {name: _network(batch, device, term) for name, term in terms.items()}
+    seconds = in_turn(calls, rounds, lambda call: once(call, device), warmup=2)
+    bare = seconds.pop("none")
+    added = {n: [v - b for v, b in zip(s, bare, strict=True)] for n, s in seconds.items()}
+    clock = "wall" if device.type == "cuda" else "CPU"
+    return summary("scaling batch", added, clock=clock, x=batch)
+
+
+def _pairwise(model: nn.Module) -> PairwiseTerm:
+    return PairwiseTerm(model, 1e-4, [[name for name, _ in model.named_children()]])
+
+
+def _network(
+    batch: int, device: torch.device, term: Callable[[nn.Module], Callable[[], Tensor]] | None
+) -> Callable[[], None]:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(9)]
+    model = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 16, 16, 16, device=device).to(memory_format=torch.channels_last)
+    penalty = term(model) if term else None
+
+    def call() -> None:
+        loss = model(x).square().mean()
+        model.zero_grad()
+        (loss + penalty() if penalty else loss).backward()
+
+    return call

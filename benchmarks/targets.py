@@ -1,0 +1,104 @@
+"""The targets, and whether the timings meet them: computed from the medians, never typed in."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .imports import BOTH, TORCH
+from .term import (
+    AUTHORS,
+    AUTHORS_FLOAT32,
+    CONVOLUTIONS,
+    EVERY_FIFTH,
+    EVERY_STEP,
+    NO_TERM,
+    WHOLE_BATCH,
+)
+from .timing import Timing
+
+FULL_EPOCH = 50_000  # training images of CIFAR
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    limit: str
+    measured: str
+    met: bool
+
+
+def targets(timings: Iterable[Timing], device_kind: str) -> list[Target]:
+    """Every target that these timings speak of, on a ``cpu`` or on ``cuda``."""
+    groups: dict[str, dict[str, Timing]] = {}
+    for timing in timings:
+        groups.setdefault(timing.benchmark, {})[timing.variant] = timing
+    found = []
+    for name, group in groups.items():
+        kind = name.split()[0]
+        if kind == "term":
+            found += _overheads(name, group, device_kind) + _whole_batch(name, group)
+        elif kind in ("step", "epoch") and device_kind == "cpu":
+            found += _speeds(name, group)
+        elif kind == "epoch" and name.endswith("resnet20"):
+            found += _model_epochs(name, group)
+        elif kind == "import":
+            added = (group[BOTH].milliseconds - group[TORCH].milliseconds) / 1e3
+            found.append(
+                Target(
+                    "import ckasr beside import torch", "<= 0.3 s", f"{added:.2f} s", added <= 0.3
+                )
+            )
+    return found
+
+
+def _overheads(name: str, group: dict[str, Timing], device_kind: str) -> list[Target]:
+    convolutions = 0.10 if device_kind == "cpu" else 0.05
+    limits = {EVERY_STEP: 0.05, EVERY_FIFTH: 0.02, CONVOLUTIONS: convolutions}
+    found = []
+    for variant, limit in limits.items():
+        if variant in group:
+            t = group[variant]
+            measured = f"{t.ratio - 1:+.1%} ({t.ratio_low - 1:+.1%} to {t.ratio_high - 1:+.1%})"
+            # Rounded, as 1.05 - 1 is not 0.05 in binary.
+            met = round(t.ratio - 1, 6) <= limit
+            found.append(Target(f"{name}: {variant}", f"<= +{limit:.0%}", measured, met))
+    return found
+
+
+def _whole_batch(name: str, group: dict[str, Timing]) -> list[Target]:
+    found = []
+    for reference in (AUTHORS, AUTHORS_FLOAT32) if WHOLE_BATCH in group else ():
+        plain, ours = (group[v].ratio - group[NO_TERM].ratio for v in (reference, WHOLE_BATCH))
+        what = f"{name}: {WHOLE_BATCH}, against {reference}"
+        cheaper = round(plain / ours, 6) if ours > 0 else math.inf  # inf: lost in the noise
+        found.append(Target(what, ">= 5 x cheaper", f"{cheaper:.1f} x", cheaper >= 5))
+    return found
+
+
+def _speeds(name: str, group: dict[str, Timing]) -> list[Target]:
+    found = []
+    for variant, t in group.items():
+        if variant.startswith("ckasr"):
+            speed = 1 / t.ratio
+            measured = f"{speed:.2f} x ({1 / t.ratio_high:.2f} to {1 / t.ratio_low:.2f})"
+            found.append(Target(f"{name}: {variant}", ">= 2.4 x", measured, speed >= 2.4))
+    return found
+
+
+def _model_epochs(name: str, group: dict[str, Timing]) -> list[Target]:
+    found = []
+    for variant, t in group.items():
+        if variant.startswith("ckasr"):
+            seconds = t.milliseconds / 1e3 * FULL_EPOCH / t.images
+            what = f"{name}: {variant}, 50,000 images"
+            found.append(Target(what, "<= 0.35 s", f"{seconds:.2f} s", seconds <= 0.35))
+    return found
+
+
+def table(found: Iterable[Target]) -> str:
+    """The targets as a markdown table."""
+    lines = ["| target | limit | measured (quartiles) | |", "|---|---|---|---|"]
+    lines += [
+        f"| {t.what} | {t.limit} | {t.measured} | {'met' if t.met else 'not met'} |" for t in found
+    ]
+    return "\n".join(lines)

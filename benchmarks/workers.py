@@ -1,0 +1,84 @@
+"""Variants in processes of their own, which differ in threads and in how memory is allocated.
+
+Started together, a worker computes only when it is told to: between its turns it waits for a line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckasr.experiments.pools import ALLOCATOR
+
+from .timing import once
+
+
+class Worker:
+    """A process that makes a callable, ``module:function`` of this package, and calls it on demand.
+
+    fast: with the allocator settings that a sweep gives its workers; else with the system's own.
+    """
+
+    def __init__(self, make: str, threads: int, fast: bool, **arguments: Any) -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in ALLOCATOR}
+        environment |= {"OMP_NUM_THREADS": str(threads)} | (ALLOCATOR if fast else {})
+        self.make, self.ready = make, False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workers", make, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).resolve().parents[1],
+        )
+
+    def start(self) -> None:
+        """Let it make one call."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def result(self) -> float:
+        """Wait for the call to end; its seconds, CPU time on a CPU and wall time on a GPU."""
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"worker {self.make} ended with status {self.process.wait()}")
+        return float(line)
+
+    def __call__(self) -> float:
+        self.start()
+        return self.result()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def together(workers: Sequence[Worker]) -> float:
+    """Wall seconds of one call of every worker, side by side, divided by their number."""
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.result()
+    return (time.perf_counter() - start) / len(workers)
+
+
+def serve(make: str, arguments: str) -> None:
+    """The worker's side: one line in, one call, one line of seconds out."""
+    values = json.loads(arguments)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    module, function = make.split(":")
+    call = getattr(import_module(f"benchmarks.{module}"), function)(**values)
+    for _ in sys.stdin:
+        print(once(call, torch.device(values["device"])), flush=True)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -224,7 +224,7 @@ class TestFigure:
                 run["sparsity"] |= {"nominal": 0.5, "dead_layers": ["a", "b"], "dead_classes": 1}
         figure = method_accuracy(runs)
         markers = [c.lines[0] for c in figure.axes[0].containers]
-        assert [m.get_markerfacecolor() == "none" for m in markers] == [False, False, False, True]
+        assert [m.get_markerfacecolor() == "white" for m in markers] == [False, False, False, True]
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert texts == ["dead: 2 layers, 1 class"]
         assert "Hollow" in figure.legends[0].get_title().get_text()
@@ -235,6 +235,7 @@ class TestFigure:
             settings = Settings.from_dict(run["settings"] | {"beta": 1e-4})
             runs.append(made(settings, run["test_accuracy"] + 0.1))
         drawn = positions(method_accuracy(runs).axes[0])
+        assert drawn[0] == pytest.approx(63)  # alone in its row
         rows_of_snip = sorted(y for y in drawn if round(y) == 3)
         assert np.diff(rows_of_snip) == pytest.approx([0.25])
         assert [drawn[y] for y in rows_of_snip] == pytest.approx([55, 65])

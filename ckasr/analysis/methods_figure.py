@@ -33,6 +33,7 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     sparsities = sorted({entry.sparsity for entry in pruned})
     names = _tick_labels(pruned)
     arms = looks(entry.arm for entry in entries)
+    best = max((100 * value for entry in entries for value in entry.accuracies), default=100)
     figure = blank(1.3 + 2.5 * len(sparsities), 1.5 + 0.21 * len(names))
     axes = figure.subplots(1, len(sparsities), squeeze=False, sharex=True, sharey=True)[0]
     for axis, sparsity in zip(axes, sparsities, strict=True):
@@ -42,7 +43,7 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
         _draw_levels(axis, entries, arms)
         for entry in pruned:
             if entry.sparsity == sparsity:
-                _draw_entry(axis, entry, list(names).index(entry.form), arms)
+                _draw_entry(axis, entry, list(names).index(entry.form), arms, best)
         axis.set_xlabel("test accuracy after the last epoch (%)")
     axes[0].set_yticks(range(len(names)), names.values())
     axes[0].set_ylim(len(names) - 0.4, -0.6)
@@ -77,12 +78,12 @@ def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: dict[Arm, Look]) 
     )
 
 
-def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look]) -> None:
+def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look], best: float) -> None:
     values = [100 * value for value in entry.accuracies]
     if not values:
         return
-    look = arms[entry.arm]
-    y = row + 0.25 * (list(arms).index(entry.arm) - (len(arms) - 1) / 2) if len(arms) > 1 else row
+    look, of_cell = arms[entry.arm], list(entry.cell.arms)
+    y = row + 0.25 * (of_cell.index(entry.arm) - (len(of_cell) - 1) / 2)
     if len(values) > 1:
         dots = {"color": look["color"], "alpha": 0.5, "markersize": 4, "markeredgewidth": 0}
         axis.plot(values, [y] * len(values), ".", **dots)
@@ -91,10 +92,10 @@ def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look]) -> 
     axis.errorbar(
         [average],
         [y],
-        xerr=[[average - low], [high - average]],
+        xerr=[[average - low], [high - average]] if interval else None,
         fmt=look["marker"],
         color=look["color"],
-        markerfacecolor="none" if entry.missed else look["color"],
+        markerfacecolor="white" if entry.missed else look["color"],
         markersize=4,
         capsize=2,
         linewidth=0.9,
@@ -103,11 +104,13 @@ def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look]) -> 
     counts = {"layer": entry.dead_layers, "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
+        left = average > best / 2  # where there is room
         axis.annotate(
             f"dead: {', '.join(dead)}",
-            (max(high, *values), y),
-            xytext=(5, 0),
+            (min(low, *values) if left else max(high, *values), y),
+            xytext=(-5 if left else 5, 0),
             textcoords="offset points",
+            ha="right" if left else "left",
             va="center",
             fontsize=6,
             color="0.35",

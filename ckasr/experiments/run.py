@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from ckasr import __version__, methods, models
 from ckasr.data import Batches, Dataset, keyed_generator, load, split
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import report
-from ckasr.training import DivergedError, Engine, Recipe, accuracy
+from ckasr.training import DivergedError, Engine, Recipe, accuracy, memory
 
 from . import records
 from .measure import layer_cka, weight_statistics
@@ -46,6 +47,38 @@ def run(
     run stops after the epoch at hand with OutOfTime. data: root of the data sets; None:
     ``CKASR_DATA``. Raises what bad settings or missing data raise, before anything is written.
     """
+    turn = turns(settings, results, device=device, progress=progress, deadline=deadline, data=data)
+    with own_stream(device):
+        while True:
+            try:
+                next(turn)
+            except StopIteration as end:
+                return end.value
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device's name means a GPU here."""
+    return torch.device(_device(device)).type == "cuda"
+
+
+def own_stream(device: str) -> AbstractContextManager[Any]:
+    """A CUDA stream to train on, as CUDA graphs cannot be captured on the default one."""
+    return torch.cuda.stream(torch.cuda.Stream()) if on_gpu(device) else nullcontext()
+
+
+def turns(
+    settings: Settings,
+    results: Path,
+    *,
+    device: str = "auto",
+    progress: Callable[[str], None] | None = print,
+    deadline: float = math.inf,
+    data: Path | str | None = None,
+    sharing: int = 1,
+) -> Generator[None, None, records.Record]:
+    """``run`` in turns, for several runs in one process: it yields once an epoch is queued on the
+    device, and what it returns is the record. sharing: how many runs there are.
+    """
     if (record := records.load(results, settings.id)) is not None:
         return record
     say = progress or (lambda line: None)
@@ -54,15 +87,20 @@ def run(
     method = methods.create(settings.method, settings.method_options)
     dataset = _load(settings.dataset, data)
     target = torch.device(_device(device))
-    if target.type == "cuda":
+    if target.type == "cuda" and sharing == 1:
         torch.cuda.reset_peak_memory_stats()
     engine, validation = _build(settings, method, dataset, target)
+    batch = (settings.batch_size, *dataset.input_shape)
+    memory.check(engine.context.model, batch, settings.precision)
     engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
     say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
 
     status = "finished"
     try:
-        for entry in engine.epochs():
+        for entry in engine.interleaved():
+            if entry is None:
+                yield
+                continue
             say(_line(entry, len(engine.curves["epoch"])))
             if time.monotonic() > deadline:
                 raise OutOfTime(settings.id)
@@ -85,6 +123,7 @@ def run(
         "seconds": sum(engine.curves["seconds"]),
         "started": started,
         **environment(target),
+        "runs_in_process": sharing,
     }
     records.save(record, results)
     engine.checkpoint.unlink(missing_ok=True)

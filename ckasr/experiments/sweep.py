@@ -2,25 +2,16 @@
 
 import itertools
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from . import records
-from .run import OutOfTime, run
+from .pools import default_jobs, pool_of
 from .settings import Settings
-
-ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
 
 
 def grid(
@@ -92,7 +83,8 @@ def sweep(
 
     minutes: budget; no cell starts that is not expected to end inside it (by the time an epoch of
     its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
-    jobs: processes side by side, one thread each; None: one a core on a CPU, one on a GPU.
+    jobs: runs side by side (``pools.py``): on a CPU processes of one thread each, on a GPU CUDA
+    streams of one process; None: one a core on a CPU, 4 on a GPU.
     lines: a JSON-lines file that gets all records of ``results`` whenever a cell is done.
     """
     start = time.monotonic()
@@ -114,64 +106,19 @@ def sweep(
         elapsed = (time.monotonic() - start) / 60
         progress(f"{len(outcome.done)}/{len(todo)} cells done, {elapsed:.1f} min")
 
-    if jobs == 1:
-        for cell in todo:
-            if costs.fits(cell, deadline):
-                try:
-                    finish(
-                        cell,
-                        run(
-                            cell,
-                            results,
-                            device=device,
-                            progress=progress,
-                            deadline=deadline,
-                            data=data,
-                        ),
-                    )
-                except OutOfTime:
-                    progress(f"{cell.id} stopped at the budget; the next sweep resumes it")
-        return outcome
-
-    # Keeping freed memory for the next step saves a CPU step the page faults of its activations:
-    # 12 to 18 % less time of a ResNet20 step. Read at start-up, so it is set for the workers.
-    for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, value)
-    # Spawn, not fork: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    # Lines come back through a queue: in a notebook, a worker's own output would go astray.
-    lines_of_workers = context.Queue()
     waiting = list(todo)
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(lines_of_workers,)
-    ) as pool:
-        running: dict[Future[records.Record], Settings] = {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
+    with pool_of(jobs, results, device, data, progress) as pool:
+        while waiting or pool.running:
+            while waiting and pool.running < jobs:
                 cell = waiting.pop(0)
                 if costs.fits(cell, deadline):
-                    left = (deadline - time.monotonic()) if math.isfinite(deadline) else math.inf
-                    running[pool.submit(_run_in_worker, cell, results, device, left, data)] = cell
-            if not running:
-                break
-            done = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
-            while not lines_of_workers.empty():
-                progress(lines_of_workers.get())
-            for future in done:
-                cell = running.pop(future)
-                try:
-                    finish(cell, future.result())
-                except OutOfTime:
+                    pool.start(cell, deadline)
+            for cell, record in pool.ended():
+                if record is None:
                     progress(f"{cell.id} stopped at the budget; the next sweep resumes it")
+                else:
+                    finish(cell, record)
     return outcome
-
-
-def default_jobs(device: str) -> int:
-    """One process a core on a CPU, where two of one thread beat one of two; one on a GPU."""
-    import torch
-
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return 1 if on_gpu else os.cpu_count() or 1
 
 
 class _Costs:
@@ -197,27 +144,3 @@ class _Costs:
         measured = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
         expected = median(measured) * cell.epochs if measured else 0
         return left > 0 and expected <= left
-
-
-_worker_lines: Any = None  # the queue to the sweep, in its worker processes
-
-
-def _start_worker(queue: Any) -> None:
-    import torch
-
-    global _worker_lines
-    _worker_lines = queue
-    torch.set_num_threads(1)
-
-
-def _run_in_worker(
-    cell: Settings, results: Path, device: str, seconds: float, data: Path | str | None
-) -> records.Record:
-    return run(
-        cell,
-        results,
-        device=device,
-        progress=lambda line: _worker_lines.put(f"{cell.id}  {line.removeprefix(cell.id).strip()}"),
-        deadline=time.monotonic() + seconds,
-        data=data,
-    )

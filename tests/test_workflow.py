@@ -23,16 +23,16 @@ def snakemake(results: Path, *options: str) -> str:
 
 
 def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
-    """Two arms at one sparsity with two seeds, four methods, and the figures: nine jobs."""
+    """Two arms with two seeds, four methods, both arms and seeds in two precisions; the figures."""
     text = snakemake(tmp_path, "--dry-run", "--quiet", "rules")
-    assert "cell           8" in text
+    assert "cell          16" in text
     assert "figures        1" in text
 
 
 @pytest.mark.slow
 def test_cells_leave_the_records_of_the_one_door(tmp_path):
     text = snakemake(tmp_path / "results")
-    assert "9 of 9 steps" in text
+    assert "17 of 17 steps" in text
     made = records.load_all(tmp_path / "results")
     assert {record["status"] for record in made} == {"finished"}
     cells = [cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)]

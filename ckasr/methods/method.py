@@ -115,6 +115,9 @@ class Method:
     def begin_phase(self, phase: Phase, context: Context) -> None:
         """A phase starts; its optimiser is new."""
 
+    # A method that overrides one of these two acts in the middle of a step: on a GPU its steps run
+    # kernel by kernel, where those of all others are replayed as one CUDA graph.
+
     def penalty(self, context: Context) -> Tensor | None:
         """A term for the loss of this step, besides CKA-SR; None: none."""
         return None

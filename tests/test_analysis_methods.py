@@ -103,6 +103,13 @@ class TestTable:
             "snip, CKA-SR, β = 1e-4",
         ]
 
+    def test_dead_layers_are_of_any_seed(self):
+        runs = [record(0.5, method="snip", sparsity=0.95, seed=seed) for seed in range(3)]
+        for run, dead in zip(runs, (["a"], ["a", "b"], []), strict=True):
+            run["sparsity"]["dead_layers"] = dead
+        ((_, snip),) = method_families([record(0.5, method="dense"), *runs])
+        assert snip.dead_layers == ["a", "b"]
+
     def test_forms_of_a_method_are_told_apart(self):
         runs = [
             record(0.5 + i / 100, sparsity=0.95, **form)
@@ -154,6 +161,14 @@ class TestPublished:
         assert others["snip", "99.5 %"] == "88.85 at 99.44 %"
         assert others["synflow", "95 %"] == "93.69 at 94.38 %"
         assert others["dense", "0 %"] == "94.95 at 0.00 %"
+
+    def test_without_cka_sr_is_what_they_are(self):
+        """Its arm has the appendix's number for its beta, and none of Synaptic-Flow's."""
+        settings = Settings(sparsity=0.95, beta=1e-4, **RECIPE)
+        found = rows(methods_table([*comparison(), made(settings, 0.61)]))
+        treated = next(row for row in found if "CKA-SR" in row["method"])
+        assert treated["CKA-SR's appendix, %"] == "84.97"
+        assert treated["Synaptic-Flow's data, %"] == "-"
 
     def test_that_they_are_no_equals_is_said(self):
         text = methods_table(comparison())
@@ -239,6 +254,13 @@ class TestFigure:
         rows_of_snip = sorted(y for y in drawn if round(y) == 3)
         assert np.diff(rows_of_snip) == pytest.approx([0.25])
         assert [drawn[y] for y in rows_of_snip] == pytest.approx([55, 65])
+
+    def test_forms_of_a_method_have_rows_of_their_own(self):
+        lazy = Settings(method="random", distribution="uniform", sparsity=0.95, **RECIPE)
+        axis, _ = method_accuracy([*comparison(), made(lazy, 0.61)]).axes
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        assert names == ["lth (2 x)", "random uniform", "random", "synflow", "snip"]
+        assert positions(axis)[1] == pytest.approx(61)
 
     def test_one_recipe_a_figure(self):
         for runs, number in ((study(1), 0), (comparison() + comparison(epochs=3), 2), ([], 0)):

@@ -32,7 +32,8 @@ Best test accuracy first, after the last epoch; validation accuracy is of held-o
 images. *Sparsity* is what was asked for, *reached* what the masks left, *effective* counts only \
 weights on a path from input to output; a dead layer or class has no such path. Epochs are of all \
 trainings together and, in brackets, as a multiple of those of dense training; scoring before \
-training is in neither. Minutes are as they were on the machine, shared or not. Means over seeds.
+training is in neither. Minutes are as they were on the machine, shared or not. Means over \
+seeds; dead layers are those of any.
 """
 OTHERS = f"""\
 Published accuracies are **not to be compared as equals**: network, schedule or both differ. \
@@ -96,8 +97,10 @@ class Entry:
         return self.epochs / self.cell.settings["epochs"]
 
     @property
-    def dead_layers(self) -> float:
-        return mean(len(run["sparsity"]["dead_layers"]) for run in self.runs)
+    def dead_layers(self) -> list[str]:
+        """Layers that no path from input to output goes through, in any seed."""
+        named = [name for run in self.runs for name in run["sparsity"]["dead_layers"]]
+        return list(dict.fromkeys(named))
 
     @property
     def missed(self) -> bool:
@@ -174,7 +177,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         f"{100 * entry.report('nominal'):.2f} %",
         f"{100 * entry.report('effective'):.2f} %",
         f"{entry.report('dead_classes'):.3g} of {entry.runs[0]['sparsity']['classes']}",
-        f"{entry.dead_layers:.3g}",
+        f"{len(entry.dead_layers)}",
         f"{entry.epochs:.4g} ({entry.cost:.3g} x)",
         f"{mean(run['seconds'] for run in entry.runs) / 60:.1f}",
         NOTHING if appendix is None else f"{appendix.percent:.2f}",

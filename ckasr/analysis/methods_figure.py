@@ -101,7 +101,7 @@ def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look], bes
         linewidth=0.9,
         label=entry.arm.label if len(arms) > 1 and not entry.missed else None,
     )
-    counts = {"layer": entry.dead_layers, "class": entry.report("dead_classes")}
+    counts = {"layer": len(entry.dead_layers), "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
         left = average > best / 2  # where there is room

@@ -3,6 +3,7 @@
 from .densities import DISTRIBUTIONS, allocate, layer_densities
 from .masks import Masks, dense_masks, global_topk_masks, prunable, random_masks, topk_masks
 from .report import report
+from .shrink import shrink
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -14,5 +15,6 @@ __all__ = [
     "prunable",
     "random_masks",
     "report",
+    "shrink",
     "topk_masks",
 ]

@@ -61,7 +61,7 @@ def report(
     weights = prunable(model)
     check_masks(weights, masks)
     masks = {name: masks[name].detach().cpu() for name in weights}
-    shape = _input_shape(model) if input_shape is None else tuple(input_shape)
+    shape = default_input_shape(model) if input_shape is None else tuple(input_shape)
     trace = _trace(model, weights, masks, shape)
 
     total = sum(mask.numel() for mask in masks.values())
@@ -90,8 +90,10 @@ def report(
     }
 
 
-def _input_shape(model: nn.Module) -> tuple[int, ...]:
-    first = next(m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)))
+def default_input_shape(model: nn.Module) -> tuple[int, ...]:
+    """The input's shape as the first layer tells it; ValueError where it cannot."""
+    layers = (m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)))
+    first = next(layers, model)
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     if isinstance(first, nn.Conv2d):
@@ -165,13 +167,9 @@ def _skeleton(
     model: nn.Module, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
 ) -> nn.Module:
     """A float64 copy on the CPU, in eval mode: weights are masks, gains 1, biases 0."""
-    # What the copy is to hold in place of an original goes into deepcopy's memo: no weight is
-    # copied, and hooks (whose closures may hold a graph, which cannot be copied) stay behind.
-    memo: dict[int, object] = {
-        id(hooks): type(hooks)()
-        for module in model.modules()
-        for hooks in (getattr(module, kind) for kind in _HOOKS)
-    }
+    # What the copy is to hold in place of an original goes into deepcopy's memo, so that no weight
+    # is copied.
+    memo = without_hooks(model)
     for path, param in model.named_parameters():
         fill = torch.zeros if path.split(".")[-1] == "bias" else torch.ones
         memo[id(param)] = nn.Parameter(fill(param.shape, dtype=torch.float64), requires_grad=False)
@@ -187,6 +185,16 @@ def _skeleton(
             # A maximum passes its gradient to one of equal inputs, an average to all.
             copied.set_submodule(path, _average(path, module))
     return copied
+
+
+def without_hooks(model: nn.Module) -> dict[int, object]:
+    """A memo for deepcopy that leaves hooks behind: their closures may hold a graph, which cannot
+    be copied."""
+    return {
+        id(hooks): type(hooks)()
+        for module in model.modules()
+        for hooks in (getattr(module, kind) for kind in _HOOKS)
+    }
 
 
 def _average(path: str, pool: nn.Module) -> nn.Module:

@@ -1,0 +1,236 @@
+"""Which channels of a traced network its output depends on.
+
+Two things are known of a channel: its sign, where that is the same for every input (both signs:
+it is zero), and whether it is needed. It is not where everything that reads it multiplies it by
+zero, or where it is zero itself and read by a convolution or linear layer. Channels that a sum
+joins are needed together, as the widths of its terms must fit.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from .masks import CONVOLUTIONS
+
+_SIGNED = {"relu", "relu6", "gelu", "silu", "hardswish", "tanh", "identity"}
+_SIGNED |= {"dropout", "dropout1d", "dropout2d", "dropout3d"}
+"""They take each value by itself and change no sign (zero stays zero)."""
+_POOLS = {
+    f"{adaptive}{kind}pool{d}d"
+    for adaptive in ("", "adaptive")
+    for kind in ("avg", "max")
+    for d in (1, 2, 3)
+}
+
+
+@dataclass
+class Channels:
+    """The channels of one tensor in the graph; each vector has an entry a channel."""
+
+    dim: int  # along which they lie
+    parts: list[tuple[fx.Node, Tensor]]  # what it sums up: which channel of each, -1 for zeros
+    nonnegative: Tensor  # whatever the input
+    nonpositive: Tensor
+    needed: Tensor
+
+    @property
+    def zero(self) -> Tensor:
+        return self.nonnegative & self.nonpositive
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer of the graph, called once."""
+
+    module: nn.Module
+    source: fx.Node | None  # whose channels it reads; None: they are not followed
+    positive: Tensor  # (outputs, inputs): is there a weight above zero (or a NaN)
+    negative: Tensor
+
+
+class Network:
+    """A traced network, its nodes' shapes in meta["shape"], and what is known of its channels.
+
+    A tensor without an entry in `channels` is not followed: what it is made of is all needed.
+    """
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.modules = dict(traced.named_modules())
+        self.channels: dict[fx.Node, Channels] = {}
+        self.layers: dict[fx.Node, Layer] = {}
+        calls = count_calls(traced)
+        for node in traced.graph.nodes:
+            if calls[node] == 1 and self._is_layer(node):
+                self._add_layer(node)
+            elif (parts := self._parts(node)) is not None:
+                self._add_sum(node, parts)
+            else:
+                self._need_inputs(node)
+        self._settle()
+        # A tensor cannot be empty: one channel stays, that which needs the fewest others.
+        while empty := [node for node in self.layers if not self.channels[node].needed.any()]:
+            layer = self.layers[empty[0]]
+            reads = (layer.positive | layer.negative).sum(1)
+            self.channels[empty[0]].needed[reads.argmin()] = True
+            self._settle()
+
+    def padding(self, node: fx.Node) -> tuple[int, int] | None:
+        """How many needed channels of zeros a padding puts before and behind; None: no padding."""
+        if self._kind(node) != "pad" or node not in self.channels:
+            return None
+        ((_, index),) = self.channels[node].parts
+        first = int((index >= 0).int().argmax())
+        new = self.channels[node].needed & (index < 0)
+        return int(new[:first].sum()), int(new[first:].sum())
+
+    def _settle(self) -> None:
+        """From what is needed to all that it needs, until nothing is added."""
+        count = -1
+        while count != (count := sum(int(c.needed.sum()) for c in self.channels.values())):
+            for node, channels in reversed(self.channels.items()):
+                for source, index in channels.parts:
+                    there, joined = self.channels[source].needed, index >= 0
+                    channels.needed[joined] |= there[index[joined]]
+                    there[index[joined & channels.needed]] = True
+                layer = self.layers.get(node)
+                if layer is not None and layer.source is not None:
+                    source = self.channels[layer.source]
+                    read = (layer.positive | layer.negative)[channels.needed].any(0)
+                    source.needed |= read & ~source.zero
+
+    def _need_inputs(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in self.channels:
+                self.channels[source].needed[:] = True
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        module = self.modules[node.target]
+        plain = isinstance(module, (*CONVOLUTIONS, nn.Linear))
+        return plain and getattr(module, "groups", 1) == 1 and len(node.args) == 1
+
+    def _add_layer(self, node: fx.Node) -> None:
+        module, source = self.modules[node.target], node.args[0]
+        weight = module.weight.detach().cpu()
+        weight = weight.reshape(*weight.shape[:2], -1)
+        positive, negative = (~(weight <= 0)).any(2), (~(weight >= 0)).any(2)
+        outputs, inputs = positive.shape
+        bias = torch.zeros(outputs) if module.bias is None else module.bias.detach().cpu()
+        dim = len(node.meta["shape"]) - 1 if isinstance(module, nn.Linear) else 1
+        if source in self.channels and self.channels[source].dim == dim:
+            known = self.channels[source]
+            nonnegative, nonpositive = known.nonnegative, known.nonpositive
+        else:
+            self._need_inputs(node)
+            source = None
+            nonnegative = nonpositive = torch.zeros(inputs, dtype=torch.bool)
+        falls = (positive & ~nonnegative) | (negative & ~nonpositive)
+        rises = (positive & ~nonpositive) | (negative & ~nonnegative)
+        self.layers[node] = Layer(module, source, positive, negative)
+        self.channels[node] = Channels(
+            dim,
+            [],
+            nonnegative=(bias >= 0) & ~falls.any(1),
+            nonpositive=(bias <= 0) & ~rises.any(1),
+            needed=torch.zeros(outputs, dtype=torch.bool),
+        )
+
+    def _add_sum(self, node: fx.Node, parts: list[tuple[fx.Node, Tensor]]) -> None:
+        """A tensor whose channels are those of others, added up, and their signs no other."""
+        nonnegative = torch.ones(len(parts[0][1]), dtype=torch.bool)
+        nonpositive = nonnegative.clone()
+        for source, index in parts:
+            nonnegative &= self.channels[source].nonnegative[index] | (index < 0)
+            nonpositive &= self.channels[source].nonpositive[index] | (index < 0)
+        if self._kind(node) in ("relu", "relu6"):
+            nonnegative[:] = True
+        dim = self.channels[parts[0][0]].dim
+        needed = torch.zeros(len(nonnegative), dtype=torch.bool)
+        self.channels[node] = Channels(dim, parts, nonnegative, nonpositive, needed)
+
+    def _parts(self, node: fx.Node) -> list[tuple[fx.Node, Tensor]] | None:
+        """The tensors it adds up and their channels, in its own order; None: not followed."""
+        sources = node.all_input_nodes
+        if not node.args or not sources or any(s not in self.channels for s in sources):
+            return None
+        kind, source, shape = self._kind(node), node.args[0], node.meta["shape"]
+        if shape is None or source is not sources[0]:
+            return None
+        dim, before = self.channels[source].dim, source.meta["shape"]
+        same = torch.arange(before[dim])
+        if kind in ("add", "iadd"):
+            alike = all(s.meta["shape"] == shape and self.channels[s].dim == dim for s in sources)
+            whole = len(node.args) == 2 and not node.kwargs
+            if not (alike and whole and isinstance(node.args[1], fx.Node)):
+                return None
+            return [(s, same) for s in sources]
+        if len(sources) > 1:
+            return None
+        if kind in _SIGNED:
+            return [(source, same)]
+        if dim != 1:
+            return None
+        if kind in _POOLS or (kind == "mean" and _spatial(node, len(before))):
+            return [(source, same)]
+        if kind == "getitem" and _sliced(node):
+            return [(source, same)]
+        if kind == "flatten" and self._flat(node):
+            return [(source, same.repeat_interleave(math.prod(before[2:])))]
+        if kind == "pad" and (amounts := _zeros(node, len(before))):
+            front, behind = (torch.full((amount,), -1) for amount in amounts)
+            return [(source, torch.cat([front, same, behind]))]
+        return None
+
+    def _kind(self, node: fx.Node) -> str:
+        """One name for an operation, be it a module, function or method; "" for no known one."""
+        name, home = str(node.target), "torch"
+        if node.op == "call_module":
+            kind = type(self.modules[node.target])
+            name, home = kind.__name__, kind.__module__
+        elif node.op == "call_function":
+            name, home = node.target.__name__, node.target.__module__ or "torch"
+        elif node.op != "call_method":
+            return ""
+        known = home.split(".")[0] in ("torch", "_operator")
+        return name.lower().replace("_", "") if known else ""
+
+    def _flat(self, node: fx.Node) -> bool:
+        """Whether it flattens all behind the batch."""
+        if node.op == "call_module":
+            module = self.modules[node.target]
+            return (module.start_dim, module.end_dim) == (1, -1)
+        return (*node.args[1:], *node.kwargs.items()) in ((1,), (1, -1), (("start_dim", 1),))
+
+
+def count_calls(traced: fx.GraphModule) -> dict[fx.Node, int]:
+    """How often the graph calls the module that a node calls; 0 for a node that calls none."""
+    counts = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
+    return {n: counts[n.target] if n.op == "call_module" else 0 for n in traced.graph.nodes}
+
+
+def _spatial(node: fx.Node, ndim: int) -> bool:
+    """Whether a mean is taken over dimensions behind the channels."""
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    return bool(dims) and all(d % ndim >= 2 for d in dims)
+
+
+def _sliced(node: fx.Node) -> bool:
+    """Whether an index takes slices, and those of batch and channels are whole."""
+    index = node.args[1]
+    if not isinstance(index, tuple) or not all(isinstance(i, slice) for i in index):
+        return False
+    return all(i == slice(None) for i in index[:2])
+
+
+def _zeros(node: fx.Node, ndim: int) -> tuple[int, int] | None:
+    """The channels of zeros that a padding adds before and behind; None for other paddings."""
+    amounts, *rest = node.args[1:] or (None,)
+    settings = dict(zip(("mode", "value"), rest, strict=False)) | node.kwargs
+    plain = settings.pop("mode", "constant") == "constant" and not settings.pop("value", None)
+    if not plain or settings or amounts is None or min(amounts) < 0:
+        return None
+    amounts = [*amounts, *[0] * (2 * ndim - len(amounts))]
+    return amounts[2 * (ndim - 2)], amounts[2 * (ndim - 2) + 1]

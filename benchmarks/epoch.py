@@ -1,9 +1,9 @@
-"""An epoch and the evaluation after it: our engine, in as many processes as a sweep runs.
+"""An epoch and the evaluation after it: our engine, as many models at once as in a sweep.
 
 The time is wall time, divided by the number of models that train side by side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ckasr import models
-from ckasr.experiments.run import EVALUATION_BATCH
+from ckasr.experiments.pools import GPU_JOBS
+from ckasr.experiments.run import EVALUATION_BATCH, own_stream
 from ckasr.methods import Context, create
 from ckasr.training import Engine, Recipe
 
@@ -26,32 +27,36 @@ TEST = 2_000
 
 @dataclass(frozen=True)
 class Variant:
-    """How many models train side by side, in one process each, and with how many threads."""
+    """How many models train side by side: processes, threads of each, models in each."""
 
     label: str
     make: str
     processes: int
     threads: int
+    models: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
-    def workers(self, **arguments: Any) -> list[Worker]:
-        fast = self.make.startswith("epoch:")
-        make = partial(Worker, self.make, self.threads, fast, **arguments, **self.options)
-        return [make() for _ in range(self.processes)]
+    def workers(self, **common: Any) -> list[Worker]:
+        ours = self.make == "epoch:epoch"
+        options = common | self.options | ({"models": self.models} if ours else {})
+        return [Worker(self.make, self.threads, ours, **options) for _ in range(self.processes)]
 
 
-# The first is the reference.
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
+# The first is the reference.
 ON_CPU = (
     Variant("plain loop, fp32, 1 process of 2 threads", "plain:epoch", 1, 2),
-    Variant("ckasr, fp32, 2 processes of 1 thread", "epoch:epoch", 2, 1, FP32),
-    Variant("ckasr, bf16, 2 processes of 1 thread", "epoch:epoch", 2, 1, BF16),
+    Variant("ckasr, fp32, 2 processes of 1 thread", "epoch:epoch", 2, 1, options=FP32),
+    Variant("ckasr, bf16, 2 processes of 1 thread", "epoch:epoch", 2, 1, options=BF16),
 )
+STREAMS = f"{GPU_JOBS} models side by side"
 ON_GPU = (
-    Variant("plain loop, fp32", "plain:epoch", 1, 2),
-    Variant("ckasr, bf16, not captured", "epoch:epoch", 1, 2, BF16 | {"capture": False}),
-    Variant("ckasr, fp32", "epoch:epoch", 1, 2, FP32),
-    Variant("ckasr, bf16", "epoch:epoch", 1, 2, BF16),
+    Variant("plain loop, fp32", "plain:epoch", 1, 1),
+    Variant("ckasr, bf16, no graph", "epoch:epoch", 1, 1, options=BF16 | {"capture": False}),
+    Variant("ckasr, fp32", "epoch:epoch", 1, 1, options=FP32),
+    Variant("ckasr, bf16", "epoch:epoch", 1, 1, options=BF16),
+    Variant(f"ckasr, fp32, {STREAMS}", "epoch:epoch", 1, 1, GPU_JOBS, FP32),
+    Variant(f"ckasr, bf16, {STREAMS}", "epoch:epoch", 1, 1, GPU_JOBS, BF16),
 )
 
 
@@ -72,24 +77,48 @@ def measure(
                 workers = variant.workers(**common)
                 for worker in workers:
                     stack.enter_context(closing(worker))
-                calls[variant.label] = partial(together, workers)
+                calls[variant.label] = partial(together, workers, variant.models)
             seconds = in_turn(calls, -(-rounds // 4), lambda call: call(), warmup=1)
         timings += summary(f"epoch {name}", seconds, clock="wall", images=images)
     return timings
 
 
 def epoch(
-    name: str, device: str, images: int, test: int, precision: str, capture: bool = True
-) -> Callable[[], dict[str, Any]]:
-    """A call is one epoch of the engine, evaluation included."""
+    name: str,
+    device: str,
+    images: int,
+    test: int,
+    precision: str,
+    capture: bool = True,
+    models: int = 1,
+) -> Callable[[], None]:
+    """A call is one epoch of every model, evaluation included; on a GPU each has its stream."""
     target = torch.device(device)
+    runs = [
+        (_turns(name, target, images, test, precision, capture), own_stream(device))
+        for _ in range(models)
+    ]
+
+    def call() -> None:
+        for _ in ("queued", "ended"):
+            for turn, stream in runs:
+                with stream:
+                    next(turn)
+
+    return call
+
+
+def _turns(
+    name: str, device: torch.device, images: int, test: int, precision: str, capture: bool
+) -> Iterator[object]:
+    """An engine, made on the stream that it trains on."""
     torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(target, memory_format=torch.channels_last)
-    training = batches(images, target)
-    validation = batches(test, target, EVALUATION_BATCH, augment="none")
+    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
+    training = batches(images, device)
+    validation = batches(test, device, EVALUATION_BATCH, augment="none")
     context = Context(model, 0.95, "erk", 0, 100, training.in_order)
     recipe = Recipe(epochs=1_000_000, precision=precision)
-    options = {} if capture else {"capture": None}
-    engine = Engine(context, create("random"), recipe, training, 0, validation, **options)
-    epochs = engine.epochs()
-    return lambda: next(epochs)
+    how = {} if capture else {"capture": None}
+    yield from Engine(
+        context, create("random"), recipe, training, 0, validation, **how
+    ).interleaved()

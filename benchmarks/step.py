@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ckasr import CKASR, models
 from ckasr.data import Batches
+from ckasr.experiments.run import own_stream
 from ckasr.methods import Context, Method, create
 from ckasr.sparsity import dense_masks
 from ckasr.training import Step
+from ckasr.training.captured import CapturedStep
 
 from .data import IMAGES, batches
 from .timing import Timing, in_turn, summary
@@ -93,19 +95,16 @@ def our_step(
     method = _Penalised(term(model)) if term else create("random")
     parts = context, method, regularizer(model) if regularizer else None, precision, data
     draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
-    if data.device.type == "cpu":
-        step = Step(*parts)
-        return lambda: step(next(draws))
-
-    from ckasr.training.captured import CapturedStep
-
-    step, stream = CapturedStep(*parts), torch.cuda.Stream()
-    for group in context.optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], device=data.device)
-    torch.cuda.synchronize()
+    on_gpu = data.device.type == "cuda"
+    step = (CapturedStep if on_gpu else Step)(*parts)
+    if on_gpu:
+        for group in context.optimizer.param_groups:  # at a fixed address, as in the engine
+            group["lr"] = torch.tensor(group["lr"], device=data.device)
+        torch.cuda.synchronize()
+    stream = own_stream(data.device.type)
 
     def call() -> None:
-        with torch.cuda.stream(stream):  # a graph is not captured on the default one
+        with stream:
             step(next(draws))
 
     return call

@@ -60,14 +60,14 @@ class Worker:
         self.process.stdout.close()
 
 
-def together(workers: Sequence[Worker]) -> float:
-    """Wall seconds of one call of every worker, side by side, divided by their number."""
+def together(workers: Sequence[Worker], models: int = 1) -> float:
+    """Wall seconds of one call of every worker, side by side, for each model of each worker."""
     start = time.perf_counter()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.result()
-    return (time.perf_counter() - start) / len(workers)
+    return (time.perf_counter() - start) / (len(workers) * models)
 
 
 def serve(make: str, arguments: str) -> None:

@@ -1,0 +1,89 @@
+"""Inference with `ckasr.sparsity.shrink`, beside the same network dense and folded.
+
+The networks are not trained: random ERK masks of one seed, random weights, scales and shifts, and
+batch norm statistics of the masked network on the benchmark's images; their outputs do depend on
+the image. Shifts decide how much can go, as a filter without inputs whose shift is positive is a
+constant that must stay: here half of them are. Of the shifts of the published dense ResNet20 of
+CIFAR-10, whose spread of 0.30 is taken here, 15 % are; those of sparse trained ones are not known.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ckasr import models
+from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks, shrink
+
+from .data import batches
+from .step import MODELS, warmup
+from .timing import Timing, interleaved
+
+SPARSITIES = (0.99, 0.995, 0.998)
+FOLDED = "dense, batch norm folded"
+MASKED = "masked"
+SHRUNK = "shrunk"
+
+
+def measure(
+    device: torch.device,
+    rounds: int,
+    names: tuple[str, ...] = MODELS,
+    sparsities: tuple[float, ...] = SPARSITIES,
+    batch_sizes: tuple[int, ...] = (128, 1),
+) -> list[Timing]:
+    """Float32, channels_last, inference mode; batches of 128 and of 1; a ratio below 1 pays.
+
+    masked: the model as it is trained, its pruned weights at zero, in eval mode.
+    """
+    images = _images(device, max(batch_sizes))
+    timings = []
+    for name in names:
+        for sparsity in sparsities:
+            variants = networks(name, sparsity, images)
+            for size in batch_sizes:
+                x = images[:size].contiguous(memory_format=torch.channels_last)
+                timings += interleaved(
+                    f"shrink {name}, sparsity {sparsity:g}, batch {size}",
+                    {label: _forward(network, x) for label, network in variants.items()},
+                    rounds=rounds,
+                    device=device,
+                    warmup=warmup(device),
+                    calls=max(1, 32 // size),  # one image takes milliseconds
+                    images=size,
+                )
+    return timings
+
+
+def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:
+    """The three that are timed; the first one has all its weights, the others compute the same."""
+    torch.manual_seed(seed)
+    model = models.create(name, num_classes=100).to(images.device)
+    model.to(memory_format=torch.channels_last)
+    folded = shrink(model, dense_masks(model))
+    shapes = {key: weight.shape for key, weight in prunable(model).items()}
+    masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed)
+    Masks(model, masks).apply()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, 0, 0.3)
+            module.momentum = None  # an average over all batches
+    with torch.no_grad():
+        for part in images.split(32):
+            model(part)
+    model.eval()
+    return {FOLDED: folded, MASKED: model, SHRUNK: shrink(model, masks)}
+
+
+def _images(device: torch.device, count: int) -> Tensor:
+    data = batches(count, device, count, augment="none")
+    return next(data.in_order())[0]
+
+
+def _forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
+    def call() -> object:
+        with torch.inference_mode():
+            return network(x)
+
+    return call

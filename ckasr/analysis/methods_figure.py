@@ -104,7 +104,7 @@ def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look], bes
     counts = {"layer": len(entry.dead_layers), "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
-        left = average > best / 2  # where there is room
+        left = average > 0.65 * best  # where there is room
         axis.annotate(
             f"dead: {', '.join(dead)}",
             (min(low, *values) if left else max(high, *values), y),

@@ -11,6 +11,7 @@ from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, styled
 from ckasr.analysis.write import save
 
 from . import scaling, store
+from .shrink import SHRUNK
 from .store import FOLDER, Record
 from .timing import Timing
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Groups = dict[str, list[Timing]]
 OURS, PLAIN = ARM_LOOKS[4]["color"], "0.65"
 TITLES = {"data": "a batch of 128 augmented images", "import": "start-up of a process"}
-LOG_FROM = 10  # ratios further apart than this go on a logarithmic axis
+LOG_FROM = 10  # what takes so many times the reference goes on a logarithmic axis
+FASTER = 0.8  # what takes less than this share counts as saving much
 
 
 def write_all(folder: Path) -> list[Path]:
@@ -34,37 +37,46 @@ def write_all(folder: Path) -> list[Path]:
 @styled
 def draw(found: Record) -> "Figure":
     """The figure of one record: lines for scaling, bars of ratios for all others."""
-    groups: dict[str, list[Timing]] = {}
+    groups: Groups = {}
     for timing in store.timings_of(found):
         groups.setdefault(timing.benchmark, []).append(timing)
-    if found["benchmark"] == "scaling":
-        figure = blank(6.6, 2.9)
-        axes = figure.subplots(1, len(groups), squeeze=False)[0]
-        for axis, (name, timings) in zip(axes, groups.items(), strict=True):
-            _lines(axis, name.split()[-1], timings)
-        axes[0].set_ylabel("time of the term,\nforward and backward (ms)")
-    else:
-        heights = [len(timings) + 1.2 for timings in groups.values()]
-        figure = blank(6.6, 0.55 + 0.27 * sum(heights))
-        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, (name, timings) in zip(axes, groups.items(), strict=True):
-            _bars(axis, name, timings)
-        axes[-1].set_xlabel(
-            f"{timings[0].clock} time relative to the first row (median; whiskers: quartiles)"
-        )
+    figure = (_lines if found["benchmark"] == "scaling" else _bars)(groups)
     note = textwrap.fill(store.where(found), 125)
     figure.supxlabel(note, fontsize=6, color="0.35")
     return figure
 
 
-def _bars(axis: "Axes", name: str, timings: Sequence[Timing]) -> None:
-    """A bar from the reference's 1 to the variant's ratio, its numbers at the right."""
-    ratios = [t.ratio for t in timings]
-    if logarithmic := max(ratios) > LOG_FROM * min(ratios):
+def _bars(groups: Groups) -> "Figure":
+    """Bars of the ratios: from 0, or from the reference's 1 where none saves much of the time."""
+    columns = 1 if len(groups) <= 4 else 2
+    heights = [1.2 + max(map(len, row)) for row in _rows(list(groups.values()), columns)]
+    figure = blank(6.6 if columns == 1 else 8.2, 0.55 + 0.27 * sum(heights))
+    axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    timings = [t for group in groups.values() for t in group]
+    start = 0 if min(t.ratio for t in timings) < FASTER else 1
+    for index, (name, group) in enumerate(groups.items()):
+        _draw_bars(axes.flat[index], name, group, start, labelled=index % columns == 0)
+    for axis in axes.flat[len(groups) :]:
+        axis.remove()
+    clock = timings[0].clock
+    label = f"{clock} time relative to the first row (median; whiskers: quartiles)"
+    for axis in axes[-1][: len(groups) - columns * (len(axes) - 1)]:
+        axis.set_xlabel(label if columns == 1 else label.replace(" (", "\n("))
+    return figure
+
+
+def _rows(groups: list[list[Timing]], columns: int) -> list[list[list[Timing]]]:
+    return [groups[i : i + columns] for i in range(0, len(groups), columns)]
+
+
+def _draw_bars(
+    axis: "Axes", name: str, timings: Sequence[Timing], start: int, labelled: bool
+) -> None:
+    if logarithmic := start and max(t.ratio for t in timings) > LOG_FROM:
         axis.set_xscale("log")
     for y, t in enumerate(timings):
-        color = OURS if t.variant.startswith("ckasr") else PLAIN
-        axis.barh(y, t.ratio - 1, left=1, height=0.62, color=color, zorder=2)
+        color = OURS if "ckasr" in t.variant or t.variant == SHRUNK else PLAIN
+        axis.barh(y, t.ratio - start, left=start, height=0.62, color=color, zorder=2)
         axis.plot([t.ratio_low, t.ratio_high], [y, y], color="black", linewidth=0.9, zorder=3)
         for end in (t.ratio_low, t.ratio_high):
             axis.plot(end, y, marker="|", color="black", markersize=4, zorder=3)
@@ -73,7 +85,8 @@ def _bars(axis: "Axes", name: str, timings: Sequence[Timing]) -> None:
             fontsize=7,
         )  # fmt: skip
     axis.axvline(1, color="0.3", linewidth=0.7, zorder=1)
-    axis.set_yticks(range(len(timings)), [t.variant for t in timings])
+    names = [t.variant if labelled else "" for t in timings]
+    axis.set_yticks(range(len(timings)), names)
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     axis.set_title(
@@ -91,8 +104,8 @@ def _numbers(t: Timing, reference: bool) -> str:
     speed = f"{t.images_per_second:,.0f} images/s" if t.images else _duration(t.milliseconds)
     if reference:
         return f"reference: {speed}"
-    if t.ratio < 0.8:
-        return f"{1 / t.ratio:.3g} x faster; {speed}"
+    if t.ratio < FASTER:
+        return f"{1 / t.ratio:.3g} x as fast; {speed}"
     if t.ratio > 2:
         return f"{t.ratio:.3g} x the time; {speed}"
     return f"{100 * (t.ratio - 1):+.1f} %; {speed}".replace("-", "\N{MINUS SIGN}")
@@ -103,7 +116,16 @@ def _duration(milliseconds: float) -> str:
     return f"{milliseconds:,.{min(digits, 3)}f} ms"
 
 
-def _lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
+def _lines(groups: Groups) -> "Figure":
+    figure = blank(6.6, 2.9)
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axis, (name, timings) in zip(axes, groups.items(), strict=True):
+        _draw_lines(axis, name.split()[-1], timings)
+    axes[0].set_ylabel("time of the term,\nforward and backward (ms)")
+    return figure
+
+
+def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
     """Time against what varies, on logarithmic axes, with the growth from end to end."""
     looks = {scaling.PAIRWISE: BASELINE_LOOK, scaling.OURS: ARM_LOOKS[4]}
     for variant, look in looks.items():

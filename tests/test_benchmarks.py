@@ -307,11 +307,24 @@ def test_scaling_figure_names_the_growth():
     assert labels == ["authors' way: exponent 2.0", "ckasr: exponent 1.0"]
 
 
-def test_bars_begin_at_the_reference_and_end_at_the_ratio():
+def test_bars_are_of_what_is_added_or_of_the_whole_time_where_much_is_saved():
     axis = figures.draw(bars()).axes[0]
     assert [bar.get_x() for bar in axis.patches] == [1] * 4
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([0, 0.04, 0.01, 0.2])
-    assert "2026-01-02" in figures.draw(bars())._supxlabel.get_text()
+    axis = figures.draw(record("step", made_up("step resnet20", [0.4], images=128))).axes[0]
+    assert [bar.get_x() for bar in axis.patches] == [0, 0]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([1, 0.4])
+    assert [text.get_text() for text in axis.texts] == [
+        "reference: 128 images/s",
+        "2.5 x as fast; 320 images/s",
+    ]
+
+
+def test_figures_say_when_and_where():
+    assert figures.draw(bars())._supxlabel.get_text() == (
+        "Made(R) Up CPU, 2 cores, threads where not said: 1; torch 2.12.1; 2026-01-02; "
+        "commit 0123456789ab"
+    )
 
 
 def test_a_record_overwrites_its_own_file_only(tmp_path):

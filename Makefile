@@ -47,6 +47,7 @@ figures: $(READY) ## every figure and table again from the committed records, no
 	$(PY) -m ckasr figures $(ARGS)
 	$(PY) -m theory trained_networks
 	$(PY) -m theory.readme
+	$(PY) -m benchmarks.figures
 
 theory: $(READY) ## check the claims of the theory, one verdict a line; ARGS=--fast: small sizes
 	$(PY) -m theory $(ARGS)

@@ -14,9 +14,8 @@ from ckasr.sparsity import Masks, layer_densities, prunable, random_masks, shrin
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 INPUTS = {
-    "resnet20": (3, 16, 16),
+    "resnet20": (3, 8, 8),
     "resnet20_a": (3, 16, 16),
-    "resnet32": (3, 8, 8),
     "lenet300": (1, 16, 16),
     "resmlp": (1, 8, 8),
 }
@@ -157,7 +156,11 @@ def test_the_given_model_stays_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients = [p.grad.clone() for p in model.parameters()]
     kept = {name: mask.clone() for name, mask in masks.items()}
+    calls = []
+    model.conv1.register_forward_hook(lambda *_: calls.append(1))
     small = shrink(model, masks)
+    small(torch.zeros(1, 3, 32, 32))
+    assert not calls
     assert model.training
     assert not small.training
     after = model.state_dict()
@@ -238,6 +241,25 @@ def test_a_filter_that_only_takes_away_from_nothing_gives_zero():
     small = shrink(model, ones(model))
     assert_same(small, masked(model, ones(model)), torch.randn(99, 3).double())
     assert widths(small) == {"0.weight": 4, "2.weight": 3, "4.weight": 2}
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**31))
+def test_signs_are_followed_through_layers_with_and_without_relu(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn_of(values: list[float], *shape: int) -> Tensor:
+        index = torch.randint(len(values), shape, generator=generator)
+        return torch.tensor(values, dtype=torch.float64)[index]
+
+    layers: list[nn.Module] = []
+    for relu in drawn_of([0, 1], 5).tolist():
+        linear = nn.Linear(3, 3).double()
+        linear.weight.data = drawn_of([-1, -1, 0, 1], 3, 3)
+        linear.bias.data = drawn_of([-0.5, 0, 0, 0.5], 3)
+        layers += [linear, nn.ReLU() if relu else nn.Identity()]
+    model = nn.Sequential(*layers)
+    assert_same(shrink(model, ones(model)), model, torch.randn(99, 3).double())
 
 
 def test_a_filter_nobody_reads_goes_and_so_do_those_it_reads():
@@ -382,6 +404,34 @@ class Twice(nn.Module):
         return self.fc(torch.relu(self.conv(torch.relu(self.bn(self.conv(x))))).mean((2, 3)))
 
 
+class Joined(nn.Module):
+    """A layer that a norm and a sum read, and a sum of one channel with many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.one, self.many, self.fc = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 3, 1), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x + torch.relu(self.bn(x))
+        return self.fc(torch.relu(self.one(x) + self.many(x)).mean((2, 3)))
+
+
+class Picked(nn.Module):
+    """A slice of channels, and a mean over them whose columns are as many as they."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.two = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 3, 1)
+        self.other = nn.Conv2d(2, 4, 3, padding=1)
+        self.fc, self.columns = nn.Linear(3, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = torch.relu(self.two(torch.relu(self.conv(x))[:, 1:3])).mean((2, 3))
+        return self.fc(picked) + self.columns(torch.relu(self.other(x)).mean((1, 2)))
+
+
 class Tokens(nn.Module):
     """Linear layers over the last of three dimensions, a norm over the second, attention."""
 
@@ -399,7 +449,16 @@ class Tokens(nn.Module):
 
 OTHERS = {
     "twice": (Twice, (3, 5, 5)),
+    "joined": (Joined, (2, 5, 5)),
+    "picked": (Picked, (2, 5, 4)),
     "tokens": (Tokens, (6, 5)),
+    "over the columns": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Flatten(2),
+            nn.Linear(24, 3), nn.Flatten(), nn.Linear(18, 2),
+        ),
+        (2, 8, 8),
+    ),
     "grouped": (
         lambda: nn.Sequential(
             nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6),

@@ -78,4 +78,4 @@ def accuracy_of(model: torch.nn.Module) -> float:
         std=digits.std,
         batch_size=1000,
     )
-    return accuracy(model, images.in_order(), "fp32").item()
+    return accuracy(model, images.in_order(), "fp32")

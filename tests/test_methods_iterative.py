@@ -230,8 +230,8 @@ class TestRewinding:
         """Bit for bit, if it sees the same batches: nothing of the first training is left."""
 
         class SameOrder(data.Batches):
-            def epoch(self, epoch: int):
-                return super().epoch(epoch % 10_000)
+            def draws(self, epoch: int):
+                return super().draws(epoch % 10_000)
 
         class PrunesNothing(LTH):
             def end_phase(self, phase: methods.Phase, context: Context) -> None:

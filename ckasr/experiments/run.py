@@ -212,10 +212,10 @@ def _results(
     measured, name = (validation, "validation") if held_out else (engine.batches, "train")
     return {
         # Not the curve's last: a method may prune after the last epoch.
-        "validation_accuracy": accuracy(model, validation.in_order(), settings.precision).item()
+        "validation_accuracy": accuracy(model, validation.in_order(), settings.precision)
         if held_out
         else None,
-        "test_accuracy": accuracy(model, test.in_order(), settings.precision).item(),
+        "test_accuracy": accuracy(model, test.in_order(), settings.precision),
         "layer_cka": layer_cka(model, measured.in_order(128), name),
         "weights": weight_statistics(model, engine.context.masks),
     }

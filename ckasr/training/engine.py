@@ -23,7 +23,7 @@ from ckasr.regularizer import CKASR
 from ckasr.sparsity import Masks, dense_masks
 
 from . import captured, checkpoint
-from .step import Step, accuracy
+from .step import Step, queued_accuracy
 
 CURVES = (
     "phase",
@@ -193,7 +193,7 @@ class Engine:
         measured = None
         if self.validation is not None:
             images = self.validation.in_order()
-            measured = accuracy(context.model, images, self.recipe.precision)
+            measured = queued_accuracy(context.model, images, self.recipe.precision)
         yield None
         entry: dict[str, Any] = {
             "phase": phase.name,

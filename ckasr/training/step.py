@@ -100,10 +100,16 @@ def _norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
 
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> float:
+    """Top-1 accuracy in [0, 1] over ``(x, y)`` batches, in eval mode."""
+    return queued_accuracy(model, batches, precision).item()
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> Tensor:
-    """Top-1 accuracy in [0, 1] over ``(x, y)`` batches, in eval mode: float64, 0-dim, on the
-    device and not waited for."""
+def queued_accuracy(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str
+) -> Tensor:
+    """The same, float64 and 0-dim, on the device and not waited for."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device

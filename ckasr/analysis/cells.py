@@ -9,7 +9,7 @@ from ckasr.experiments.settings import CKA_SR_FIELDS, Settings
 
 Record = Mapping[str, Any]
 
-METHOD_FIELDS = {"method", "method_options", "distribution"}
+_METHOD_FIELDS = {"method", "method_options", "distribution"}
 
 _DEFAULTS = Settings().to_dict()
 
@@ -168,7 +168,7 @@ def _recipe(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _no_method(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in METHOD_FIELDS}
+    return {name: value for name, value in settings.items() if name not in _METHOD_FIELDS}
 
 
 def _unusual(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ float64 stays float64. A constant (dead) feature has a zero Gram: its CKA, and i
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,12 +52,17 @@ def _check_samples(n: int, estimator: str) -> None:
 def _flatten(features: Tensor) -> Tensor:
     """Features ``(n, ...)`` as ``(n, d)`` in float32 or float64, less their mean.
 
+    Images in channels_last keep that order of columns, which no Gram matrix depends on: they are
+    not copied into another.
+
     The mean is a constant to autograd: every estimator is exactly translation invariant, so this
     changes no value and no gradient, but spares float32 the cancellation of large offsets. It is
     taken relative to the first sample, so that a constant feature becomes exactly zero.
     """
     if features.dim() < 1:
         raise ValueError("features must have a sample dimension: shape (n, ...), got a scalar")
+    if features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        features = features.permute(0, 2, 3, 1)
     x = features.flatten(1) if features.dim() > 1 else features[:, None]
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -67,10 +72,28 @@ def _flatten(features: Tensor) -> Tensor:
     return x - shift
 
 
+class _Gram(torch.autograd.Function):
+    """``X X'`` of ``(n, d)``; its gradient is one matrix product, where autograd takes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (grad + grad.mT) @ x
+
+
 def gram_linear(features: Tensor) -> Tensor:
     """Gram matrix ``X X'`` of column-centred features ``(n, ...)``; shape ``(n, n)``."""
-    x = _flatten(features)
-    return x @ x.T
+    return _Gram.apply(_flatten(features))
 
 
 def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:

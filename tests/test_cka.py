@@ -158,6 +158,32 @@ def test_loss_equals_the_double_loop_in_value_and_gradient(variant):
     torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-12)
 
 
+def test_channels_last_changes_no_value_and_no_gradient():
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(8, 6, 5, 5), (8, 12, 3, 3), (8, 4, 1, 1), (8, 1, 4, 4)]
+    layers = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+    def term(tensors, memory_format):
+        return ckasr.cka_sr_loss([[t.to(memory_format=memory_format) for t in tensors]])
+
+    plain = value_and_gradients(lambda t: term(t, torch.contiguous_format), layers)
+    last = value_and_gradients(lambda t: term(t, torch.channels_last), layers)
+    torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-13)
+
+
+def test_gradient_stands_double_backward_vmap_and_compile():
+    """The Gram matrix has a backward of its own."""
+    x, y, _ = features(6)
+    leaf = x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: ckasr.linear_cka(z, y), leaf)
+    assert torch.autograd.gradgradcheck(lambda z: ckasr.linear_cka(z, y), leaf)
+    gradient = torch.func.grad(lambda z: ckasr.linear_cka(z, y))
+    both = torch.func.vmap(gradient)(torch.stack([x, x.flip(0)]))
+    torch.testing.assert_close(both, torch.stack([gradient(x), gradient(x.flip(0))]))
+    compiled = torch.compile(ckasr.linear_cka, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(leaf, y), leaf)[0], gradient(x))
+
+
 def _split(tensors, sizes):
     iterator = iter(tensors)
     return [list(itertools.islice(iterator, size)) for size in sizes]

@@ -63,7 +63,8 @@ def write_table(folder: Path) -> Path:
     if met := targets.targets(timings, kind):
         lines += [targets.table(met), ""]
     for each in found:
-        lines += [f"## {each['benchmark']}", "", f"{where(each)}.", ""]
+        name = each["benchmark"]
+        lines += [f"## {name}", "", f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
         lines += [timing.table(timings_of(each)), ""]
     path = folder / "table.md"
     write_text(path, "\n".join(lines))

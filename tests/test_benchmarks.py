@@ -347,6 +347,7 @@ def test_command_line_keeps_what_it_measured(tmp_path):
     (path,) = Path(tmp_path).glob("*/data.json")
     assert json.loads(path.read_text()) == printed
     assert {p.name for p in path.parent.iterdir()} == {"data.json", "data.png", "table.md"}
+    assert "![data](data.png)" in (path.parent / "table.md").read_text()
     assert printed["threads"] == 1
     assert {"torch", "python"} <= printed["versions"].keys()
 

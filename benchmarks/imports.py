@@ -1,25 +1,32 @@
-"""What ``import ckasr`` adds to ``import torch``: wall time of fresh processes."""
+"""What ``import ckasr`` adds to ``import torch``: wall time within fresh processes."""
 
 import subprocess
 import sys
-import time
-from functools import partial
 
 import torch
 
-from .timing import Timing, in_turn, summary
+from .timing import Timing, summary
 
 TORCH, BOTH = "import torch", "import torch, ckasr"
+CODE = """
+from time import perf_counter
+start = perf_counter()
+import torch
+middle = perf_counter()
+import ckasr
+print(middle - start, perf_counter() - start)
+"""
 
 
 def measure(device: torch.device, rounds: int, warmup: int = 1) -> list[Timing]:
-    """The two in turn, after a warm-up; the device is of no matter."""
-    calls = {statement: partial(_run, statement) for statement in (TORCH, BOTH)}
-    seconds = in_turn(calls, rounds, lambda call: call(), warmup)
-    return summary("import", seconds, clock="wall")
+    """A process a round tells both times, after a warm-up; the device is of no matter."""
+    pairs = [_run() for _ in range(warmup + rounds)][warmup:]
+    seconds = zip(*pairs, strict=True)
+    return summary("import", dict(zip((TORCH, BOTH), seconds, strict=True)), clock="wall")
 
 
-def _run(statement: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - start
+def _run() -> list[float]:
+    output = subprocess.run(
+        [sys.executable, "-c", CODE], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return [float(word) for word in output.split()]

@@ -16,7 +16,7 @@ LINTED := ckasr theory tests benchmarks notebooks
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=demo|cpu|gpu  what reproduce runs (workflow/PROFILE.toml); RESULTS=folder  where it goes"
+	@echo "  PROFILE=demo          what reproduce runs: a workflow/*.toml; RESULTS=folder  where it goes"
 	@echo "  PYTHON=python3.12     the interpreter of a new .venv (3.11 to 3.13); ARGS='-k cka'  for the tool run"
 
 environment: $(READY) ## .venv with exactly what requirements.lock names, and ckasr itself
@@ -53,7 +53,7 @@ theory: $(READY) ## check the claims of the theory, one verdict a line; ARGS=--f
 	$(PY) -m theory $(ARGS)
 	$(PY) -m theory.readme
 
-benchmarks: $(READY) ## time and memory beside the plain reference
+benchmarks: $(READY) ## times beside a plain implementation of the same
 	$(PY) -m benchmarks $(ARGS)
 
 lab: $(READY) ## the notebooks in JupyterLab

@@ -140,7 +140,12 @@ def hsic(gram_x: Tensor, gram_y: Tensor, estimator: Estimator = "unbiased") -> T
     """
     n = gram_x.shape[-1]
     inner = (center(gram_x, estimator) * center(gram_y, estimator)).sum()
-    return inner / (n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2)
+    return inner / _hsic_scale(n, estimator)
+
+
+def _hsic_scale(n: int, estimator: Estimator) -> int:
+    """What the inner product of two centred Grams is divided by to be HSIC."""
+    return n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2
 
 
 def _grams(features: Sequence[Tensor], kernel: Kernel, bandwidth: float) -> Tensor:
@@ -193,7 +198,10 @@ def cka_matrix(
 
 
 def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Linear CKA of two feature tensors ``(n, ...)``; a scalar (Kornblith et al. 2019, eq. 4)."""
+    """Linear CKA of two feature tensors ``(n, ...)``; a scalar.
+
+    ``biased`` is Kornblith et al. 2019, eq. 4; ``unbiased`` has HSIC_1 (Song et al. 2012) in it.
+    """
     units = unit_grams([x, y], estimator)
     return units[0] @ units[1]
 
@@ -226,7 +234,7 @@ class MinibatchCKA:
         grams = _grams(features, "linear", 1.0)
         n = grams.shape[-1]
         centred = center(grams, self.estimator).flatten(1).double()
-        products = centred @ centred.T / (n * (n - 3) if self.estimator == "unbiased" else n * n)
+        products = centred @ centred.T / _hsic_scale(n, self.estimator)
         if self._hsic is not None and len(self._hsic) != len(products):
             raise ValueError(f"{len(products)} layers given, {len(self._hsic)} before")
         self._hsic = products if self._hsic is None else self._hsic + products

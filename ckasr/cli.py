@@ -125,6 +125,17 @@ def sweep(
 
 
 @app.command()
+def methods() -> None:
+    """List the sparse-training methods, with their options (``--option name=value``)."""
+    from ckasr.methods import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:<12}{method.summary}")
+        if options := ", ".join(f"{item.name}={item.default}" for item in fields(method)):
+            print(f"{'':<12}options: {options}")
+
+
+@app.command()
 def table(results: Results = DEFAULT_RESULTS) -> None:
     """Print what there is: accuracy of both arms, paired differences, the paper's numbers."""
     from ckasr.analysis import all_tables
@@ -151,7 +162,7 @@ def figures(
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="demo, cpu, gpu, or a .toml file.")] = "demo",
+    profile: Annotated[str, typer.Option(help="A name in workflow/, or a .toml file.")] = "demo",
     results: Annotated[Path | None, typer.Option(help="Default: results/<profile>.")] = None,
 ) -> None:
     """Execute the notebooks of a profile; figures, tables and records go to the results folder."""

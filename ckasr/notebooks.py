@@ -267,17 +267,17 @@ def read_profile(profile: str | Path) -> Profile:
 def cells(step: Step) -> list[Settings]:
     """The runs a notebook of a grid trains with these parameters; none for another notebook.
 
-    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `beta`
-    of the second arm and, where there are some, `precisions` span it.
+    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `betas`
+    of the arms beside the baseline and, where there are some, `precisions` span it.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
     if "sparsities" not in given:
         return []
-    known = {item.name for item in fields(Settings)} - {"beta"}
+    known = {item.name for item in fields(Settings)}
     return grid(
         Settings(**{name: value for name, value in given.items() if name in known}),
         sparsities=given["sparsities"],
-        betas=[0.0, given["beta"]],
+        betas=[0.0, *given["betas"]],
         seeds=given["seeds"],
         methods=given["methods"],
         precisions=given.get("precisions"),

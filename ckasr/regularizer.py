@@ -44,9 +44,9 @@ class CKASR:
     rescale: multiply beta by ``every``, so that skipping steps leaves the mean strength unchanged.
         The authors do not.
 
-    One call of ``reg()`` is one step. It raises RuntimeError if a tapped layer did not run since
-    the last step, ValueError if it saw fewer than 4 samples. Layers that run twice count with
-    their last run. It keeps no activation and no graph after the call.
+    One call of ``reg()`` in train mode is one step. It raises RuntimeError if a tapped layer did
+    not run since the last step, ValueError if it saw fewer than 4 samples. Layers that run twice
+    count with their last run. It keeps no activation and no graph after the call.
     """
 
     def __init__(

@@ -133,6 +133,18 @@ class TestRule:
         assert words(vague) == ["same", "same", "undecided"]
         assert chosen(vague) == "bf16"
 
+    def test_bf16_only_with_all_pairs_of_the_plan(self):
+        """On digits, 20; a row that looks the same with fewer counts against bf16, not for it."""
+
+        def chosen(count):
+            accuracies = [0.9 + 0.0001 * seed for seed in range(count)]
+            moved = [a + 0.001 * (-1) ** seed for seed, a in enumerate(accuracies)]
+            runs = both((accuracies, accuracies), (moved, moved), dataset="digits")
+            assert words(runs) == ["same", "same", "undecided"]
+            return chosen_precision(precision_rows(runs)[0])
+
+        assert (chosen(19), chosen(20)) == ("fp32", "bf16")
+
     def test_nothing_compared_is_no_reason_for_bf16(self):
         assert chosen_precision([]) == "fp32"
 

@@ -273,6 +273,21 @@ def test_pooled_single_batch_is_the_matrix():
         )
 
 
+def test_pooled_batches_of_unequal_size_average_hsic():
+    batches = [features(8, seed=1), features(20, seed=2)]
+    for estimator in ("unbiased", "biased"):
+        meter = ckasr.MinibatchCKA(estimator)
+        for batch in batches:
+            meter.update(batch)
+
+        def mean_hsic(i, j, estimator=estimator):
+            pairs = [(gram_linear(batch[i]), gram_linear(batch[j])) for batch in batches]
+            return sum(hsic(x, y, estimator) for x, y in pairs) / len(pairs)
+
+        expected = mean_hsic(0, 1) / (mean_hsic(0, 0) * mean_hsic(1, 1)).sqrt()
+        assert meter.compute()[0, 1].item() == pytest.approx(expected.item(), rel=1e-10)
+
+
 def test_null_law_by_full_enumeration():
     """Over all pairings of 6 samples: mean 0 and variance 2 / (n (n - 3)), exactly."""
     x, y, _ = features(6)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from ckasr import cli
 from ckasr.experiments import Settings, records
+from ckasr.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "--dataset digits --model resmlp --validation 200 --epochs 1"
@@ -22,6 +23,13 @@ def ckasr(line: str, results: Path | None = None) -> str:
     outcome = CliRunner().invoke(cli.app, words, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     return outcome.output
+
+
+def test_methods_are_listed_with_their_options():
+    text = ckasr("methods")
+    for name, method in METHODS.items():
+        assert f"{name:<12}{method.summary}" in text
+    assert "options: begin=0.0, end=0.75, every=100" in text
 
 
 @pytest.fixture(scope="module")

@@ -462,11 +462,13 @@ def test_sweep_stays_inside_its_budget(finished, tmp_path):
 def test_sweep_side_by_side_equals_one_by_one(tmp_path):
     cells = grid(digits(epochs=1), sparsities=[0.9], betas=[0, 1e-3], seeds=[1])
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     try:
         sweep(cells, tmp_path / "one", jobs=1, progress=lambda line: None)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+    assert {r["threads"] for r in records.load_all(tmp_path / "one")} == {1}, "as side by side"
     said: list[str] = []
     sweep(cells, tmp_path / "two", jobs=2, progress=said.append)
     for cell in cells:

@@ -1,6 +1,7 @@
 """Runs side by side in one process, and whether a run fits into memory."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from ckasr import models
 from ckasr.experiments import Settings, run, sweep
 from ckasr.experiments.pools import Turns
+from ckasr.experiments.run import own_stream
 from ckasr.training import memory
 
 VOLATILE = {"seconds", "started", "peak_memory_bytes", "curves", "runs_in_process"}
@@ -33,6 +35,16 @@ CELLS = [
 ]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the runs of a pool have it on a CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_runs_in_turn_end_as_each_does_alone(tmp_path: Path):
     lines: list[str] = []
     records = {}
@@ -52,6 +64,16 @@ def test_runs_in_turn_end_as_each_does_alone(tmp_path: Path):
     # They did take turns, and each line says whose it is.
     ids = [line.split()[0] for line in lines if " epoch " in line]
     assert ids[:4] == [settings.id for settings in CELLS]
+
+
+def test_a_gpu_run_has_a_stream_of_its_own_device_and_no_tf32(monkeypatch):
+    """Of cuda:1, too: a graph captured on another device's stream would be empty."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert own_stream("cuda:1") == torch.device("cuda:1")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_run_past_its_deadline_stops_and_the_others_go_on(tmp_path: Path):

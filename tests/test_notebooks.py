@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from ckasr import notebooks
+from ckasr import cli, notebooks
 from ckasr.experiments import records
+from ckasr.experiments.sweep import Outcome
 from ckasr.methods import METHODS
 from ckasr.notebooks import ROOT, Parameter, declared, execute, read_profile
 
@@ -392,6 +394,20 @@ def test_profile_of_the_precisions_gives_pairs_in_the_order_of_its_records():
         assert (fp32.precision, bf16.precision) == ("fp32", "bf16")
         assert replace(bf16, precision="fp32") == fp32
     assert cells[0].id == "cf5169b89151"
+
+
+def test_profiles_of_the_plan_are_its_grid_and_the_default_of_the_command_line(monkeypatch):
+    """results/PLAN.md, Cells: four sparsities, three values of beta, five seeds."""
+    asked = []
+    outcome = Outcome([], [], [])
+    monkeypatch.setattr(cli, "run_sweep", lambda cells, *a, **k: asked.extend(cells) or outcome)
+    assert CliRunner().invoke(cli.app, ["sweep"]).exit_code == 0
+    assert len(asked) == 60
+    assert {cell.epochs for cell in asked} == {160}
+    others = {"gpu": {}, "gpu_resnet32": {"model": "resnet32"}, "cpu30": {"epochs": 30}}
+    for name, other in others.items():
+        (step,) = read_profile(name).steps
+        assert notebooks.cells(step) == [replace(cell, **other) for cell in asked]
 
 
 def test_only_a_notebook_of_a_grid_has_cells():

@@ -17,7 +17,7 @@ from theory.verdict import VERDICTS
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m theory", description=theory.__doc__)
     parser.add_argument("names", nargs="*", help=f"all if none: {', '.join(theory.NAMES)}")
-    parser.add_argument("--fast", action="store_true", help="small sizes: two minutes for all")
+    parser.add_argument("--fast", action="store_true", help="small sizes: a minute for all")
     parser.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
     parser.add_argument(
         "--results",

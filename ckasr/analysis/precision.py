@@ -13,6 +13,7 @@ from .verdict import FEWEST_PAIRS, UNDECIDED, too_little
 
 REFERENCE, OTHER = "fp32", "bf16"
 MARGIN = 0.01  # of accuracy: the largest gain the paper reports in these settings
+PLANNED = {"digits": 20}  # pairs of every row that results/PLAN.md asks for, by data set
 SAME, LOWER, HIGHER = "same", "lower", "higher"
 COLUMNS = (
     "sparsity",
@@ -33,7 +34,8 @@ The effect of CKA-SR is its accuracy minus the baseline's, in points, in each pr
 Verdict, by the t interval: *{SAME}* if all of it lies within {100 * MARGIN:g} point either way; \
 else *{LOWER}* or *{HIGHER}* if it excludes 0; else *{UNDECIDED}*. Always *{UNDECIDED}* with fewer \
 than {FEWEST_PAIRS} pairs, without an interval, or where more than one pair in five diverged. \
-{OTHER} may be used only where every accuracy is *{SAME}* and no effect is *{LOWER}* or *{HIGHER}*.
+{OTHER} may be used only where every accuracy is *{SAME}*, no effect is *{LOWER}* or *{HIGHER}*, \
+and every row has the pairs that were planned ({PLANNED["digits"]} on digits).
 """
 
 
@@ -92,6 +94,8 @@ def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
 
 def chosen_precision(rows: Sequence[Row]) -> str:
     """The precision that the decision rule allows: bf16, or fp32 wherever there is doubt."""
+    if any(row.comparison.n < PLANNED.get(row.settings["dataset"], 0) for row in rows):
+        return REFERENCE
     alike = all(row.verdict == SAME for row in rows if not row.effect)
     moved = any(row.verdict in (LOWER, HIGHER) for row in rows if row.effect)
     return OTHER if rows and alike and not moved else REFERENCE

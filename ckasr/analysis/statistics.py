@@ -53,6 +53,18 @@ class Comparison:
     def differences(self) -> tuple[float, ...]:
         return tuple(t - b for t, b in zip(self.treated, self.baseline, strict=True))
 
+    @property
+    def text(self) -> str:
+        """Mean difference in points, pairs and interval, as a notebook prints them."""
+        size = "no pair" if self.mean is None else f"{100 * self.mean:+.2f} points"
+        interval = [round(100 * bound, 2) for bound in self.t_interval or ()] or "none"
+        return f"{size}, {self.n} pairs, 95 % interval {interval}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same for a notebook's result."""
+        return {"pairs": self.n, "difference": self.mean, "interval": self.t_interval}
+
 
 def paired_differences(
     records: Iterable[Record],

@@ -34,7 +34,7 @@ path from input to output; a dead class has no such path; both are means over se
 {RULE}
 """
 
-ELSEWHERE = "Methods side by side have a table of their own: tables/methods.md.\n"
+ELSEWHERE = "Methods side by side have a table of their own: [methods.md](methods.md).\n"
 
 
 def runs_table(records: Iterable[Record]) -> str:

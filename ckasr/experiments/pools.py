@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from . import records
 from .run import OutOfTime, on_gpu, own_stream, run, turns
 from .settings import Settings
@@ -76,16 +78,22 @@ class Turns(_Base):
     """Runs of this process in turn, each with a CUDA stream of its own on a GPU.
 
     Each queues an epoch and gives way, so the GPU has work of all of them while the host waits for
-    none. Nothing else changes: a run draws, computes and rounds as it would alone.
+    none. Nothing else changes: a run draws, computes and rounds as it would alone. On a CPU it is
+    one run of one thread, as in ``Workers``: sums of more threads round differently, so that the
+    last cell of a sweep would be no partner of one before.
     """
 
     def __enter__(self) -> "Turns":
         self._all: list[tuple[Settings, Any, AbstractContextManager[Any]]] = []
+        self._threads = torch.get_num_threads()
+        if not on_gpu(self.device):
+            torch.set_num_threads(1)
         return self
 
     def __exit__(self, *error: object) -> None:
         for _, turn, _ in self._all:
             turn.close()
+        torch.set_num_threads(self._threads)
 
     @property
     def running(self) -> int:
@@ -173,8 +181,6 @@ _worker_lines: Any = None  # the queue to the sweep, in its worker processes
 
 
 def _start_worker(queue: Any) -> None:
-    import torch
-
     global _worker_lines
     _worker_lines = queue
     torch.set_num_threads(1)

@@ -62,8 +62,14 @@ def on_gpu(device: str) -> bool:
 
 
 def own_stream(device: str) -> AbstractContextManager[Any]:
-    """A CUDA stream to train on, as CUDA graphs cannot be captured on the default one."""
-    return torch.cuda.stream(torch.cuda.Stream()) if on_gpu(device) else nullcontext()
+    """A CUDA stream to train on, as CUDA graphs cannot be captured on the default one.
+
+    From then on fp32 means fp32 in this process: by torch's default, convolutions would be in TF32.
+    """
+    if not on_gpu(device):
+        return nullcontext()
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.cuda.stream(torch.cuda.Stream(torch.device(_device(device))))
 
 
 def turns(
@@ -88,7 +94,7 @@ def turns(
     dataset = _load(settings.dataset, data)
     target = torch.device(_device(device))
     if target.type == "cuda" and sharing == 1:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(target)
     engine, validation = _build(settings, method, dataset, target)
     batch = (settings.batch_size, *dataset.input_shape)
     memory.check(engine.context.model, batch, settings.precision)
@@ -261,7 +267,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "absent"
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated(device)
     else:
         scale = 1 if platform.system() == "Darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
@@ -276,13 +282,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @lru_cache
 def _commit() -> str:
-    """The checkout's commit when this process began to train, ``+`` behind it if files differed.
+    """The checkout's commit when this process began to train, ``+`` behind it if ckasr differed.
 
     CKASR_COMMIT where there is no git.
     """
     if given := os.environ.get("CKASR_COMMIT"):
         return given
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]

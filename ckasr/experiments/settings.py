@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
-from ckasr import methods
+from ckasr import data, methods, models
 
 CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
 """The settings in which the two arms of a comparison may differ."""
@@ -21,10 +21,10 @@ class Settings:
     wrong type or out of range, LookupError for a method or an option that does not exist.
     """
 
-    dataset: Annotated[str, "data set"] = "cifar100"
-    model: Annotated[str, "network"] = "resnet20"
-    method: Annotated[str, "sparse-training method"] = "random"
-    method_options: Annotated[dict[str, Any], "the method's own hyper-parameters, by name"] = field(
+    dataset: Annotated[str, ", ".join(data.NAMES)] = "cifar100"
+    model: Annotated[str, ", ".join(models.names())] = "resnet20"
+    method: Annotated[str, ", ".join(methods.METHODS)] = "random"
+    method_options: Annotated[dict[str, Any], "the method's own, as name=value"] = field(
         default_factory=dict
     )
     distribution: Annotated[str, "of the layer densities: uniform, er or erk"] = "erk"
@@ -44,7 +44,7 @@ class Settings:
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
     augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
     validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
-    precision: Annotated[str, "of forward and backward: fp32 or bf16 (autocast)"] = "fp32"
+    precision: Annotated[str, "of forward and backward: fp32 (no TF32) or bf16 (autocast)"] = "fp32"
     seed: Annotated[int, "of weights, masks, split, order and augmentation"] = 0
 
     def __post_init__(self) -> None:

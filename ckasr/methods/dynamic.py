@@ -45,10 +45,6 @@ class Dynamic(Random):
                     f"{rule}"
                 )
 
-    def prepare(self, context: Context) -> None:
-        _ = context.kept  # raises where nothing would be left
-        super().prepare(context)
-
     def growth(self, name: str, context: Context) -> Tensor:
         """Scores of a layer's weights; of the pruned ones, the highest grow."""
         raise NotImplementedError

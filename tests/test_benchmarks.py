@@ -120,6 +120,20 @@ def test_step_and_epoch_train(precision):
             call()
 
 
+@pytest.mark.parametrize("variants", ["_few_samples", "_whole_batch"])
+def test_no_variant_of_the_term_waits_for_the_device(variants):
+    """On a GPU they are captured, and a capture fails where the host reads a number."""
+    data = data_benchmark.batches(32, CPU, 8)
+    for name, make in getattr(term_benchmark, variants)(CPU).items():
+        call = make("resnet20", data)
+        call()
+        with torch.profiler.profile(acc_events=True) as profile:
+            call()
+        ran = {event.key for event in profile.key_averages()}
+        assert "aten::convolution" in ran
+        assert not ran & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}, name
+
+
 def test_plain_and_our_epoch_count_the_same_images(monkeypatch):
     seen = []
     forward = models.create("resnet20", num_classes=2).__class__.forward

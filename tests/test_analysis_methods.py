@@ -299,6 +299,6 @@ class TestWriting:
 
     def test_runs_table_says_where_the_methods_are(self):
         assert runs_table(comparison()) == (
-            "Methods side by side have a table of their own: tables/methods.md.\n"
+            "Methods side by side have a table of their own: [methods.md](methods.md).\n"
         )
-        assert "tables/methods.md" not in runs_table(study(1))
+        assert "methods.md" not in runs_table(study(1))

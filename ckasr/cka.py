@@ -52,8 +52,8 @@ def _check_samples(n: int, estimator: str) -> None:
 def _flatten(features: Tensor) -> Tensor:
     """Features ``(n, ...)`` as ``(n, d)`` in float32 or float64, less their mean.
 
-    Images in channels_last keep that order of columns, which no Gram matrix depends on: they are
-    not copied into another.
+    Images whose channels lie next to each other (channels_last) keep that order of columns, which
+    no Gram matrix depends on: they are not copied into another.
 
     The mean is a constant to autograd: every estimator is exactly translation invariant, so this
     changes no value and no gradient, but spares float32 the cancellation of large offsets. It is
@@ -61,7 +61,7 @@ def _flatten(features: Tensor) -> Tensor:
     """
     if features.dim() < 1:
         raise ValueError("features must have a sample dimension: shape (n, ...), got a scalar")
-    if features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last):
+    if features.dim() == 4 and features.stride(1) == 1:
         features = features.permute(0, 2, 3, 1)
     x = features.flatten(1) if features.dim() > 1 else features[:, None]
     if x.dtype not in (torch.float32, torch.float64):

@@ -76,6 +76,15 @@ def test_unbiased_hsic_equals_dcor_and_song():
     assert ours == pytest.approx(song_hsic(x, y).item(), rel=1e-10)
 
 
+def test_biased_hsic_is_grettons_trace():
+    x, y, _ = features()
+    n = len(x)
+    k, l = gram_linear(x), gram_linear(y)  # noqa: E741
+    h = torch.eye(n, dtype=k.dtype) - 1 / n
+    expected = (k @ h @ l @ h).trace() / (n - 1) ** 2
+    torch.testing.assert_close(hsic(k, l, "biased"), expected, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 def test_linear_cka_equals_ckatorch(estimator):
     x, y, _ = features()
@@ -180,6 +189,9 @@ def test_gradient_stands_double_backward_vmap_and_compile():
     gradient = torch.func.grad(lambda z: ckasr.linear_cka(z, y))
     both = torch.func.vmap(gradient)(torch.stack([x, x.flip(0)]))
     torch.testing.assert_close(both, torch.stack([gradient(x), gradient(x.flip(0))]))
+    images = torch.stack([x, x.flip(0)])[..., None, None].expand(-1, -1, -1, 2, 2)
+    similar = torch.func.vmap(lambda z: ckasr.linear_cka(z, y))(images)
+    torch.testing.assert_close(similar[1], ckasr.linear_cka(x.flip(0), y))
     compiled = torch.compile(ckasr.linear_cka, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(torch.autograd.grad(compiled(leaf, y), leaf)[0], gradient(x))
 

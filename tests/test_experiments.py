@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ckasr
 from ckasr import methods
 from ckasr.data import load
 from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, records, run, sweep
@@ -457,6 +458,20 @@ def test_sweep_stays_inside_its_budget(finished, tmp_path):
     records.save(slow, tmp_path / "known")
     assert sweep(cells, tmp_path / "known", minutes=1, **quiet).left == [cells[0].id]
     assert not (tmp_path / "known" / "checkpoints").exists()
+
+
+def test_commit_is_marked_where_any_part_of_the_package_differs(monkeypatch):
+    asked = []
+
+    def git(command, **options):
+        asked.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, stdout=" M cka.py\n", stderr="")
+
+    monkeypatch.delenv("CKASR_COMMIT", raising=False)
+    monkeypatch.setattr(run_module.subprocess, "run", git)
+    assert run_module._commit.__wrapped__().endswith("+")
+    assert asked[0][0] == "status"
+    assert Path(asked[0][-1]) == Path(ckasr.__file__).parent
 
 
 def test_sweep_side_by_side_equals_one_by_one(tmp_path):

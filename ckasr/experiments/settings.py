@@ -44,7 +44,7 @@ class Settings:
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
     augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
     validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
-    precision: Annotated[str, "of forward and backward: fp32 (no TF32) or bf16 (autocast)"] = "fp32"
+    precision: Annotated[str, "fp32, tf32 (convolutions on a GPU) or bf16 (autocast)"] = "fp32"
     seed: Annotated[int, "of weights, masks, split, order and augmentation"] = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Settings:
                 self.augment in ("default", "crop-flip", "crop", "none"),
                 "default, crop-flip, crop or none",
             ),
-            "precision": (self.precision in ("bf16", "fp32"), "bf16 or fp32"),
+            "precision": (self.precision in ("fp32", "tf32", "bf16"), "fp32, tf32 or bf16"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:

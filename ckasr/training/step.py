@@ -16,7 +16,8 @@ class Step:
     Called with a slice of the epoch's plan. What the device does (``_work``) is apart from what the
     host does, so that a CUDA graph can hold the one (``captured.py``). Sums stay on the device: no
     step waits for it. precision: ``"bf16"`` runs forward and backward under autocast (the CKA-SR
-    term stays in float32), ``"fp32"`` does not.
+    term stays in float32); ``"tf32"`` lets a GPU's convolutions round their factors to TF32, which
+    is PyTorch's own default; ``"fp32"`` does neither.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Step:
         self.context = context
         self.method = method
         self.regularizer = regularizer
-        self.bf16 = precision == "bf16"
+        self.precision = precision
         self.batches = batches
         self.device = next(context.model.parameters()).device
         self.loss_sum = torch.zeros((), device=self.device)
@@ -66,8 +67,9 @@ class Step:
         """All of the step that the device does. due: with the term; apart: the gradients of loss
         and term one after the other, to compare them."""
         context = self.context
+        select_convolutions(self.precision)
         x, y = self.batches.batch(*draws)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = context.model(x)
         loss = nn.functional.cross_entropy(logits.float(), y)
         self.loss_sum += loss.detach()
@@ -96,6 +98,15 @@ class Step:
         return _norm(of_term) / _norm(of_loss)
 
 
+def select_convolutions(precision: str) -> None:
+    """Allow or forbid TF32 in the cuDNN convolutions that this process launches from now on.
+
+    The flag is global, and runs of several precisions may share a process: each piece of work sets
+    it before its first convolution. A captured graph keeps the kernels that it was captured with.
+    """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def _norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
@@ -112,6 +123,7 @@ def queued_accuracy(
     """The same, float64 and 0-dim, on the device and not waited for."""
     training = model.training
     model.eval()
+    select_convolutions(precision)
     device = next(model.parameters()).device
     correct = torch.zeros((), dtype=torch.float64, device=device)
     count = 0

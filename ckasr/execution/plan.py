@@ -1,0 +1,370 @@
+"""From masks to lists: which planes of a unit are computed, from which kept weights, and where.
+
+A *unit* is what one autograd function computes: one or two sums of convolutions, each with its
+batch norm, and a ReLU behind the sum. Activations inside a unit that only one convolution reads
+are not stored (*virtual*). A plan holds for one shape of the inputs and one pattern of live
+channels; it says nothing of the values of the weights.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .planes import Grid, Planes, Scratch, Tiled
+
+Indices = np.ndarray  # int64, one-dimensional
+NONE = np.zeros(0, np.int64)
+
+
+@dataclass
+class Convolution:
+    """A convolution or linear layer with what follows it.
+
+    name: of its weight among the masks. source: the convolution of the same unit whose activation
+    it reads, or -1 - i for the unit's input i. relu: whether a ReLU follows; for a convolution
+    that is read within the unit.
+    """
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    norm: nn.BatchNorm2d | None
+    source: int
+    relu: bool = True
+
+    def geometry(self) -> tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Stride, groups, kernel size, padding and dilation."""
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return 1, 1, (1, 1), (0, 0), (1, 1)
+        padding = layer.padding
+        if isinstance(padding, str):
+            half = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            padding = (half[0], half[1]) if padding == "same" else (0, 0)
+        return layer.stride[0], layer.groups, layer.kernel_size, padding, layer.dilation
+
+    @property
+    def channels(self) -> int:
+        return self.layer.weight.shape[0]
+
+    def constants(self) -> np.ndarray:
+        """(C,) what comes out of the norm for a filter without live weights: its input is its bias.
+
+        Float64. The same for every pixel; in train mode the shift alone, as a batch without
+        variance has no deviation from its mean.
+        """
+        bias, norm = self.layer.bias, self.norm
+        b = np.zeros(self.channels) if bias is None else bias.detach().double().numpy()
+        if norm is None:
+            return b
+        shift = 0.0 if norm.bias is None else norm.bias.detach().double().numpy()
+        if norm.training:
+            return np.broadcast_to(shift, (self.channels,))
+        scale = 1.0 if norm.weight is None else norm.weight.detach().double().numpy()
+        mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
+        return shift + (b - mean) * scale / np.sqrt(var + norm.eps)
+
+
+@dataclass
+class Unit:
+    """Convolutions in the order of computation, and the sum that is put out.
+
+    terms: what is summed: convolutions by number, inputs as -1 - i.
+    """
+
+    name: str
+    convolutions: list[Convolution]
+    terms: list[int]
+    relu: bool
+    inputs: int
+    modules: list[nn.Module] = field(default_factory=list)
+    """All modules that are computed within it, in whatever way."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether its tensors are (N, features)."""
+        return isinstance(self.convolutions[0].layer, nn.Linear)
+
+
+@dataclass
+class Rows:
+    """Kept weights of a layer: filter, input channel, offsets in rows and columns, memory."""
+
+    filter: Indices
+    channel: Indices
+    dy: Indices
+    dx: Indices
+    where: Indices
+
+    def __getitem__(self, chosen: np.ndarray) -> "Rows":
+        return Rows(*(getattr(self, name)[chosen] for name in Rows.__dataclass_fields__))
+
+
+def kept_rows(convolution: Convolution, mask: Tensor) -> Rows:
+    """Every kept weight of a layer, in the order of its mask."""
+    weight = convolution.layer.weight
+    _, groups, _, padding, dilation = convolution.geometry()
+    index = mask.nonzero().numpy()
+    where = index @ np.array(weight.stride(), np.int64)
+    if index.shape[1] == 2:  # a linear layer is a 1x1 convolution of 1x1 images
+        index = np.pad(index, ((0, 0), (0, 2)))
+    o, i, ky, kx = index.T
+    per_group = weight.shape[0] // groups, weight.shape[1]
+    channel = o // per_group[0] * per_group[1] + i
+    return Rows(o, channel, ky * dilation[0] - padding[0], kx * dilation[1] - padding[1], where)
+
+
+@dataclass
+class Source:
+    """Planes that an input's readers read: channels as they are, or the phases of a stride.
+
+    channel, row, column: of each plane. planes: their layout where they are copied (phases, or an
+    input that is packed). lists hold plane numbers.
+    """
+
+    grid: Grid
+    channel: Indices
+    row: Indices
+    column: Indices
+    stride: int
+
+    @property
+    def phases(self) -> Planes:
+        return Planes(self.grid, len(self.channel))
+
+
+@dataclass
+class Lists:
+    """A convolution's kept weights, for both directions.
+
+    slots: channels that are stored, in order. filters: channels that have weights. start, offset,
+    where: by filter, for `convolve`. y_base: of each filter, -1 where nobody reads it.
+    slot_y: of each slot, where its output is; -1: no weights. back_*: by plane of the source.
+    back_planes: the numbers of these planes.
+    """
+
+    filters: Indices
+    slots: Indices
+    y: Tiled
+    d: Scratch
+    start: Indices
+    offset: Indices
+    where: Indices
+    y_base: Indices
+    slot_y: Indices
+    slot_d: Indices
+    back_planes: Indices
+    back_start: Indices
+    back_offset: Indices
+    back_where: Indices
+
+
+@dataclass
+class Plan:
+    """Everything about a unit that does not change from step to step."""
+
+    unit: Unit
+    grid: Grid
+    inputs: list[Planes]
+    sources: list[Source | None]
+    lists: list[Lists]
+    virtual: dict[int, Scratch]
+    outs: Indices
+    out: Planes
+    alive: np.ndarray
+    residual: dict[int, Indices]
+    """Of each input that is a term of the sum: where the plane of each output channel begins."""
+    checked: list[tuple[list[int], Indices]] = field(default_factory=list)
+    """(convolutions, channels): channels taken for zero; their constants must stay at most 0."""
+    number: int = field(default_factory=itertools.count().__next__)
+    """Different for every plan: what its buffers are called by."""
+
+    def read_base(self, i: int) -> Indices:
+        """Where each plane begins that is read of an input: its own, or of its phases."""
+        source = self.sources[i]
+        if source.stride == 1:
+            return self.inputs[i].base(source.channel)
+        return source.phases.base(np.arange(len(source.channel)))
+
+    def read_step(self, i: int) -> int:
+        source = self.sources[i]
+        return self.inputs[i].step if source.stride == 1 else source.phases.step
+
+    def holds(self) -> bool:
+        """Whether the channels taken for zero still are."""
+        convolutions = self.unit.convolutions
+        for terms, channels in self.checked:
+            if len(channels):
+                total = sum(convolutions[k].constants()[channels] for k in terms)
+                if not np.all(total <= 0):
+                    return False
+        return True
+
+
+def output_size(convolution: Convolution, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width behind a layer that keeps them, but for its stride; None for another."""
+    stride, _, kernel, padding, dilation = convolution.geometry()
+    for k, p, d in zip(kernel, padding, dilation, strict=True):
+        if 2 * p != d * (k - 1):
+            return None
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def make_plan(
+    unit: Unit,
+    masks: Callable[[str], Tensor],
+    shapes: Sequence[tuple[int, ...]],
+    alive: Sequence[np.ndarray],
+    border: int,
+    dtype: torch.dtype,
+) -> Plan:
+    """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero."""
+    convolutions = unit.convolutions
+    sizes: list[tuple[int, int]] = []
+    for c in convolutions:
+        size = shapes[-1 - c.source][2:] if c.source < 0 else sizes[c.source]
+        sizes.append(output_size(c, size))
+    first = unit.terms[0]
+    size = sizes[first] if first >= 0 else shapes[-1 - first][2:]
+    grid = Grid(shapes[0][0], *size, border, dtype)
+
+    # Forward: which filters have live weights, which channels are then alive.
+    rows: list[Rows] = []
+    living: list[np.ndarray] = []
+    checked: list[tuple[list[int], Indices]] = []
+    for k, c in enumerate(convolutions):
+        before = alive[-1 - c.source] if c.source < 0 else living[c.source]
+        every = kept_rows(c, masks(c.name))
+        rows.append(every[before[every.channel]])
+        live = np.zeros(c.channels, bool)
+        live[rows[k].filter] = True
+        if k not in unit.terms:
+            if c.relu:
+                zero = ~live & (c.constants() <= 0)
+                checked.append(([k], np.flatnonzero(zero)))
+                live = ~zero
+            else:
+                live[:] = True
+        living.append(live)
+    terms = [k for k in unit.terms if k >= 0]
+    shares = [living[k] if k >= 0 else alive[-1 - k] for k in unit.terms]
+    if unit.relu:
+        constants = sum((convolutions[k].constants() for k in terms), np.zeros(len(shares[0])))
+        out_alive = np.logical_or.reduce([*shares, constants > 0])
+        checked.append((terms, np.flatnonzero(~out_alive)))
+    else:
+        out_alive = np.ones(len(shares[0]), bool)
+    outs = np.flatnonzero(out_alive)
+
+    # Backward: which of them are read.
+    stored: list[np.ndarray] = [np.zeros(0, bool)] * len(convolutions)
+    for k in reversed(range(len(convolutions))):
+        if k in unit.terms:
+            stored[k] = out_alive
+        else:
+            reader = next(j for j, c in enumerate(convolutions) if c.source == k)
+            stored[k] = np.zeros(convolutions[k].channels, bool)
+            stored[k][rows[reader].channel] = True
+
+    residual_of = {-1 - k for k in unit.terms if k < 0}
+    inputs = [Planes(Grid(s[0], s[2], s[3], border, dtype), s[1]) for s in shapes]
+    sources = [
+        _source(i, unit, rows, grid, alive[i], out_alive if i in residual_of else None)
+        for i in range(unit.inputs)
+    ]
+    lists, virtual = [], {}
+    for k, c in enumerate(convolutions):
+        slots = np.flatnonzero(stored[k])
+        if c.source < 0:
+            source = sources[-1 - c.source]
+            number, shift = _planes_of(rows[k], source, grid)
+            whole = inputs[-1 - c.source]
+            base = (
+                whole.base(source.channel)
+                if source.stride == 1
+                else source.phases.base(np.arange(len(source.channel)))
+            )
+        else:
+            before = np.flatnonzero(stored[c.source])
+            virtual[k] = Scratch(grid, len(before))
+            number = np.searchsorted(before, rows[k].channel)
+            shift = rows[k].dy * grid.row + rows[k].dx
+            base = virtual[k].base(np.arange(len(before)))
+        lists.append(_lists(grid, rows[k], slots, number, shift, base, len(base)))
+    out = Planes(grid, len(out_alive))
+    residual = {
+        i: inputs[i].base(np.where(alive[i], np.arange(len(alive[i])), -1))[outs]
+        for i in residual_of
+    }
+    return Plan(
+        unit, grid, inputs, sources, lists, virtual, outs, out, out_alive, residual, checked
+    )
+
+
+def _source(
+    i: int, unit: Unit, rows: list[Rows], grid: Grid, alive: np.ndarray, residual: np.ndarray | None
+) -> Source:
+    readers = [k for k, c in enumerate(unit.convolutions) if c.source == -1 - i]
+    stride = unit.convolutions[readers[0]].geometry()[0] if readers else 1
+    keys = [
+        (rows[k].channel * stride + rows[k].dy % stride) * stride + rows[k].dx % stride
+        for k in readers
+    ]
+    if residual is not None:
+        keys.append(np.flatnonzero(residual & alive))
+    used = np.unique(np.concatenate(keys)) if keys else NONE
+    return Source(
+        grid, used // stride // stride, used // stride % stride, used % stride, stride
+    )
+
+
+def _planes_of(rows: Rows, source: Source, grid: Grid) -> tuple[Indices, Indices]:
+    """Number of the plane that each weight reads, and its shift there."""
+    s = source.stride
+    known = (source.channel * s + source.row) * s + source.column
+    asked = (rows.channel * s + rows.dy % s) * s + rows.dx % s
+    return np.searchsorted(known, asked), rows.dy // s * grid.row + rows.dx // s
+
+
+def _lists(
+    grid: Grid,
+    rows: Rows,
+    slots: Indices,
+    number: Indices,
+    shift: Indices,
+    base: Indices,
+    planes: int,
+) -> Lists:
+    filters = np.unique(rows.filter)
+    order = np.lexsort((shift, number, rows.filter))
+    start = np.searchsorted(rows.filter[order], filters)
+    y, d = Tiled(grid, len(slots)), Scratch(grid, len(slots))
+    slot = np.full(max([*slots, *filters, -1]) + 1, -1, np.int64)
+    slot[slots] = np.arange(len(slots))
+    has = np.isin(slots, filters)
+    # Filters that are not stored get no gradient, so their weights do not either.
+    read = slot[rows.filter] >= 0 if len(rows.filter) else np.zeros(0, bool)
+    back = rows[read]
+    number_back, shift_back = number[read], shift[read]
+    order_back = np.lexsort((shift_back, back.filter, number_back))
+    slot_d = d.base(np.arange(len(slots)))
+    by_plane = np.searchsorted(number_back[order_back], np.arange(planes + 1))
+    return Lists(
+        filters=filters,
+        slots=slots,
+        y=y,
+        d=d,
+        start=np.append(start, len(rows.filter)).astype(np.int64),
+        offset=(base[number] + shift)[order].astype(np.int64),
+        where=rows.where[order],
+        y_base=y.base(slot[filters]),
+        slot_y=y.base(np.where(has, np.arange(len(slots)), -1)),
+        slot_d=slot_d,
+        back_planes=np.unique(number_back),
+        back_start=by_plane.astype(np.int64),
+        back_offset=(slot_d[slot[back.filter]] - shift_back)[order_back].astype(np.int64),
+        back_where=back.where[order_back],
+    )

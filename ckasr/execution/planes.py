@@ -1,0 +1,224 @@
+"""How the data of sparse execution lies in memory: padded planes, and the buffers that hold them."""
+
+import math
+import mmap
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TILE_POINTS = 1200
+"""Points of a plane that are worked on at a time: 64 channels of them fill a third of 1 MB of L2."""
+
+HUGE = 1 << 21
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points of one plane: ``images`` of ``height`` x ``width`` pixels, one after the other.
+
+    Each row has ``border`` zeros to its right, each image as many rows of zeros below it. What
+    stands to the left of a row or above an image is the border of the one before it, so a plane
+    may be read at any shift of up to ``border`` rows and columns.
+    """
+
+    images: int
+    height: int
+    width: int
+    border: int
+    dtype: torch.dtype
+
+    @property
+    def row(self) -> int:
+        return self.width + self.border
+
+    @property
+    def image(self) -> int:
+        """Points of an image with its border."""
+        return (self.height + self.border) * self.row
+
+    @property
+    def guard(self) -> int:
+        """Zeros before and behind all planes: the largest shift, in whole cache lines."""
+        return -(-(self.border * self.row + self.border) // 16) * 16
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a channel: what a batch norm averages over."""
+        return self.images * self.height * self.width
+
+    @cached_property
+    def tile_images(self) -> int:
+        power = max(0, round(math.log2(TILE_POINTS / self.image)))
+        return min(1 << power, self.images)
+
+    @property
+    def tile(self) -> int:
+        """Points of a tile."""
+        return self.tile_images * self.image
+
+    @cached_property
+    def tiles(self) -> int:
+        return -(-self.images // self.tile_images)
+
+    @cached_property
+    def extent(self) -> tuple[int, int, int]:
+        """What kernels need of it: points of a tile, tiles, points of the last tile."""
+        rest = self.images - (self.tiles - 1) * self.tile_images
+        return self.tile, self.tiles, rest * self.image
+
+    @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(str(self.dtype).removeprefix("torch."))
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """1 at the pixels of a tile, 0 at its borders."""
+        image = np.zeros((self.height + self.border, self.row), self.numpy)
+        image[: self.height, : self.width] = 1
+        return np.tile(image.reshape(-1), self.tile_images)
+
+
+@dataclass(frozen=True)
+class Planes:
+    """All channels of a tensor (N, C, H, W), as torch may see them too.
+
+    Where a tile is one image, the channels of an image lie side by side, so that a tile is one
+    piece of memory; else each channel's images do, so that a plane is.
+    """
+
+    grid: Grid
+    channels: int
+
+    @cached_property
+    def pitch(self) -> int:
+        """Points between two channels."""
+        grid = self.grid
+        if grid.tile_images == 1:
+            return grid.image
+        return -(-(grid.images * grid.image + grid.guard) // 16) * 16
+
+    @cached_property
+    def image(self) -> int:
+        """Points between two images of a channel."""
+        one = self.grid.tile_images == 1
+        return max(self.channels, 1) * self.grid.image if one else self.grid.image
+
+    @property
+    def step(self) -> int:
+        """Points between two tiles of a channel."""
+        return self.image * self.grid.tile_images
+
+    @property
+    def size(self) -> int:
+        grid = self.grid
+        if grid.tile_images == 1:
+            return 2 * grid.guard + grid.images * self.image
+        return 2 * grid.guard + max(self.channels, 1) * self.pitch
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        return self.image, self.pitch, self.grid.row, 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.grid.images, self.channels, self.grid.height, self.grid.width
+
+    def base(self, channels: np.ndarray) -> np.ndarray:
+        """Where the planes of channels begin; -1 stays -1: no plane."""
+        return np.where(channels < 0, -1, self.grid.guard + channels * self.pitch)
+
+    def tensor(self, memory: Tensor) -> Tensor:
+        return memory.as_strided(self.shape, self.strides, self.grid.guard)
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Planes that only kernels see: all planes of a tile lie side by side."""
+
+    grid: Grid
+    planes: int
+
+    @property
+    def step(self) -> int:
+        return max(self.planes, 1) * self.grid.tile
+
+    @property
+    def size(self) -> int:
+        return self.step * self.grid.tiles
+
+    def base(self, slots: np.ndarray) -> np.ndarray:
+        return np.where(slots < 0, -1, slots * self.grid.tile)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """One tile of each plane, with zeros around each, that a kernel fills and reads."""
+
+    grid: Grid
+    planes: int
+
+    @property
+    def pitch(self) -> int:
+        return -(-(self.grid.tile + self.grid.guard) // 16) * 16
+
+    @property
+    def size(self) -> int:
+        return self.grid.guard + max(self.planes, 1) * self.pitch
+
+    def base(self, slots: np.ndarray) -> np.ndarray:
+        return self.grid.guard + slots * self.pitch
+
+
+def zeros(size: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros aligned to a cache line, in huge pages where the system gives them."""
+    item = dtype.itemsize
+    if size * item > HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        region = mmap.mmap(-1, (-(-size * item // HUGE) + 1) * HUGE)
+        region.madvise(mmap.MADV_HUGEPAGE)
+        raw, align = np.frombuffer(region, dtype), HUGE
+    else:
+        raw, align = np.zeros(size + 64 // item, dtype), 64
+    skip = -raw.ctypes.data % align // item
+    return raw[skip : skip + size]
+
+
+class Buffers:
+    """Memory that is used again: zeros when it is new, and as its last user left it afterwards.
+
+    What a kernel writes differs between users only in what each of them overwrites anyway, as
+    buffers are kept by the plan that asks for them; the zeros between images stay zeros.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[object, list[np.ndarray]] = {}
+        self._scratch: dict[object, np.ndarray] = {}
+
+    def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        free = self._free.setdefault(key, [])
+        return free.pop() if free else zeros(size, dtype)
+
+    def give(self, key: object, memory: np.ndarray) -> None:
+        self._free.setdefault(key, []).append(memory)
+
+    def lend(self, key: object, memory: np.ndarray) -> Tensor:
+        """The memory as a tensor; it comes back when no tensor refers to it any more."""
+        # A torch storage made from an array keeps that array alive, so its end tells the storage's.
+        borrowed = memory[:]
+        weakref.finalize(borrowed, self.give, key, memory).atexit = False
+        return torch.from_numpy(borrowed)
+
+    def scratch(self, name: str, layout: Scratch) -> np.ndarray:
+        """Shared by all plans of one grid, as it is filled and read within one kernel."""
+        key = name, layout.grid
+        known = self._scratch.get(key)
+        if known is None or known.size < layout.size:
+            known = self._scratch[key] = zeros(layout.size, layout.grid.numpy)
+        return known
+
+    def clear(self) -> None:
+        self._free.clear()
+        self._scratch.clear()

@@ -1,0 +1,231 @@
+"""Finding units: what of a module's forward the kernels can compute, from its torch.fx graph."""
+
+import operator
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .plan import Convolution, Unit, output_size
+
+LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity)
+RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
+SUMS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass
+class Found:
+    """A module whose forward was followed: its graph, and the unit that each node stands for."""
+
+    module: nn.Module
+    graph: fx.Graph
+    units: dict[fx.Node, tuple[Unit, list[fx.Node]]]
+    """Last node of each unit: the unit, and the nodes that are its inputs."""
+    inside: set[fx.Node]
+    """Nodes that are computed within units."""
+
+
+class _Tracer(fx.Tracer):
+    """Stops at children, but for a Sequential of plain layers: a shortcut, say."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        plain = type(m) is nn.Sequential and all(type(child) in LAYERS for child in m)
+        return not plain or bool(m._forward_hooks or m._forward_pre_hooks)
+
+
+def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | None:
+    """The graph of a module's own forward and the units in it; None where there is none.
+
+    prefix: the module's name in the model, with a dot; masks: names of the masked weights. A
+    forward that decides by values, draws random numbers, or reads parameters itself is not
+    followed.
+    """
+    states = torch.get_rng_state(), random.getstate()
+    try:
+        graph = _Tracer().trace(module)
+    except Exception:  # whatever a foreign forward raises when it is called with proxies
+        return None
+    finally:
+        same = torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+    if not same or any(node.op == "get_attr" for node in graph.nodes):
+        return None
+    matcher = _Matcher(module, graph, prefix, masks)
+    units = matcher.units()
+    return Found(module, graph, units, matcher.absorbed) if units else None
+
+
+@dataclass
+class _Activation:
+    """max(sum of terms, 0), or the sum alone, as nodes of a graph."""
+
+    last: fx.Node
+    relu: bool
+    terms: list[fx.Node]
+    nodes: list[fx.Node]
+
+
+class _Matcher:
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, prefix: str, masks: Collection[str]
+    ) -> None:
+        self.modules = dict(module.named_modules())
+        self.graph, self.prefix, self.masks = graph, prefix, masks
+        self.absorbed: set[fx.Node] = set()
+
+    def units(self) -> dict[fx.Node, tuple[Unit, list[fx.Node]]]:
+        found = {}
+        # From the last node on, so that a ReLU takes the sum before it, and a sum its terms.
+        for node in reversed(list(self.graph.nodes)):
+            if node not in self.absorbed and (activation := self.activation(node)):
+                found[node] = self.unit(activation)
+        return found
+
+    def unit(self, activation: _Activation) -> tuple[Unit, list[fx.Node]]:
+        convolutions: list[Convolution] = []
+        inputs: list[fx.Node] = []
+        modules: list[nn.Module] = []
+
+        def input_number(node: fx.Node) -> int:
+            if node not in inputs:
+                inputs.append(node)
+            return -1 - inputs.index(node)
+
+        def take(activation: _Activation) -> list[int]:
+            self.absorbed.update(activation.nodes)
+            for node in activation.nodes:
+                if node.op == "call_module":
+                    modules.append(self.modules[str(node.target)])
+            return [add(t) if self._term(t) else input_number(t) for t in activation.terms]
+
+        def add(term: fx.Node) -> int:
+            conv, norm = self._term(term)
+            before = conv.args[0]
+            virtual = self._virtual(before, conv)
+            source = take(virtual)[0] if virtual else input_number(before)
+            if virtual:
+                convolutions[source].relu = virtual.relu
+            layer = self.modules[str(conv.target)]
+            name = f"{self.prefix}{conv.target}.weight"
+            norm_layer = None if norm is None else self.modules[str(norm.target)]
+            convolutions.append(Convolution(name, layer, norm_layer, source))
+            return len(convolutions) - 1
+
+        terms = take(activation)
+        name = f"{self.prefix}{activation.last.name}"
+        unit = Unit(name, convolutions, terms, activation.relu, len(inputs), modules)
+        return unit, inputs
+
+    def activation(self, node: fx.Node) -> _Activation | None:
+        """The activation that ends at a node; None if there is no convolution right before it."""
+        nodes, inner = [node], node
+        relu = self._is_relu(node)
+        if relu:
+            inner = node.args[0]
+            if not isinstance(inner, fx.Node) or len(inner.users) > 1:
+                return None
+            nodes.append(inner)
+        if self._is_sum(inner):
+            terms = list(inner.args)
+            if terms[0] is terms[1]:
+                return None
+            layers = [t for t in terms if self._term(t) and len(t.users) == 1]
+            # Convolutions first: what is left is put out by another node.
+            terms = layers + [t for t in terms if t not in layers]
+            if not layers or any(self._term(t) for t in terms if t not in layers):
+                return None
+            if self._kinds(layers) == {nn.Linear}:
+                return None
+        elif self._term(inner):
+            terms = layers = [inner]
+        else:
+            return None
+        for term in layers:
+            nodes += [n for n in self._term(term) if n is not None]
+        if any(n in self.absorbed for n in nodes):
+            return None
+        return _Activation(node, relu, terms, list(dict.fromkeys(nodes)))
+
+    def _kinds(self, terms: list[fx.Node]) -> set[type]:
+        return {type(self.modules[str(self._term(t)[0].target)]) for t in terms}
+
+    def _virtual(self, before: Any, conv: fx.Node) -> _Activation | None:
+        """The activation in front of a convolution, where only that convolution reads it."""
+        if before in self.absorbed or len(before.users) > 1 or self._stride(conv) > 1:
+            return None
+        activation = self.activation(before)
+        if activation is None or len(activation.terms) > 1:
+            return None
+        inner = self._term(activation.terms[0])[0]
+        same = type(self.modules[str(inner.target)]) is type(self.modules[str(conv.target)])
+        return activation if same else None
+
+    def _stride(self, conv: fx.Node) -> int:
+        layer = self.modules[str(conv.target)]
+        return layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+
+    def _term(self, node: Any) -> tuple[fx.Node, fx.Node | None] | None:
+        """(convolution, batch norm) that a node ends: conv, conv with norm, or linear."""
+        if not isinstance(node, fx.Node):
+            return None
+        if self._is_layer(node, nn.BatchNorm2d) and len(node.args) == 1:
+            norm, before = self.modules[str(node.target)], node.args[0]
+            fine = norm.track_running_stats and norm.momentum is not None
+            if fine and self._followed(before, nn.Conv2d) and len(before.users) == 1:
+                return before, node
+            return None
+        return (node, None) if self._followed(node, nn.Conv2d, nn.Linear) else None
+
+    def _followed(self, node: Any, *kinds: type) -> bool:
+        if not self._is_layer(node, *kinds) or len(node.args) != 1:
+            return False
+        name, layer = str(node.target), self.modules[str(node.target)]
+        if f"{self.prefix}{name}.weight" not in self.masks or not isinstance(node.args[0], fx.Node):
+            return False
+        if isinstance(layer, nn.Linear):
+            return True
+        probe = Convolution(name, layer, None, -1)
+        square = layer.stride[0] == layer.stride[1] and layer.padding_mode == "zeros"
+        return square and output_size(probe, (8, 8)) is not None
+
+    def _is_layer(self, node: Any, *kinds: type) -> bool:
+        if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:
+            return False
+        return type(self.modules.get(str(node.target))) in kinds
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_function" and node.target in RELUS:
+            return True
+        if node.op == "call_method" and node.target in ("relu", "relu_"):
+            return True
+        return self._is_layer(node, nn.ReLU)
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        functions = node.op == "call_function" and node.target in SUMS
+        methods = node.op == "call_method" and node.target in ("add", "add_")
+        nodes = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+        return (functions or methods) and nodes and not node.kwargs
+
+
+def rewritten(
+    found: Found, bind: Callable[[Unit], Callable[..., Tensor]]
+) -> Callable[..., Any]:
+    """The forward of a followed module, with each unit in the place of its nodes."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    targets: dict[str, Any] = {}
+    for node in found.graph.nodes:
+        if node in found.units:
+            unit, inputs = found.units[node]
+            name = f"unit_{len(targets)}"
+            targets[name] = bind(unit)
+            values[node] = graph.call_module(name, tuple(values[i] for i in inputs))
+        elif node not in found.inside:
+            values[node] = graph.node_copy(node, lambda n: values[n])
+            if node.op == "call_module":
+                targets[str(node.target)] = found.module.get_submodule(str(node.target))
+    return fx.GraphModule(targets, graph).forward

@@ -1,0 +1,568 @@
+"""One unit at work: forward and backward by the kernels, as one autograd function."""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from . import kernels
+from .planes import Buffers, Grid, Planes
+from .plan import NONE, Convolution, Plan, Unit, make_plan
+
+Take = Callable[[object, int], np.ndarray]
+"""Gives memory by a name and a size."""
+
+
+@dataclass
+class Lent:
+    """What is known of a tensor that a unit put out, or of a gradient that one returned.
+
+    gate: for a gradient, the address of the output of the ReLU in front of which it is; 0: of none.
+    """
+
+    memory: np.ndarray
+    planes: Planes
+    alive: np.ndarray
+    relu: bool
+    gate: int = 0
+
+
+class Workspace:
+    """What the units of one model share: buffers, and what is known of the tensors made of them."""
+
+    def __init__(self, masks: Callable[[str], Tensor], border: int) -> None:
+        self.masks = masks
+        self.border = border
+        self.buffers = Buffers()
+        self.known: dict[int, Lent] = {}
+
+    def lend(self, key: object, lent: Lent) -> Tensor:
+        tensor = lent.planes.tensor(self.buffers.lend(key, lent.memory))
+        self.known[tensor.data_ptr()] = lent
+        return tensor
+
+    def find(self, tensor: Tensor, planes: Planes) -> Lent | None:
+        """The planes behind a tensor of ours that nobody has changed; None for any other."""
+        lent = self.known.get(tensor.data_ptr())
+        if lent is None or lent.planes != planes or tensor._version:
+            return None
+        strides = zip(tensor.shape, tensor.stride(), planes.strides, strict=True)
+        return lent if all(size == 1 or ours == theirs for size, ours, theirs in strides) else None
+
+    def changed(self) -> None:
+        """Forget all plans, as the masks have changed, and the memory that was theirs."""
+        self.buffers = Buffers()
+        self.known = {}
+
+
+@dataclass(eq=False)
+class Frame:
+    """What a forward leaves to its backward. Its memory is used again once it is gone."""
+
+    plan: Plan
+    inputs: list[tuple[np.ndarray, Lent | None]]
+    read: list[np.ndarray] = field(default_factory=list)
+    y: list[np.ndarray] = field(default_factory=list)
+    stats: list[np.ndarray] = field(default_factory=list)
+    coef: list[np.ndarray] = field(default_factory=list)
+    frozen: list[bool] = field(default_factory=list)
+    out: np.ndarray = field(default_factory=lambda: NONE)
+
+
+@dataclass
+class Pass:
+    """A backward on its way through a frame.
+
+    g: planes in front of the last ReLU. behind: for each convolution, the gradient behind its norm
+    (memory, planes, step) and the affine form of the gradient of its output.
+    """
+
+    frame: Frame
+    g: np.ndarray
+    buffers: Buffers
+    behind: dict[int, tuple[np.ndarray, np.ndarray, int, np.ndarray]] = field(default_factory=dict)
+    parameters: dict[int, list[Tensor | None]] = field(default_factory=dict)
+
+
+class BoundUnit:
+    """A unit on its model: called with the input tensors, it returns the output tensor.
+
+    Falls back to the layers themselves where the kernels do not apply: other types, devices or
+    layouts, autocast, hooks on a layer inside, or a batch too small to normalise.
+    """
+
+    def __init__(self, unit: Unit, workspace: Workspace) -> None:
+        self.unit = unit
+        self.workspace = workspace
+        self.border = 0 if unit.linear else workspace.border
+        self._buffers = workspace.buffers
+        self._plans: dict[object, Plan] = {}
+        self._hooks = [table for module in unit.modules for table in _hook_tables(module)]
+        self.plain_calls = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not self.applies(inputs):
+            self.plain_calls += 1
+            return self.plain(*inputs)
+        parameters = list(_parameters(self.unit))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
+            return _Function.apply(self, len(inputs), *inputs, *parameters)
+        return self.forward(list(inputs))[0]
+
+    def applies(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the kernels can compute this call."""
+        first = inputs[0]
+        weight = self.unit.convolutions[0].layer.weight
+        if any(self._hooks) or torch.is_autocast_enabled("cpu"):
+            return False
+        if first.dtype not in (torch.float32, torch.float64):
+            return False
+        for x in inputs:
+            if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":
+                return False
+            if x.dtype != weight.dtype or x.ndim != first.ndim or not x.numel():
+                return False
+        wide = isinstance(self.unit.convolutions[0].layer, nn.Linear)
+        if first.ndim != (2 if wide else 4):
+            return False
+        for c in self.unit.convolutions:
+            if c.source < 0:
+                channels = c.layer.weight.shape[1] * c.geometry()[1]
+                if inputs[-1 - c.source].shape[1] != channels:
+                    return False
+        return self._batch_suffices(first)
+
+    def _batch_suffices(self, x: Tensor) -> bool:
+        """More than one value a channel, or the layers say what is wrong."""
+        if not any(c.norm is not None and c.norm.training for c in self.unit.convolutions):
+            return True
+        strides = [c.geometry()[0] for c in self.unit.convolutions]
+        smallest = math.prod(-(-n // max(strides)) for n in x.shape[2:])
+        return len(x) * smallest > 1
+
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """The same by the layers themselves."""
+        values: list[Tensor] = []
+        for k, c in enumerate(self.unit.convolutions):
+            x = c.layer(inputs[-1 - c.source] if c.source < 0 else values[c.source])
+            if c.norm is not None:
+                x = c.norm(x)
+            values.append(torch.relu(x) if c.relu and k not in self.unit.terms else x)
+        terms = [values[k] if k >= 0 else inputs[-1 - k] for k in self.unit.terms]
+        out = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return torch.relu(out) if self.unit.relu else out
+
+    def plan(self, inputs: list[Tensor]) -> tuple[Plan, list[Lent | None]]:
+        space = self.workspace
+        if self._buffers is not space.buffers:
+            self._plans.clear()
+            self._buffers = space.buffers
+        planes = [
+            Planes(Grid(len(x), *x.shape[2:], self.border, x.dtype), x.shape[1]) for x in inputs
+        ]
+        lent = [space.find(x, p) for x, p in zip(inputs, planes, strict=True)]
+        alive = [
+            np.ones(x.shape[1], bool) if known is None else known.alive
+            for x, known in zip(inputs, lent, strict=True)
+        ]
+        training = tuple(c.norm is not None and c.norm.training for c in self.unit.convolutions)
+        memory = tuple(c.layer.weight.stride() for c in self.unit.convolutions)
+        key = tuple(planes), tuple(a.tobytes() for a in alive), training, memory
+        plan = self._plans.get(key)
+        if plan is None or not plan.holds():
+            shapes = [tuple(x.shape) for x in inputs]
+            dtype = inputs[0].dtype
+            plan = make_plan(self.unit, space.masks, shapes, alive, self.border, dtype)
+            self._plans[key] = plan
+        return plan, lent
+
+    def forward(self, inputs: list[Tensor]) -> tuple[Tensor, Frame]:
+        if self.unit.linear:
+            inputs = [x[:, :, None, None] for x in inputs]
+        plan, lent = self.plan(inputs)
+        buffers, grid = self.workspace.buffers, plan.grid
+        taken: list[tuple[object, np.ndarray]] = []
+
+        def take(key: object, size: int) -> np.ndarray:
+            memory = buffers.take(key, size, grid.numpy)
+            taken.append((key, memory))
+            return memory
+
+        frame = Frame(plan, [])
+        weakref.finalize(frame, _give_back, buffers, taken).atexit = False
+        for i, (x, known) in enumerate(zip(inputs, lent, strict=True)):
+            memory = self._pack_input(plan, i, x, take) if known is None else known.memory
+            frame.inputs.append((memory, known))
+            phases = plan.sources[i].stride > 1
+            frame.read.append(self._split_input(plan, i, memory, take) if phases else memory)
+        for k in range(len(self.unit.convolutions)):
+            y = take(("y", plan.lists[k].y.size, grid.numpy), plan.lists[k].y.size)
+            self._convolve(frame, k, y)
+
+        key = plan.number, "out"
+        frame.out = buffers.take(key, plan.out.size, grid.numpy)
+        terms = [self._term(frame, k) for k in self.unit.terms]
+        if len(terms) == 1:
+            none = np.full(len(plan.outs), -1, np.int64)
+            terms.append((terms[0][0], none, 0, np.zeros((len(plan.outs), 2), grid.numpy)))
+        kernels.combine(
+            *terms[0], *terms[1], frame.out, plan.out.base(plan.outs), plan.out.step,
+            _floor(self.unit.relu, grid), grid.mask, *grid.extent,
+        )  # fmt: skip
+        lent_out = Lent(frame.out, plan.out, plan.alive, self.unit.relu)
+        out = self.workspace.lend(key, lent_out)
+        return (out[:, :, 0, 0] if self.unit.linear else out), frame
+
+    def _pack_input(self, plan: Plan, i: int, x: Tensor, take: Take) -> np.ndarray:
+        planes, source = plan.inputs[i], plan.sources[i]
+        memory = take((plan.number, "input", i), planes.size)
+        base = np.full(planes.channels, -1, np.int64)
+        base[source.channel] = planes.base(source.channel)
+        _pack(x, memory, base, planes)
+        return memory
+
+    def _split_input(self, plan: Plan, i: int, x: np.ndarray, take: Take) -> np.ndarray:
+        source, whole, phases = plan.sources[i], plan.inputs[i], plan.sources[i].phases
+        memory = take((plan.number, "phases", i), phases.size)
+        kernels.split_phases(
+            x, whole.base(source.channel), whole.image, whole.grid.row, whole.grid.height,
+            whole.grid.width, source.row, source.column, source.stride, memory,
+            plan.read_base(i), phases.image, plan.grid.row, plan.grid.height, plan.grid.width,
+            plan.grid.images,
+        )  # fmt: skip
+        return memory
+
+    def _convolve(self, frame: Frame, k: int, y: np.ndarray) -> None:
+        plan, c, lists = frame.plan, self.unit.convolutions[k], frame.plan.lists[k]
+        grid = plan.grid
+        weight = np.empty(len(lists.where), grid.numpy)
+        kernels.kept_values(_flat(c.layer.weight), lists.where, weight)
+        sums = np.empty((len(lists.filters), 2))
+        if c.source < 0:
+            x, step = frame.read[-1 - c.source], plan.read_step(-1 - c.source)
+            virtual: tuple[Any, ...] = (
+                False, y, NONE, 0, _rows(grid, 2), _floor(True, grid), y, NONE,
+            )  # fmt: skip
+        else:
+            before, layout = plan.lists[c.source], plan.virtual[k]
+            x, step = self.workspace.buffers.scratch("activation", layout), 0
+            virtual = (
+                True, frame.y[c.source], before.slot_y, before.y.step,
+                frame.coef[c.source][before.slots],
+                _floor(self.unit.convolutions[c.source].relu, grid), x,
+                layout.base(np.arange(layout.planes)),
+            )  # fmt: skip
+        kernels.convolve(
+            x, step, lists.start, lists.offset, weight, y, lists.y_base, lists.y.step, *virtual,
+            sums, grid.mask, *grid.extent,
+        )  # fmt: skip
+        stats, coef, frozen = _normalise(c, sums, lists.filters, grid)
+        frame.y.append(y)
+        frame.stats.append(stats)
+        frame.coef.append(coef)
+        frame.frozen.append(frozen)
+
+    def _term(self, frame: Frame, k: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        """Memory, planes of the outputs, step and affine form of a term of the sum."""
+        plan = frame.plan
+        if k >= 0:
+            lists = plan.lists[k]
+            return frame.y[k], lists.slot_y, lists.y.step, frame.coef[k][lists.slots]
+        coef = _rows(plan.grid, 2, len(plan.outs))
+        coef[:, 0] = 1
+        return frame.inputs[-1 - k][0], plan.residual[-1 - k], plan.inputs[-1 - k].step, coef
+
+    def backward(
+        self, frame: Frame, grad: Tensor, wanted: list[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Gradients of the inputs (None where not wanted) and of the parameters, in their order."""
+        plan, unit = frame.plan, self.unit
+        taken: list[tuple[object, np.ndarray]] = []
+        buffers = self._buffers
+
+        def take(key: object, size: int) -> np.ndarray:
+            memory = buffers.take(key, size, plan.grid.numpy)
+            taken.append((key, memory))
+            return memory
+
+        at = Pass(frame, self._incoming(frame, grad, take), buffers)
+        base = plan.out.base(plan.outs)
+        for k in unit.terms:
+            if k >= 0:
+                lists = plan.lists[k]
+                sums = np.zeros((len(lists.slots), 2))
+                if unit.convolutions[k].norm is not None or unit.convolutions[k].layer.bias is not None:
+                    kernels.gradient_sums(
+                        at.g, base, plan.out.step, frame.y[k], lists.slot_y, lists.y.step, sums,
+                        *plan.grid.extent,
+                    )  # fmt: skip
+                self._through_norm(at, k, (at.g, base, plan.out.step), sums)
+        readers: list[list[int]] = [[] for _ in plan.sources]
+        for k in reversed(range(len(unit.convolutions))):
+            j = unit.convolutions[k].source
+            if j < 0:
+                readers[-1 - j].insert(0, k)
+            else:
+                size = plan.lists[j].y.size
+                self._to_virtual(at, k, j, take(("y", size, plan.grid.numpy), size))
+        found: list[Tensor | None] = []
+        for i, source in enumerate(plan.sources):
+            if wanted[i]:
+                found.append(self._to_input(at, i, readers[i], take))
+                continue
+            found.append(None)
+            for k in readers[i]:
+                self._to_weight(at, i, k)
+        _give_back(buffers, taken)
+        return found, [g for k in range(len(unit.convolutions)) for g in at.parameters[k]]
+
+    def _incoming(self, frame: Frame, grad: Tensor, take: Take) -> np.ndarray:
+        """The planes of the gradient in front of the last ReLU."""
+        plan, grid = frame.plan, frame.plan.grid
+        if self.unit.linear:
+            grad = grad[:, :, None, None]
+        known = self.workspace.find(grad, plan.out)
+        gate = frame.out.ctypes.data if self.unit.relu else 0
+        if known is not None and known.gate == gate:
+            return known.memory
+        memory = take((plan.number, "gradient"), plan.out.size)
+        base = np.full(plan.out.channels, -1, np.int64)
+        base[plan.outs] = plan.out.base(plan.outs)
+        if self.unit.relu:
+            kernels.pack_gated(
+                *_memory(grad), grid.images, grid.height, grid.width, frame.out, memory, base,
+                plan.out.image, grid.row, _floor(True, grid),
+            )  # fmt: skip
+        else:
+            _pack(grad, memory, base, plan.out)
+        return memory
+
+    def _through_norm(
+        self, at: Pass, k: int, behind: tuple[np.ndarray, np.ndarray, int], sums: np.ndarray
+    ) -> None:
+        """Gradients of bias, scale and shift, and the affine form of the gradient of the output."""
+        frame, c = at.frame, self.unit.convolutions[k]
+        slots = frame.plan.lists[k].slots
+        coef = _rows(frame.plan.grid, 3, len(slots))
+        found: list[Tensor | None] = [None]  # the weight's: comes later
+        if c.norm is None:
+            coef[:, 0] = 1
+            if c.layer.bias is not None:
+                bias = torch.zeros_like(c.layer.bias)
+                bias.numpy()[slots] = sums[:, 0]
+                found.append(bias)
+        else:
+            scale, shift = (torch.zeros_like(c.norm.running_mean) for _ in range(2))
+            kernels.norm_backward(
+                sums, slots, frame.plan.grid.pixels, frame.stats[k],
+                _or(c.norm.weight, c.norm.running_mean, 1), frame.frozen[k], scale.numpy(),
+                shift.numpy(), coef,
+            )  # fmt: skip
+            if c.layer.bias is not None:
+                # Batch statistics take the bias out again; running ones scale its gradient.
+                a = torch.from_numpy(frame.coef[k][:, 0].copy())
+                found.append(shift * a if frame.frozen[k] else torch.zeros_like(shift))
+            if c.norm.weight is not None:
+                found += [scale, shift]
+        at.behind[k] = *behind, coef
+        at.parameters[k] = found
+
+    def _fill(self, at: Pass, k: int, scratch: str = "gradient") -> tuple[Any, ...]:
+        """What a kernel needs to make the gradient of a convolution's output, tile by tile."""
+        lists = at.frame.plan.lists[k]
+        g, base, step, coef = at.behind[k]
+        d = at.buffers.scratch(scratch, lists.d)
+        return g, base, step, at.frame.y[k], lists.slot_y, lists.y.step, coef, d, lists.slot_d
+
+    def _back_weight(self, at: Pass, k: int) -> np.ndarray:
+        lists = at.frame.plan.lists[k]
+        weight = np.empty(len(lists.back_where), at.frame.plan.grid.numpy)
+        kernels.kept_values(_flat(self.unit.convolutions[k].layer.weight), lists.back_where, weight)
+        return weight
+
+    def _set_weight(self, at: Pass, k: int, dw: np.ndarray) -> None:
+        weight = self.unit.convolutions[k].layer.weight
+        gradient = torch.zeros_like(weight)
+        kernels.scatter_weight(_flat(gradient), at.frame.plan.lists[k].back_where, dw)
+        at.parameters[k][0] = gradient
+
+    def _to_virtual(self, at: Pass, k: int, j: int, g: np.ndarray) -> None:
+        frame, grid = at.frame, at.frame.plan.grid
+        lists, before = frame.plan.lists[k], frame.plan.lists[j]
+        dw, sums = np.empty(len(lists.back_where)), np.empty((len(before.slots), 2))
+        base = before.y.base(np.arange(len(before.slots)))
+        kernels.backward_to_virtual(
+            *self._fill(at, k), lists.back_offset, self._back_weight(at, k), lists.back_start, dw,
+            frame.y[j], before.slot_y, before.y.step, frame.coef[j][before.slots],
+            _floor(self.unit.convolutions[j].relu, grid), g, base, before.y.step, sums,
+            grid.mask, *grid.extent,
+        )  # fmt: skip
+        self._set_weight(at, k, dw)
+        self._through_norm(at, j, (g, base, before.y.step), sums)
+
+    def _to_weight(self, at: Pass, i: int, k: int) -> None:
+        plan = at.frame.plan
+        lists = plan.lists[k]
+        dw = np.empty(len(lists.back_where))
+        kernels.backward_weight(
+            *self._fill(at, k), lists.back_offset, lists.back_start, dw, at.frame.read[i],
+            plan.read_base(i), plan.read_step(i), plan.grid.mask, *plan.grid.extent,
+        )  # fmt: skip
+        self._set_weight(at, k, dw)
+
+    def _to_input(self, at: Pass, i: int, readers: list[int], take: Take) -> Tensor:
+        frame, plan, grid = at.frame, at.frame.plan, at.frame.plan.grid
+        source, whole = plan.sources[i], plan.inputs[i]
+        memory, known = frame.inputs[i]
+        gated = known is not None and known.relu
+        key = plan.number, "to input", i
+        out = at.buffers.take(key, whole.size, grid.numpy)
+        base, target, step = plan.read_base(i), out, whole.step
+        if source.stride > 1:
+            target, step = take((plan.number, "to phases", i), source.phases.size), plan.read_step(i)
+        r_base = np.full(len(base), -1, np.int64)
+        if -1 - i in self.unit.terms:
+            position = np.full(plan.out.channels, -1, np.int64)
+            position[plan.outs] = plan.out.base(plan.outs)
+            r_base = position[source.channel]
+        dws = [np.empty(len(plan.lists[k].back_where)) for k in readers]
+        parts = [
+            (
+                *self._fill(at, k, f"gradient {n}"), plan.lists[k].back_offset,
+                self._back_weight(at, k), plan.lists[k].back_start, dws[n],
+            )
+            for n, k in enumerate(readers)
+        ]  # fmt: skip
+        nothing = _rows(grid, 1)[:, 0]
+        while len(parts) < 2:
+            parts.append(
+                (
+                    nothing, NONE, 0, nothing, NONE, 0, _rows(grid, 3), nothing, NONE, NONE,
+                    nothing, np.zeros(len(base) + 1, np.int64), np.empty(0),
+                )
+            )  # fmt: skip
+        kernels.backward_to_input(
+            *parts[0], len(readers) == 2, *parts[1], at.g, r_base, plan.out.step, frame.read[i],
+            base, plan.read_step(i), gated, _floor(True, grid), target, base, step, grid.mask,
+            *grid.extent,
+        )  # fmt: skip
+        for k, dw in zip(readers, dws, strict=True):
+            self._set_weight(at, k, dw)
+        if source.stride > 1:
+            kernels.merge_phases(
+                target, base, source.phases.image, grid.row, grid.height, grid.width, source.row,
+                source.column, source.stride, out, whole.base(source.channel), whole.image,
+                whole.grid.row, whole.grid.height, whole.grid.width, grid.images,
+            )  # fmt: skip
+        gate = memory.ctypes.data if gated else 0
+        lent = Lent(out, whole, np.ones(whole.channels, bool), False, gate)
+        gradient = self.workspace.lend(key, lent)
+        return gradient[:, :, 0, 0] if self.unit.linear else gradient
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bound: BoundUnit, inputs: int, *tensors: Tensor) -> Tensor:
+        out, frame = bound.forward([t.detach() for t in tensors[:inputs]])
+        ctx.bound, ctx.frame, ctx.inputs = bound, frame, inputs
+        # Autograd then refuses a backward after any of them was changed in place.
+        ctx.save_for_backward(*tensors, *([out] if bound.unit.relu else []))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # raises where one of them was changed, or the graph was freed
+        wanted = list(ctx.needs_input_grad[2 : 2 + ctx.inputs])
+        found, parameters = ctx.bound.backward(ctx.frame, grad, wanted)
+        return None, None, *found, *parameters
+
+
+def _parameters(unit: Unit) -> list[Tensor]:
+    found = []
+    for c in unit.convolutions:
+        found.append(c.layer.weight)
+        if c.layer.bias is not None:
+            found.append(c.layer.bias)
+        if c.norm is not None and c.norm.weight is not None:
+            found += [c.norm.weight, c.norm.bias]
+    return found
+
+
+def _hook_tables(module: nn.Module) -> list[Any]:
+    """The dictionaries in which a module keeps its hooks: one that is not empty must be heeded."""
+    return [
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]
+
+
+def _give_back(buffers: Buffers, taken: list[tuple[object, np.ndarray]]) -> None:
+    for key, memory in taken:
+        buffers.give(key, memory)
+    taken.clear()
+
+
+def _normalise(
+    c: Convolution, sums: np.ndarray, filters: np.ndarray, grid: Grid
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Statistics, affine form, and whether the statistics were the running ones."""
+    stats, coef, norm = np.zeros((c.channels, 2)), _rows(grid, 2, c.channels), c.norm
+    if norm is None:
+        coef[:, 0] = 1
+        if c.layer.bias is not None:
+            coef[:, 1] = c.layer.bias.detach().numpy()
+        return stats, coef, True
+    mean, var = norm.running_mean, norm.running_var
+    bias = _or(c.layer.bias, mean, 0)
+    affine = _or(norm.weight, mean, 1), _or(norm.bias, mean, 0)
+    if not norm.training:
+        kernels.running_statistics(
+            bias, *affine, norm.eps, mean.numpy(), var.numpy(), stats, coef
+        )  # fmt: skip
+        return stats, coef, True
+    norm.num_batches_tracked += 1
+    kernels.batch_statistics(
+        sums, filters, grid.pixels, bias, *affine, norm.eps, norm.momentum, mean.numpy(),
+        var.numpy(), stats, coef,
+    )  # fmt: skip
+    return stats, coef, False
+
+
+def _or(value: Tensor | None, like: Tensor, otherwise: float) -> np.ndarray:
+    return (torch.full_like(like, otherwise) if value is None else value.detach()).numpy()
+
+
+def _rows(grid: Grid, columns: int, rows: int = 0) -> np.ndarray:
+    return np.zeros((rows, columns), grid.numpy)
+
+
+def _floor(relu: bool, grid: Grid) -> Any:
+    """What an activation does not fall below, as a number of the planes' type."""
+    return grid.numpy.type(0 if relu else -math.inf)
+
+
+def _flat(weight: Tensor) -> np.ndarray:
+    """A dense tensor's memory as a vector."""
+    return weight.detach().as_strided((weight.numel(),), (1,)).numpy()
+
+
+def _memory(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The memory that a tensor of any strides spans, and its strides."""
+    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.detach().as_strided((span,), (1,)).numpy(), x.stride()
+
+
+def _pack(x: Tensor, memory: np.ndarray, base: np.ndarray, planes: Planes) -> None:
+    grid = planes.grid
+    kernels.pack(
+        *_memory(x), grid.images, grid.height, grid.width, memory, base, planes.image, grid.row
+    )  # fmt: skip

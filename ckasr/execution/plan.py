@@ -9,6 +9,7 @@ channels; it says nothing of the values of the weights.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -138,14 +139,17 @@ class Source:
 
 @dataclass
 class Lists:
-    """A convolution's kept weights, for both directions.
+    """A convolution's kept weights, by filter.
 
     slots: channels that are stored, in order. filters: channels that have weights. start, offset,
-    where: by filter, for `convolve`. y_base: of each filter, -1 where nobody reads it.
-    slot_y: of each slot, where its output is; -1: no weights. back_*: by plane of the source.
-    back_planes: the numbers of these planes.
+    where: as `convolve` reads them. y_base: of each filter, -1 where nobody reads it. slot_y: of
+    each slot, where its output is; -1: no weights. number, shift: the plane of the source that
+    each row reads, and how far from the point it computes.
     """
 
+    rows: Rows
+    number: Indices
+    shift: Indices
     filters: Indices
     slots: Indices
     y: Tiled
@@ -156,10 +160,52 @@ class Lists:
     y_base: Indices
     slot_y: Indices
     slot_d: Indices
-    back_planes: Indices
-    back_start: Indices
-    back_offset: Indices
-    back_where: Indices
+
+
+@dataclass
+class BackLists:
+    """The same by plane of the source, for the slots whose gradient is not zero.
+
+    chosen: numbers of these slots; channels, y, d, g: theirs, as in `Lists`; g: their planes where
+    they are virtual.
+    """
+
+    chosen: Indices
+    channels: Indices
+    y: Indices
+    d: Indices
+    g: Indices
+    start: Indices
+    offset: Indices
+    where: Indices
+
+
+@dataclass
+class BackInput:
+    """The planes of an input that get a gradient.
+
+    base: where each is read. target: where its gradient is written (of a stride: as of the
+    phases). residual: where the gradient of a sum begins that reaches it as it is; -1: nowhere.
+    whole, row, column: channel's plane in the gradient, and its phase. alive: (C,) bool.
+    """
+
+    base: Indices
+    target: Indices
+    residual: Indices
+    whole: Indices
+    row: Indices
+    column: Indices
+    alive: np.ndarray
+
+
+@dataclass
+class Back:
+    """What of a plan a backward needs, for one set of output channels with a gradient."""
+
+    lists: list[BackLists]
+    inputs: list[BackInput]
+    g: Indices
+    """Planes of the gradient at the output, for the slots of its convolutions that are chosen."""
 
 
 @dataclass
@@ -181,9 +227,39 @@ class Plan:
     """(convolutions, channels): channels taken for zero; their constants must stay at most 0."""
     number: int = field(default_factory=itertools.count().__next__)
     """Different for every plan: what its buffers are called by."""
+    backs: dict[bytes, Back] = field(default_factory=dict)
+
+    @cached_property
+    def out_base(self) -> Indices:
+        return self.out.base(self.outs)
+
+    @cached_property
+    def no_planes(self) -> Indices:
+        """For each output channel: no plane."""
+        return np.full(len(self.outs), -1, np.int64)
+
+    @cached_property
+    def virtual_base(self) -> dict[int, Indices]:
+        return {k: s.base(np.arange(s.planes)) for k, s in self.virtual.items()}
+
+    def back(self, alive: np.ndarray | None) -> Back:
+        """For a gradient that is zero in the channels that are not alive; None: in no channel."""
+        if alive is None:
+            alive = np.ones(self.out.channels, bool)
+        key = alive.tobytes()
+        if key not in self.backs:
+            self.backs[key] = make_back(self, alive)
+        return self.backs[key]
+
+    @cached_property
+    def _read_bases(self) -> list[Indices]:
+        return [self._read_base(i) for i in range(len(self.sources))]
 
     def read_base(self, i: int) -> Indices:
         """Where each plane begins that is read of an input: its own, or of its phases."""
+        return self._read_bases[i]
+
+    def _read_base(self, i: int) -> Indices:
         source = self.sources[i]
         if source.stride == 1:
             return self.inputs[i].base(source.channel)
@@ -293,7 +369,7 @@ def make_plan(
             number = np.searchsorted(before, rows[k].channel)
             shift = rows[k].dy * grid.row + rows[k].dx
             base = virtual[k].base(np.arange(len(before)))
-        lists.append(_lists(grid, rows[k], slots, number, shift, base, len(base)))
+        lists.append(_lists(grid, rows[k], slots, number, shift, base))
     out = Planes(grid, len(out_alive))
     residual = {
         i: inputs[i].base(np.where(alive[i], np.arange(len(alive[i])), -1))[outs]
@@ -336,23 +412,18 @@ def _lists(
     number: Indices,
     shift: Indices,
     base: Indices,
-    planes: int,
 ) -> Lists:
     filters = np.unique(rows.filter)
     order = np.lexsort((shift, number, rows.filter))
     start = np.searchsorted(rows.filter[order], filters)
     y, d = Tiled(grid, len(slots)), Scratch(grid, len(slots))
-    slot = np.full(max([*slots, *filters, -1]) + 1, -1, np.int64)
-    slot[slots] = np.arange(len(slots))
+    at = np.searchsorted(slots, filters)
+    stored = np.isin(filters, slots)
     has = np.isin(slots, filters)
-    # Filters that are not stored get no gradient, so their weights do not either.
-    read = slot[rows.filter] >= 0 if len(rows.filter) else np.zeros(0, bool)
-    back = rows[read]
-    number_back, shift_back = number[read], shift[read]
-    order_back = np.lexsort((shift_back, back.filter, number_back))
-    slot_d = d.base(np.arange(len(slots)))
-    by_plane = np.searchsorted(number_back[order_back], np.arange(planes + 1))
     return Lists(
+        rows=rows,
+        number=number,
+        shift=shift,
         filters=filters,
         slots=slots,
         y=y,
@@ -360,11 +431,75 @@ def _lists(
         start=np.append(start, len(rows.filter)).astype(np.int64),
         offset=(base[number] + shift)[order].astype(np.int64),
         where=rows.where[order],
-        y_base=y.base(slot[filters]),
+        y_base=y.base(np.where(stored, at, -1)),
         slot_y=y.base(np.where(has, np.arange(len(slots)), -1)),
-        slot_d=slot_d,
-        back_planes=np.unique(number_back),
-        back_start=by_plane.astype(np.int64),
-        back_offset=(slot_d[slot[back.filter]] - shift_back)[order_back].astype(np.int64),
-        back_where=back.where[order_back],
+        slot_d=d.base(np.arange(len(slots))),
     )
+
+
+def make_back(plan: Plan, alive: np.ndarray) -> Back:
+    """Lists of a backward, from the output's channels that have a gradient back to the inputs."""
+    convolutions = plan.unit.convolutions
+    chosen: dict[int, Indices] = {}
+    found: list[BackLists | None] = [None] * len(convolutions)
+    for k in plan.unit.terms:
+        if k >= 0:
+            chosen[k] = np.flatnonzero(alive[plan.lists[k].slots])
+    kept: dict[int, np.ndarray] = {}
+    for k in reversed(range(len(convolutions))):
+        lists = plan.lists[k]
+        gets = np.zeros(convolutions[k].channels, bool)
+        gets[lists.slots[chosen[k]]] = True
+        kept[k] = gets[lists.rows.filter]
+        if convolutions[k].source >= 0:
+            chosen[convolutions[k].source] = np.unique(lists.number[kept[k]])
+    inputs, planes = [], []
+    for i, source in enumerate(plan.sources):
+        reaches = np.zeros(len(source.channel), bool)
+        for k, c in enumerate(convolutions):
+            if c.source == -1 - i:
+                reaches[plan.lists[k].number[kept[k]]] = True
+        residual = np.full(len(source.channel), -1, np.int64)
+        if i in plan.residual:
+            position = np.full(plan.out.channels, -1, np.int64)
+            position[plan.outs] = plan.out_base
+            position[~alive] = -1
+            residual = position[source.channel]
+            reaches |= residual >= 0
+        number = np.flatnonzero(reaches)
+        channel = source.channel[number]
+        whole = plan.inputs[i].base(channel)
+        lives = np.zeros(plan.inputs[i].channels, bool)
+        lives[channel] = True
+        target = whole if source.stride == 1 else source.phases.base(number)
+        inputs.append(
+            BackInput(
+                base=plan.read_base(i)[number],
+                target=target,
+                residual=residual[number],
+                whole=whole,
+                row=source.row[number],
+                column=source.column[number],
+                alive=lives,
+            )
+        )
+        planes.append(number)
+    for k, c in enumerate(convolutions):
+        lists, slots = plan.lists[k], chosen[k]
+        rows, number, shift = lists.rows[kept[k]], lists.number[kept[k]], lists.shift[kept[k]]
+        order = np.lexsort((shift, rows.filter, number))
+        read = planes[-1 - c.source] if c.source < 0 else chosen[c.source]
+        d = lists.slot_d[np.searchsorted(lists.slots, rows.filter)]
+        start = np.searchsorted(number[order], read)
+        found[k] = BackLists(
+            chosen=slots,
+            channels=lists.slots[slots],
+            y=lists.slot_y[slots],
+            d=lists.slot_d[slots],
+            g=lists.y.base(slots),
+            start=np.append(start, len(number)).astype(np.int64),
+            offset=(d - shift)[order].astype(np.int64),
+            where=rows.where[order],
+        )
+    slots = np.flatnonzero(alive[plan.outs])
+    return Back([b for b in found if b is not None], inputs, plan.out_base[slots])

@@ -70,7 +70,7 @@ class Grid:
         rest = self.images - (self.tiles - 1) * self.tile_images
         return self.tile, self.tiles, rest * self.image
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype:
         return np.dtype(str(self.dtype).removeprefix("torch."))
 

@@ -44,6 +44,16 @@ class SparseExecution:
             self._bind()
         self.dense = [name for name in weights if name not in self.followed]
 
+    @property
+    def enabled(self) -> bool:
+        """Set to False for a dense forward, as a method needs that reads all gradients."""
+        return bool(self.units) and self._workspace.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if self.units:
+            self._workspace.enabled = value
+
     def update(self, masks: Mapping[str, Tensor] | None = None) -> None:
         """Take over new masks, or (None) those given before, which were changed in place.
 

@@ -91,6 +91,8 @@ class _Matcher:
         modules: list[nn.Module] = []
 
         def input_number(node: fx.Node) -> int:
+            while self._is_layer(node, nn.Identity):
+                node = node.args[0]
             if node not in inputs:
                 inputs.append(node)
             return -1 - inputs.index(node)

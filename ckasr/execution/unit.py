@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from . import kernels
 from .planes import Buffers, Grid, Planes
-from .plan import NONE, Convolution, Plan, Unit, make_plan
+from .plan import NONE, Back, Convolution, Plan, Unit, make_plan
 
 Take = Callable[[object, int], np.ndarray]
 """Gives memory by a name and a size."""
@@ -41,6 +41,7 @@ class Workspace:
         self.border = border
         self.buffers = Buffers()
         self.known: dict[int, Lent] = {}
+        self.enabled = True
 
     def lend(self, key: object, lent: Lent) -> Tensor:
         tensor = lent.planes.tensor(self.buffers.lend(key, lent.memory))
@@ -84,6 +85,7 @@ class Pass:
     """
 
     frame: Frame
+    back: Back
     g: np.ndarray
     buffers: Buffers
     behind: dict[int, tuple[np.ndarray, np.ndarray, int, np.ndarray]] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class BoundUnit:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if not self.applies(inputs):
-            self.plain_calls += 1
+            self.plain_calls += self.workspace.enabled
             return self.plain(*inputs)
         parameters = list(_parameters(self.unit))
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
@@ -119,7 +121,7 @@ class BoundUnit:
         """Whether the kernels can compute this call."""
         first = inputs[0]
         weight = self.unit.convolutions[0].layer.weight
-        if any(self._hooks) or torch.is_autocast_enabled("cpu"):
+        if not self.workspace.enabled or any(self._hooks) or torch.is_autocast_enabled("cpu"):
             return False
         if first.dtype not in (torch.float32, torch.float64):
             return False
@@ -209,10 +211,9 @@ class BoundUnit:
         frame.out = buffers.take(key, plan.out.size, grid.numpy)
         terms = [self._term(frame, k) for k in self.unit.terms]
         if len(terms) == 1:
-            none = np.full(len(plan.outs), -1, np.int64)
-            terms.append((terms[0][0], none, 0, np.zeros((len(plan.outs), 2), grid.numpy)))
+            terms.append((terms[0][0], plan.no_planes, 0, _rows(grid, 2, len(plan.outs))))
         kernels.combine(
-            *terms[0], *terms[1], frame.out, plan.out.base(plan.outs), plan.out.step,
+            *terms[0], *terms[1], frame.out, plan.out_base, plan.out.step,
             _floor(self.unit.relu, grid), grid.mask, *grid.extent,
         )  # fmt: skip
         lent_out = Lent(frame.out, plan.out, plan.alive, self.unit.relu)
@@ -256,7 +257,7 @@ class BoundUnit:
                 True, frame.y[c.source], before.slot_y, before.y.step,
                 frame.coef[c.source][before.slots],
                 _floor(self.unit.convolutions[c.source].relu, grid), x,
-                layout.base(np.arange(layout.planes)),
+                plan.virtual_base[k],
             )  # fmt: skip
         kernels.convolve(
             x, step, lists.start, lists.offset, weight, y, lists.y_base, lists.y.step, *virtual,
@@ -291,18 +292,18 @@ class BoundUnit:
             taken.append((key, memory))
             return memory
 
-        at = Pass(frame, self._incoming(frame, grad, take), buffers)
-        base = plan.out.base(plan.outs)
+        g, alive = self._incoming(frame, grad, take)
+        at = Pass(frame, plan.back(alive), g, buffers)
         for k in unit.terms:
             if k >= 0:
-                lists = plan.lists[k]
-                sums = np.zeros((len(lists.slots), 2))
-                if unit.convolutions[k].norm is not None or unit.convolutions[k].layer.bias is not None:
+                lists, c = at.back.lists[k], unit.convolutions[k]
+                sums = np.zeros((len(lists.chosen), 2))
+                if c.norm is not None or c.layer.bias is not None:
                     kernels.gradient_sums(
-                        at.g, base, plan.out.step, frame.y[k], lists.slot_y, lists.y.step, sums,
-                        *plan.grid.extent,
+                        g, at.back.g, plan.out.step, frame.y[k], lists.y, plan.lists[k].y.step,
+                        sums, *plan.grid.extent,
                     )  # fmt: skip
-                self._through_norm(at, k, (at.g, base, plan.out.step), sums)
+                self._through_norm(at, k, (g, at.back.g, plan.out.step), sums)
         readers: list[list[int]] = [[] for _ in plan.sources]
         for k in reversed(range(len(unit.convolutions))):
             j = unit.convolutions[k].source
@@ -322,18 +323,20 @@ class BoundUnit:
         _give_back(buffers, taken)
         return found, [g for k in range(len(unit.convolutions)) for g in at.parameters[k]]
 
-    def _incoming(self, frame: Frame, grad: Tensor, take: Take) -> np.ndarray:
-        """The planes of the gradient in front of the last ReLU."""
+    def _incoming(
+        self, frame: Frame, grad: Tensor, take: Take
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The planes of the gradient in front of the last ReLU, and which of them are not zero."""
         plan, grid = frame.plan, frame.plan.grid
         if self.unit.linear:
             grad = grad[:, :, None, None]
         known = self.workspace.find(grad, plan.out)
         gate = frame.out.ctypes.data if self.unit.relu else 0
         if known is not None and known.gate == gate:
-            return known.memory
+            return known.memory, known.alive
         memory = take((plan.number, "gradient"), plan.out.size)
         base = np.full(plan.out.channels, -1, np.int64)
-        base[plan.outs] = plan.out.base(plan.outs)
+        base[plan.outs] = plan.out_base
         if self.unit.relu:
             kernels.pack_gated(
                 *_memory(grad), grid.images, grid.height, grid.width, frame.out, memory, base,
@@ -341,14 +344,14 @@ class BoundUnit:
             )  # fmt: skip
         else:
             _pack(grad, memory, base, plan.out)
-        return memory
+        return memory, None
 
     def _through_norm(
         self, at: Pass, k: int, behind: tuple[np.ndarray, np.ndarray, int], sums: np.ndarray
     ) -> None:
         """Gradients of bias, scale and shift, and the affine form of the gradient of the output."""
         frame, c = at.frame, self.unit.convolutions[k]
-        slots = frame.plan.lists[k].slots
+        slots = at.back.lists[k].channels
         coef = _rows(frame.plan.grid, 3, len(slots))
         found: list[Tensor | None] = [None]  # the weight's: comes later
         if c.norm is None:
@@ -358,11 +361,11 @@ class BoundUnit:
                 bias.numpy()[slots] = sums[:, 0]
                 found.append(bias)
         else:
-            scale, shift = (torch.zeros_like(c.norm.running_mean) for _ in range(2))
+            zeros = np.zeros((2, c.channels), frame.plan.grid.numpy)
+            scale, shift = torch.from_numpy(zeros[0]), torch.from_numpy(zeros[1])
             kernels.norm_backward(
                 sums, slots, frame.plan.grid.pixels, frame.stats[k],
-                _or(c.norm.weight, c.norm.running_mean, 1), frame.frozen[k], scale.numpy(),
-                shift.numpy(), coef,
+                _or(c.norm.weight, c.norm.running_mean, 1), frame.frozen[k], *zeros, coef,
             )  # fmt: skip
             if c.layer.bias is not None:
                 # Batch statistics take the bias out again; running ones scale its gradient.
@@ -375,94 +378,89 @@ class BoundUnit:
 
     def _fill(self, at: Pass, k: int, scratch: str = "gradient") -> tuple[Any, ...]:
         """What a kernel needs to make the gradient of a convolution's output, tile by tile."""
-        lists = at.frame.plan.lists[k]
-        g, base, step, coef = at.behind[k]
+        lists, back = at.frame.plan.lists[k], at.back.lists[k]
         d = at.buffers.scratch(scratch, lists.d)
-        return g, base, step, at.frame.y[k], lists.slot_y, lists.y.step, coef, d, lists.slot_d
+        g, base, step, coef = at.behind[k]
+        return g, base, step, at.frame.y[k], back.y, lists.y.step, coef, d, back.d
 
     def _back_weight(self, at: Pass, k: int) -> np.ndarray:
-        lists = at.frame.plan.lists[k]
-        weight = np.empty(len(lists.back_where), at.frame.plan.grid.numpy)
-        kernels.kept_values(_flat(self.unit.convolutions[k].layer.weight), lists.back_where, weight)
+        where = at.back.lists[k].where
+        weight = np.empty(len(where), at.frame.plan.grid.numpy)
+        kernels.kept_values(_flat(self.unit.convolutions[k].layer.weight), where, weight)
         return weight
 
     def _set_weight(self, at: Pass, k: int, dw: np.ndarray) -> None:
         weight = self.unit.convolutions[k].layer.weight
-        gradient = torch.zeros_like(weight)
-        kernels.scatter_weight(_flat(gradient), at.frame.plan.lists[k].back_where, dw)
-        at.parameters[k][0] = gradient
+        gradient = np.zeros(weight.numel(), at.frame.plan.grid.numpy)
+        kernels.scatter_weight(gradient, at.back.lists[k].where, dw)
+        dense = torch.from_numpy(gradient).as_strided(weight.shape, weight.stride())
+        at.parameters[k][0] = dense
 
     def _to_virtual(self, at: Pass, k: int, j: int, g: np.ndarray) -> None:
         frame, grid = at.frame, at.frame.plan.grid
-        lists, before = frame.plan.lists[k], frame.plan.lists[j]
-        dw, sums = np.empty(len(lists.back_where)), np.empty((len(before.slots), 2))
-        base = before.y.base(np.arange(len(before.slots)))
+        lists, before = at.back.lists[k], at.back.lists[j]
+        step = frame.plan.lists[j].y.step
+        dw, sums = np.empty(len(lists.where)), np.empty((len(before.chosen), 2))
         kernels.backward_to_virtual(
-            *self._fill(at, k), lists.back_offset, self._back_weight(at, k), lists.back_start, dw,
-            frame.y[j], before.slot_y, before.y.step, frame.coef[j][before.slots],
-            _floor(self.unit.convolutions[j].relu, grid), g, base, before.y.step, sums,
-            grid.mask, *grid.extent,
+            *self._fill(at, k), lists.offset, self._back_weight(at, k), lists.start, dw,
+            frame.y[j], before.y, step, frame.coef[j][before.channels],
+            _floor(self.unit.convolutions[j].relu, grid), g, before.g, step, sums, grid.mask,
+            *grid.extent,
         )  # fmt: skip
         self._set_weight(at, k, dw)
-        self._through_norm(at, j, (g, base, before.y.step), sums)
+        self._through_norm(at, j, (g, before.g, step), sums)
 
     def _to_weight(self, at: Pass, i: int, k: int) -> None:
-        plan = at.frame.plan
-        lists = plan.lists[k]
-        dw = np.empty(len(lists.back_where))
+        plan, lists = at.frame.plan, at.back.lists[k]
+        dw = np.empty(len(lists.where))
         kernels.backward_weight(
-            *self._fill(at, k), lists.back_offset, lists.back_start, dw, at.frame.read[i],
-            plan.read_base(i), plan.read_step(i), plan.grid.mask, *plan.grid.extent,
+            *self._fill(at, k), lists.offset, lists.start, dw, at.frame.read[i],
+            at.back.inputs[i].base, plan.read_step(i), plan.grid.mask, *plan.grid.extent,
         )  # fmt: skip
         self._set_weight(at, k, dw)
 
     def _to_input(self, at: Pass, i: int, readers: list[int], take: Take) -> Tensor:
         frame, plan, grid = at.frame, at.frame.plan, at.frame.plan.grid
-        source, whole = plan.sources[i], plan.inputs[i]
+        source, whole, back = plan.sources[i], plan.inputs[i], at.back.inputs[i]
         memory, known = frame.inputs[i]
         gated = known is not None and known.relu
-        key = plan.number, "to input", i
+        # Its zeros stay zeros: what is written depends on the plan and on these channels.
+        key = plan.number, "to input", i, back.alive.tobytes()
         out = at.buffers.take(key, whole.size, grid.numpy)
-        base, target, step = plan.read_base(i), out, whole.step
+        target, step = out, whole.step
         if source.stride > 1:
             target, step = take((plan.number, "to phases", i), source.phases.size), plan.read_step(i)
-        r_base = np.full(len(base), -1, np.int64)
-        if -1 - i in self.unit.terms:
-            position = np.full(plan.out.channels, -1, np.int64)
-            position[plan.outs] = plan.out.base(plan.outs)
-            r_base = position[source.channel]
-        dws = [np.empty(len(plan.lists[k].back_where)) for k in readers]
+        dws = [np.empty(len(at.back.lists[k].where)) for k in readers]
         parts = [
             (
-                *self._fill(at, k, f"gradient {n}"), plan.lists[k].back_offset,
-                self._back_weight(at, k), plan.lists[k].back_start, dws[n],
+                *self._fill(at, k, f"gradient {n}"), at.back.lists[k].offset,
+                self._back_weight(at, k), at.back.lists[k].start, dws[n],
             )
             for n, k in enumerate(readers)
         ]  # fmt: skip
-        nothing = _rows(grid, 1)[:, 0]
+        nothing = np.zeros(0, grid.numpy)
         while len(parts) < 2:
             parts.append(
                 (
                     nothing, NONE, 0, nothing, NONE, 0, _rows(grid, 3), nothing, NONE, NONE,
-                    nothing, np.zeros(len(base) + 1, np.int64), np.empty(0),
+                    nothing, np.zeros(len(back.base) + 1, np.int64), np.empty(0),
                 )
             )  # fmt: skip
         kernels.backward_to_input(
-            *parts[0], len(readers) == 2, *parts[1], at.g, r_base, plan.out.step, frame.read[i],
-            base, plan.read_step(i), gated, _floor(True, grid), target, base, step, grid.mask,
-            *grid.extent,
+            *parts[0], len(readers) == 2, *parts[1], at.g, back.residual, plan.out.step,
+            frame.read[i], back.base, plan.read_step(i), gated, _floor(True, grid), target,
+            back.target, step, grid.mask, *grid.extent,
         )  # fmt: skip
         for k, dw in zip(readers, dws, strict=True):
             self._set_weight(at, k, dw)
         if source.stride > 1:
             kernels.merge_phases(
-                target, base, source.phases.image, grid.row, grid.height, grid.width, source.row,
-                source.column, source.stride, out, whole.base(source.channel), whole.image,
+                target, back.target, source.phases.image, grid.row, grid.height, grid.width,
+                back.row, back.column, source.stride, out, back.whole, whole.image,
                 whole.grid.row, whole.grid.height, whole.grid.width, grid.images,
             )  # fmt: skip
         gate = memory.ctypes.data if gated else 0
-        lent = Lent(out, whole, np.ones(whole.channels, bool), False, gate)
-        gradient = self.workspace.lend(key, lent)
+        gradient = self.workspace.lend(key, Lent(out, whole, back.alive, False, gate))
         return gradient[:, :, 0, 0] if self.unit.linear else gradient
 
 

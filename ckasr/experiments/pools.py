@@ -55,10 +55,11 @@ def pool_of(
     device: str,
     data: Path | str | None,
     progress: Callable[[str], None],
+    execution: str = "auto",
 ) -> AbstractContextManager[Pool]:
     """Processes where there are several jobs on a CPU, else turns in this process."""
     kind = Turns if jobs == 1 or on_gpu(device) else Workers
-    return kind(jobs, results, device, data, progress)
+    return kind(jobs, results, device, data, progress, execution)
 
 
 class _Base:
@@ -69,9 +70,10 @@ class _Base:
         device: str,
         data: Path | str | None,
         progress: Callable[[str], None],
+        execution: str = "auto",
     ) -> None:
         self.jobs, self.results, self.device, self.data = jobs, results, device, data
-        self.progress = progress
+        self.progress, self.execution = progress, execution
 
 
 class Turns(_Base):
@@ -108,6 +110,7 @@ class Turns(_Base):
             deadline=deadline,
             data=self.data,
             sharing=self.jobs,
+            execution=self.execution,
         )
         self._all.append((cell, turn, own_stream(self.device)))
 
@@ -156,7 +159,9 @@ class Workers(_Base):
     def start(self, cell: Settings, deadline: float) -> None:
         # Not the deadline itself: clocks of processes need not agree.
         left = deadline - time.monotonic() if math.isfinite(deadline) else math.inf
-        future = self._pool.submit(_in_worker, cell, self.results, self.device, left, self.data)
+        future = self._pool.submit(
+            _in_worker, cell, self.results, self.device, left, self.data, self.execution
+        )
         self._all[future] = cell
 
     def ended(self) -> Ended:
@@ -187,7 +192,12 @@ def _start_worker(queue: Any) -> None:
 
 
 def _in_worker(
-    cell: Settings, results: Path, device: str, seconds: float, data: Path | str | None
+    cell: Settings,
+    results: Path,
+    device: str,
+    seconds: float,
+    data: Path | str | None,
+    execution: str,
 ) -> records.Record:
     return run(
         cell,
@@ -196,4 +206,5 @@ def _in_worker(
         progress=_named(cell, _worker_lines.put),
         deadline=time.monotonic() + seconds,
         data=data,
+        execution=execution,
     )

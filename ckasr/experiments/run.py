@@ -16,6 +16,7 @@ import torch
 
 from ckasr import __version__, methods, models
 from ckasr.data import Batches, Dataset, keyed_generator, load, split
+from ckasr.execution import sparse_execution, summary
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import report
 from ckasr.training import DivergedError, Engine, Recipe, accuracy, memory
@@ -25,6 +26,8 @@ from .measure import layer_cka, weight_statistics
 from .settings import Settings
 
 EVALUATION_BATCH = 1000
+SPARSE_EVALUATION_BATCH = 125
+"""Sparse execution gains nothing from larger batches, and its buffers grow with them."""
 
 
 class OutOfTime(Exception):  # noqa: N818 - no error: the checkpoint is kept, the run goes on later
@@ -39,15 +42,25 @@ def run(
     progress: Callable[[str], None] | None = print,
     deadline: float = math.inf,
     data: Path | str | None = None,
+    execution: str = "auto",
 ) -> records.Record:
     """Train one network and return its record; a finished run is read, not trained again.
 
     results: folder of ``records/`` and ``checkpoints/``. A killed run resumes from its checkpoint.
     progress: gets one line an epoch; None: silence. deadline: of ``time.monotonic()``; past it the
     run stops after the epoch at hand with OutOfTime. data: root of the data sets; None:
-    ``CKASR_DATA``. Raises what bad settings or missing data raise, before anything is written.
+    ``CKASR_DATA``. execution: ``auto``, ``dense`` or ``sparse``; see ``ckasr.execution.choose``.
+    Raises what bad settings or missing data raise, before anything is written.
     """
-    turn = turns(settings, results, device=device, progress=progress, deadline=deadline, data=data)
+    turn = turns(
+        settings,
+        results,
+        device=device,
+        progress=progress,
+        deadline=deadline,
+        data=data,
+        execution=execution,
+    )
     with own_stream(device):
         while True:
             try:
@@ -83,6 +96,7 @@ def turns(
     deadline: float = math.inf,
     data: Path | str | None = None,
     sharing: int = 1,
+    execution: str = "auto",
 ) -> Generator[None, None, records.Record]:
     """``run`` in turns, for several runs in one process: it yields once an epoch is queued on the
     device, and what it returns is the record. sharing: how many runs there are.
@@ -99,7 +113,8 @@ def turns(
         raise ValueError(f"precision tf32 needs a GPU, and this run is on {target}; choose fp32")
     if target.type == "cuda" and sharing == 1:
         torch.cuda.reset_peak_memory_stats(target)
-    engine, validation = _build(settings, method, dataset, target)
+    engine, validation = _build(settings, method, dataset, target, execution)
+    engine.say = say
     batch = (settings.batch_size, *dataset.input_shape)
     memory.check(engine.context.model, batch, settings.precision)
     engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
@@ -131,6 +146,7 @@ def turns(
         "weights": None,
         **_results(engine, settings, dataset, validation, status),
         "seconds": sum(engine.curves["seconds"]),
+        "execution": summary(dict(zip(*(engine.curves[n] for n in ("phase", "execution"))))),
         "started": started,
         **environment(target),
         "runs_in_process": sharing,
@@ -144,7 +160,11 @@ def turns(
 
 
 def _build(
-    settings: Settings, method: methods.Method, dataset: Dataset, device: torch.device
+    settings: Settings,
+    method: methods.Method,
+    dataset: Dataset,
+    device: torch.device,
+    execution: str = "dense",
 ) -> tuple[Engine, Batches | None]:
     # Drawn on the CPU, so that a seed means the same weights on every device.
     torch.manual_seed(keyed_generator("weights", settings.seed).initial_seed())
@@ -167,7 +187,8 @@ def _build(
 
     augment = dataset.augment if settings.augment == "default" else settings.augment
     training = batches(train, settings.batch_size, augment)
-    validation = batches(held_out, EVALUATION_BATCH, "none") if len(held_out) else None
+    size = evaluation_batch(execution, device)
+    validation = batches(held_out, size, "none") if len(held_out) else None
     context = methods.Context(
         model=model,
         sparsity=settings.sparsity,
@@ -187,9 +208,17 @@ def _build(
         precision=settings.precision,
     )
     regularizer = _regularizer(settings) if settings.beta > 0 else None
-    return Engine(
-        context, method, recipe, training, settings.seed, validation, regularizer
-    ), validation
+    engine = Engine(
+        context,
+        method,
+        recipe,
+        training,
+        settings.seed,
+        validation,
+        regularizer,
+        execution=execution,
+    )
+    return engine, validation
 
 
 def _regularizer(settings: Settings) -> Callable[[torch.nn.Module], CKASR]:
@@ -215,20 +244,31 @@ def _results(
         dataset.test_labels,
         mean=dataset.mean,
         std=dataset.std,
-        batch_size=EVALUATION_BATCH,
+        batch_size=evaluation_batch(engine.execution, engine.device),
         device=engine.device,
     )
+    last = engine.curves["execution"][-1]
+    execution = sparse_execution(model, engine.context.masks) if last == "sparse" else nullcontext()
     held_out = validation is not None
     measured, name = (validation, "validation") if held_out else (engine.batches, "train")
-    return {
+    with execution:
         # Not the curve's last: a method may prune after the last epoch.
-        "validation_accuracy": accuracy(model, validation.in_order(), settings.precision)
-        if held_out
-        else None,
-        "test_accuracy": accuracy(model, test.in_order(), settings.precision),
+        validated = (
+            accuracy(model, validation.in_order(), settings.precision) if held_out else None
+        )
+        tested = accuracy(model, test.in_order(), settings.precision)
+    return {
+        "validation_accuracy": validated,
+        "test_accuracy": tested,
         "layer_cka": layer_cka(model, measured.in_order(128), name),
         "weights": weight_statistics(model, engine.context.masks),
     }
+
+
+def evaluation_batch(execution: str, device: torch.device) -> int:
+    """Images of a batch that is only measured."""
+    sparse = execution != "dense" and device.type == "cpu"
+    return SPARSE_EVALUATION_BATCH if sparse else EVALUATION_BATCH
 
 
 @lru_cache(maxsize=1)

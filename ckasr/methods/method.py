@@ -122,6 +122,13 @@ class Method:
         """A term for the loss of this step, besides CKA-SR; None: none."""
         return None
 
+    def needs_dense_gradient(self, context: Context) -> bool:
+        """Whether ``after_backward`` of the coming step reads gradients of pruned weights.
+
+        Under sparse execution such a step is computed densely.
+        """
+        return False
+
     def after_backward(self, context: Context) -> None:
         """Gradients are there, dense and not yet applied."""
 

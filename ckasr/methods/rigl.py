@@ -28,8 +28,11 @@ class RigL(Dynamic):
         super().__post_init__()
         self._gradients: dict[str, Tensor] = {}  # within one step only, so no checkpoint holds it
 
+    def needs_dense_gradient(self, context: Context) -> bool:
+        return self.due(context.step + 1, context.steps)
+
     def after_backward(self, context: Context) -> None:
-        if self.due(context.step + 1, context.steps):
+        if self.needs_dense_gradient(context):
             self._gradients = {
                 name: torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
                 for name, weight in prunable(context.model).items()

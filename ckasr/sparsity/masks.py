@@ -116,6 +116,8 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self.version = 0
+        """Counts the changes of the masks."""
         self._weights = prunable(model)
         check_masks(self._weights, masks)
         self._masks = {
@@ -141,6 +143,7 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over bool masks that were changed in place; no host synchronisation."""
+        self.version += 1
         for name, factor in self._factors.items():
             factor.copy_(self._masks[name])
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ckasr.data import Batches, keyed_generator
+from ckasr.execution import SparseExecution, choose, sparse_execution
 from ckasr.methods import Context, Method, Phase
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import Masks, dense_masks
@@ -33,6 +34,7 @@ CURVES = (
     "term",
     "gradient_ratio",
     "validation_accuracy",
+    "execution",
     "seconds",
 )
 
@@ -72,6 +74,8 @@ class Engine:
     checkpoint: where the state is kept between epochs; None: nowhere.
     capture: how steps become a graph that is replayed; None: they run one kernel after the other.
         By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
+    execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which chooses
+        for each phase (:func:`ckasr.execution.choose`). say: gets one line about each choice.
     """
 
     context: Context
@@ -83,6 +87,8 @@ class Engine:
     regularizer: Callable[[nn.Module], CKASR] | None = None
     checkpoint: Path | None = None
     capture: captured.Capture | Literal["auto"] | None = "auto"
+    execution: str = "dense"
+    say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
@@ -143,13 +149,20 @@ class Engine:
         context = self.context
         context.masks.apply(context.optimizer)
         _warn_of_collapse(phase, context.masks)
+        execution, reason = choose(
+            self.execution, context.model, context.masks, self.recipe.precision
+        )
+        if self.execution != "dense":
+            self.say(f"  {phase.name}: {execution} execution ({reason})")
+        sparse = sparse_execution(context.model, context.masks) if execution == "sparse" else None
         regularizer = None
         if self.regularizer is not None and phase.term:
             regularizer = self.regularizer(context.model)
         step = self._step(regularizer)
         try:
             for epoch in range(done, phase.epochs):
-                entry = yield from self._epoch(index, phase, epoch, step)
+                entry = yield from self._epoch(index, phase, epoch, step, sparse)
+                entry["execution"] = execution
                 for name in CURVES:
                     self.curves[name].append(entry[name])
                 if not math.isfinite(entry["loss"]):
@@ -161,6 +174,8 @@ class Engine:
         finally:
             if regularizer is not None:
                 regularizer.remove()
+            if sparse is not None:
+                sparse.remove()
 
     def _step(self, regularizer: CKASR | None) -> Step:
         parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
@@ -169,7 +184,7 @@ class Engine:
         return captured.CapturedStep(*parts, capture=self.capture)
 
     def _epoch(
-        self, index: int, phase: Phase, epoch: int, step: Step
+        self, index: int, phase: Phase, epoch: int, step: Step, sparse: SparseExecution | None
     ) -> Generator[None, None, dict[str, Any]]:
         start = time.perf_counter()
         context = self.context
@@ -188,8 +203,16 @@ class Engine:
         context.step = max(first, phase.start)
         step.start_epoch()
         draws = self.batches.draws(index * 10_000 + epoch)
+        version = context.masks.version
         for draw in itertools.islice(draws, context.step - first, None):
+            if sparse is not None:
+                sparse.enabled = not self.method.needs_dense_gradient(context)
             step(draw)
+            if sparse is not None and context.masks.version != version:
+                version = context.masks.version
+                sparse.update()
+        if sparse is not None:
+            sparse.enabled = True
         measured = None
         if self.validation is not None:
             images = self.validation.in_order()

@@ -1,0 +1,58 @@
+"""Which execution a training phase gets: a rule of the masks alone, the same on every machine."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from torch import Tensor, nn
+
+from ckasr.sparsity import prunable
+
+EXECUTIONS = ("auto", "dense", "sparse")
+
+DENSEST = 0.2
+"""Share of kept weights up to which sparse execution is chosen. Measured on ResNet20
+(`python -m benchmarks sparse`): half as fast again as dense at this density, and faster below."""
+
+
+def choose(
+    execution: str, model: nn.Module, masks: Mapping[str, Tensor], precision: str
+) -> tuple[str, str]:
+    """``"dense"`` or ``"sparse"`` for a model with these masks, and the reason in a few words.
+
+    ``"auto"`` is sparse on a CPU, in fp32, with numba installed, for a network of convolutions that
+    keeps at most a share ``DENSEST`` of its weights. Raises ValueError for an unknown execution
+    and where ``"sparse"`` is asked for but impossible.
+    """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
+    if execution == "dense":
+        return "dense", "asked for"
+    device = next(model.parameters()).device.type
+    obstacle = None
+    if device != "cpu":
+        obstacle = f"the model is on {device}, the kernels are for a CPU"
+    elif precision != "fp32":
+        obstacle = f"precision is {precision}, the kernels compute in fp32"
+    elif find_spec("numba") is None:
+        obstacle = "numba is not installed (pip install 'ckasr[sparse]')"
+    if execution == "sparse":
+        if obstacle:
+            raise ValueError(f"execution sparse is impossible: {obstacle}")
+        return "sparse", "asked for"
+    if obstacle:
+        return "dense", obstacle
+    convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    weights = prunable(model)
+    kept = sum(int(masks[name].sum()) for name in weights)
+    density = kept / sum(weight.numel() for weight in weights.values())
+    reason = f"density {density:.3g}"
+    if not convolutions:
+        return "dense", f"{reason}, no convolutions"
+    return ("sparse" if density <= DENSEST else "dense"), f"{reason}, sparse up to {DENSEST:g}"
+
+
+def summary(phases: Mapping[str, str]) -> str:
+    """One word where all phases agree, else each phase's: what the arms of a pair must share."""
+    if len(set(phases.values())) <= 1:
+        return next(iter(phases.values()), "dense")
+    return ", ".join(f"{name} {execution}" for name, execution in phases.items())

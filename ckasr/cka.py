@@ -122,26 +122,32 @@ def _flatten(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         features = features.permute(0, 2, 3, 1)
     x = features.flatten(1) if features.dim() > 1 else features[:, None]
     dtype = dtype or _float_dtype(features)
-    if not x.is_floating_point():
-        # Differences of the upper and lower 32 bits, as int64 itself can overflow here.
-        x = x.long()
-        upper, lower = x >> 32, x & 0xFFFFFFFF
-        x = (upper - upper[:1]).to(dtype) * 2.0**32 + (lower - lower[:1]).to(dtype)
-    x = x.to(dtype)
+    if x.dtype != dtype:
+        x = x.to(dtype) if x.is_floating_point() else _differences(x, dtype)
     with torch.no_grad():
         first = x[:1]
         shift = first + (x - first).mean(0, keepdim=True)
     return x - shift
 
 
+def _differences(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Integers minus those of the first sample, exact where ``dtype`` can hold the difference.
+
+    The upper and the lower 32 bits are subtracted apart, as a difference can overflow int64.
+    """
+    x = x.long()
+    upper, lower = x >> 32, x & 0xFFFFFFFF
+    return (upper - upper[:1]).to(dtype) * 2.0**32 + (lower - lower[:1]).to(dtype)
+
+
 def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features divided by their largest magnitude, and this magnitude (0 if they are all zero).
+    """Features divided by their largest magnitude, and this magnitude.
 
     No square of them can then overflow, and none that counts can underflow. CKA is free of scale,
     so the magnitude is a constant to autograd.
     """
-    largest = x.detach().abs().amax()
-    return x / torch.where(largest > 0, largest, 1), largest
+    largest = x.detach().abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
+    return x / largest, largest
 
 
 class _Gram(torch.autograd.Function):
@@ -156,12 +162,20 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (grad + grad.mT) @ x
+
+
+class _GramForward(_Gram):
+    """The same with forward-mode derivatives, which torch.compile refuses in a Function."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -170,9 +184,13 @@ class _Gram(torch.autograd.Function):
         return half + half.mT
 
 
+def _gram(x: Tensor) -> Tensor:
+    return (_Gram if torch.compiler.is_compiling() else _GramForward).apply(x)
+
+
 def gram_linear(features: Tensor) -> Tensor:
     """Gram matrix ``X X'`` of column-centred features ``(n, ...)``; shape ``(n, n)``."""
-    return _Gram.apply(_flatten(_check_tensor(features, "features")))
+    return _gram(_flatten(_check_tensor(features, "features")))
 
 
 def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
@@ -198,7 +216,7 @@ def _rbf_exponents(features: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     Both ``(n, n)`` and in float64, as a distance is the small difference of large squares.
     """
     x, _ = _rescale(_flatten(features, _double(features.device)))
-    products = _Gram.apply(x)
+    products = _gram(x)
     squares = products.diagonal()
     sums = squares[:, None] + squares[None, :]
     distances = (sums - 2 * products).clamp_min(0)
@@ -249,15 +267,20 @@ def _hsic_scale(n: int, estimator: Estimator) -> int:
     return n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2
 
 
-def _round_off(errors: Tensor, estimator: str, eps: float) -> Tensor:
+def _round_off(squared_errors: Tensor, estimator: str, eps: float) -> Tensor:
     """Largest squared norm at which centred Gram matrices count as zero.
 
-    errors: ``(..., n, n)``, magnitudes whose rounding errors the entries of the Gram matrices have;
-    their diagonal does not count for the unbiased estimator, which ignores that of the Gram matrix.
+    squared_errors: ``(..., n, n)``, squares of the magnitudes that the entries of the Gram matrices
+    had before any cancellation, so that ``eps`` times them are the rounding errors.
     """
-    if estimator == "unbiased":
-        errors = errors.masked_fill(_eye(errors), 0)
-    return (_ROUNDING_ERRORS * eps) ** 2 * errors.square().sum((-2, -1))
+    if estimator == "unbiased":  # which does not read the diagonal
+        return 2 * (_ROUNDING_ERRORS * eps) ** 2 * squared_errors.triu(1).sum((-2, -1))
+    return (_ROUNDING_ERRORS * eps) ** 2 * squared_errors.sum((-2, -1))
+
+
+def _inverse_norms(squares: Tensor, floor: Tensor) -> Tensor:
+    """1 over the root of squared norms, 0 for those that are at most ``floor``, NaN for NaN."""
+    return torch.where(squares <= floor, math.inf, squares).rsqrt()
 
 
 def unit_grams(features: Sequence[Tensor], estimator: Estimator = "unbiased") -> Tensor:
@@ -269,27 +292,16 @@ def unit_grams(features: Sequence[Tensor], estimator: Estimator = "unbiased") ->
     """
     layers = _check_layers(features, estimator)
     with torch.autocast(layers[0].device.type, enabled=False):
-        grams = torch.stack([_Gram.apply(_flatten(f)) for f in layers])
+        grams = torch.stack([_gram(_flatten(f)) for f in layers])
+        tiny, eps = torch.finfo(grams.dtype).tiny, torch.finfo(grams.dtype).eps
         with torch.no_grad():
-            # Divided by their largest entries, so that no square overflows or underflows.
+            largest = grams.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(tiny)
+        grams = grams / largest  # so that no square of them overflows, or underflows
+        with torch.no_grad():
             squares = grams.diagonal(dim1=1, dim2=2)
-            largest = squares.amax(1, keepdim=True)
-            largest = torch.where(largest > 0, largest, 1)
-            roots = (squares / largest).sqrt()
-            errors = roots[:, :, None] * roots[:, None, :]
-            floor = _round_off(errors, estimator, torch.finfo(grams.dtype).eps)
-        centred = center(grams / largest[:, :, None], estimator).flatten(1)
-        norms, alive = _norms(centred.square().sum(1), floor)
-        return centred / norms[:, None] * alive[:, None]
-
-
-def _norms(squares: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms to divide by, and 0 or 1 to multiply by: 0 where a square is at most ``floor``.
-
-    A product, not a choice, as 0 times NaN is NaN: what a dead layer has with a broken one.
-    """
-    dead = squares <= floor  # not for NaN
-    return torch.where(dead, 1, squares).sqrt(), (~dead).to(squares.dtype)
+            floor = _round_off(squares[:, :, None] * squares[:, None, :], estimator, eps)
+        centred = center(grams, estimator).flatten(1)
+        return centred * _inverse_norms(centred.square().sum(1), floor)[:, None]
 
 
 def _products(
@@ -308,9 +320,9 @@ def _products(
         for f in layers:
             if kernel == "linear":
                 x, scale = _rescale(_flatten(f))
-                gram = _Gram.apply(x)
-                roots = gram.detach().diagonal().sqrt()
-                errors = roots[:, None] * roots[None, :]
+                gram = _gram(x)
+                squares = gram.detach().diagonal()
+                errors = squares[:, None] * squares[None, :]
             else:
                 gram, errors = _gram_rbf_rescaled(f, estimator, bandwidth)
                 scale = gram.new_ones(())
@@ -337,7 +349,7 @@ def _gram_rbf_rescaled(
         nearest = exponents.detach().masked_fill(_eye(exponents), math.inf).amin()
         exponents = exponents - nearest
     errors = torch.exp(-exponents.detach()) * magnitudes.clamp(max=1)
-    return (torch.expm1 if bandwidth > 1 else torch.exp)(-exponents), errors
+    return (torch.expm1 if bandwidth > 1 else torch.exp)(-exponents), errors.square()
 
 
 def _is_narrow(layers: list[Tensor]) -> bool:
@@ -385,9 +397,9 @@ def _products_of_features(
 
 
 def _normalise(products: Tensor, floor: Tensor) -> Tensor:
-    norms, alive = _norms(products.diagonal(), floor)
-    factors = alive / norms
-    return products * (factors[:, None] * factors[None, :])
+    """CKA of all pairs from the inner products of their centred Gram matrices."""
+    inverse = _inverse_norms(products.diagonal(), floor)
+    return products * (inverse[:, None] * inverse[None, :])
 
 
 def _cka(

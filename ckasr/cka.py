@@ -70,6 +70,8 @@ def _check_tensor(features: Any, what: str) -> Tensor:
             f"{what} is complex ({features.dtype}), CKA is defined here for real features; "
             "pass torch.view_as_real(x), or x.abs()"
         )
+    if features.layout != torch.strided:
+        raise TypeError(f"{what} is a sparse tensor ({features.layout}); pass x.to_dense()")
     if features.dtype == torch.uint64:
         raise TypeError(f"{what} is uint64, which torch cannot subtract; convert it to int64")
     if features.dim() < 1:
@@ -190,7 +192,7 @@ def _gram(x: Tensor) -> Tensor:
 
 def gram_linear(features: Tensor) -> Tensor:
     """Gram matrix ``X X'`` of column-centred features ``(n, ...)``; shape ``(n, n)``."""
-    return _gram(_flatten(_check_tensor(features, "features")))
+    return _gram(_flatten(_check_tensor(features, "the input")))
 
 
 def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
@@ -201,7 +203,7 @@ def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
     counts as a constant to autograd.
     """
     _check_bandwidth(bandwidth)
-    exponents, _ = _rbf_exponents(_check_tensor(features, "features"), bandwidth)
+    exponents, _ = _rbf_exponents(_check_tensor(features, "the input"), bandwidth)
     return torch.exp(-exponents).to(_float_dtype(features))
 
 
@@ -348,8 +350,9 @@ def _gram_rbf_rescaled(
     if estimator == "unbiased":
         nearest = exponents.detach().masked_fill(_eye(exponents), math.inf).amin()
         exponents = exponents - nearest
-    errors = torch.exp(-exponents.detach()) * magnitudes.clamp(max=1)
-    return (torch.expm1 if bandwidth > 1 else torch.exp)(-exponents), errors.square()
+    gram = (torch.expm1 if bandwidth > 1 else torch.exp)(-exponents)
+    errors = gram.detach().abs() + torch.exp(-exponents.detach()) * magnitudes.clamp(max=1)
+    return gram, errors.square()
 
 
 def _is_narrow(layers: list[Tensor]) -> bool:
@@ -399,7 +402,7 @@ def _products_of_features(
 def _normalise(products: Tensor, floor: Tensor) -> Tensor:
     """CKA of all pairs from the inner products of their centred Gram matrices."""
     inverse = _inverse_norms(products.diagonal(), floor)
-    return products * (inverse[:, None] * inverse[None, :])
+    return products * (inverse[:, None] * inverse[None, :]) + 0.0  # no -0.0
 
 
 def _cka(

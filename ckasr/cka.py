@@ -222,14 +222,15 @@ def _rbf_exponents(features: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     squares = products.diagonal()
     sums = squares[:, None] + squares[None, :]
     distances = (sums - 2 * products).clamp_min(0)
-    with torch.no_grad():
-        zero = distances <= _ROUNDING_ERRORS * torch.finfo(x.dtype).eps * sums
-        pairs = distances.masked_fill(zero, 0).masked_fill(_eye(products), math.nan)
-        median = pairs.nanmedian()
-        of_different = pairs.masked_fill(zero, math.nan).nanmedian()
-        median = torch.where(median > 0, median, of_different)
-        scale = torch.where(median > 0, 2 * bandwidth**2 * median, 1)
-    return distances / scale, sums.detach() / scale
+    # Detached, as no_grad() does not stop forward-mode derivatives.
+    sums, pairs = sums.detach(), distances.detach()
+    zero = pairs <= _ROUNDING_ERRORS * torch.finfo(x.dtype).eps * sums
+    pairs = pairs.masked_fill(zero, 0).masked_fill(_eye(pairs), math.nan)
+    median = pairs.nanmedian()
+    median_of_different = pairs.masked_fill(zero, math.nan).nanmedian()
+    median = torch.where(median > 0, median, median_of_different)
+    scale = torch.where(median > 0, 2 * bandwidth**2 * median, 1)
+    return distances / scale, sums / scale
 
 
 def _eye(gram: Tensor) -> Tensor:
@@ -373,7 +374,9 @@ def _products_of_features(
     """
     n = len(layers[0])
     pairs = [_rescale(_flatten(f, _double(f.device))) for f in layers]
-    xs, scales = [x for x, _ in pairs], torch.stack([scale for _, scale in pairs])
+    # Centred again, as the formulas hold for centred features only, and their gradients too.
+    xs = [x - x.mean(0, keepdim=True) for x, _ in pairs]
+    scales = torch.stack([scale for _, scale in pairs])
     rows: list[list[Tensor]] = []
     for i, x in enumerate(xs):
         before = [rows[j][i] for j in range(i)]

@@ -10,7 +10,7 @@ from them. The rest of the loop stays as it is, and ``reg.remove()`` takes the h
 import difflib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import TracebackType
 from typing import Any, get_args
@@ -48,8 +48,9 @@ class CKASR:
 
     Args:
         model: the module to train. Call it as usual, alone or inside DistributedDataParallel or
-            torch.compile. Deep copies of it (averaged models, mean teachers), pickled copies, and
-            passes with other parameters (torch.func.functional_call) do not feed the term.
+            torch.compile (layers go by their names in the module that was compiled). Deep copies of
+            it (averaged models, mean teachers), pickled copies, and passes with other parameters
+            (torch.func.functional_call) do not feed the term.
         beta: weight of the term; the paper has 1e-4 on CIFAR, 1e-5 on ImageNet. A number, or a
             0-dim tensor, which may be changed in place.
         variant: ``"official"``, ``"paper"`` or ``"aug"``; see :func:`ckasr.cka_sr_loss`.
@@ -107,6 +108,8 @@ class CKASR:
             _check_count("samples", samples, MIN_UNBIASED_SAMPLES, ", or None for the whole batch")
         if batch_dim is not None:
             _check_count("batch_dim", batch_dim, 0)
+        # The hooks are compiled with the model they are on, so they may not refer to its wrapper.
+        model = getattr(model, "_orig_mod", model)
         self.model = model
         self.beta = beta
         self.variant: Variant = variant
@@ -121,7 +124,7 @@ class CKASR:
         self._by_resolution = layers is not None
         self.stages = _stages(model, stages, layers)
         self._modules = _modules(model, self.stages)
-        _check_pairs(self.stages, pairs or ("all" if variant == "aug" else "within"), layers)
+        _check_pairs(self.stages, pairs or ("all" if variant == "aug" else "within"))
         self._sequence_first = next(
             (name for name, m in model.named_modules() if _own_batch_dim(m) == 1), None
         )
@@ -322,6 +325,8 @@ class CKASR:
             for feature in groups[0]:
                 by_shape.setdefault(tuple(feature.shape[2:]), []).append(feature)
             groups = list(by_shape.values())
+            if self.pairs in (None, "within") and self.variant != "aug":
+                _check_some_pair(self.stages[0], groups)
         if self.pairs == "input":
             groups.insert(0, [features[_INPUT]])
         return groups
@@ -409,7 +414,7 @@ class _FirstSamples(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Any) -> None:
         ctx.set_materialize_grads(False)
         ctx.shape = inputs[0].shape
-        ctx.dim = inputs[1]
+        ctx.dim, ctx.count = inputs[1:]
 
     @staticmethod
     def backward(
@@ -420,6 +425,10 @@ class _FirstSamples(torch.autograd.Function):
         grad = few.new_zeros(ctx.shape) if grad is None else grad.clone()
         grad.narrow(ctx.dim, 0, few.shape[ctx.dim]).add_(few)
         return grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, dim: None, count: None) -> tuple[Tensor, Tensor]:
+        return tangent.clone(), tangent.narrow(ctx.dim, 0, ctx.count).clone()
 
 
 def _is_foreign(module: nn.Module) -> bool:
@@ -459,6 +468,14 @@ def _check_one_resolution(stage: Sequence[str], group: Sequence[Tensor]) -> None
             f"the stage {', '.join(stage)} was found by the module tree, but its outputs have "
             f"several resolutions, {', '.join(map(str, sorted(shapes)))}: name the layers with "
             "stages=[[...], ...], or with layers=[...], which groups them by resolution"
+        )
+
+
+def _check_some_pair(names: list[str], groups: list[list[Tensor]]) -> None:
+    if all(len(group) == 1 for group in groups):
+        raise ValueError(
+            f"no two of the layers {', '.join(names)} have one resolution, so the term is "
+            "constant: name others, or compare across resolutions with pairs='all'"
         )
 
 
@@ -523,12 +540,12 @@ def _modules(model: nn.Module, stages: list[list[str]]) -> dict[str, nn.Module]:
     return found
 
 
-def _check_pairs(stages: list[list[str]], pairs: str, layers: Any) -> None:
+def _check_pairs(stages: list[list[str]], pairs: str) -> None:
     """Refuse layers that have nothing to be compared with: their part of the term is constant."""
-    groups: Iterator[list[str]] = iter(stages)
-    if pairs in ("all", "adjacent"):
-        groups = iter([[name for stage in stages for name in stage]])
-    for group in groups if pairs != "input" else ():
+    if pairs == "input":
+        return
+    groups = stages if pairs == "within" else [[name for stage in stages for name in stage]]
+    for group in groups:
         if len(group) == 1:
             raise ValueError(
                 f"layer {group[0]!r} is the only one to compare with pairs={pairs!r}: its part of "

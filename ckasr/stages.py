@@ -27,6 +27,7 @@ def find_stages(model: nn.Module) -> list[list[str]]:
     first step. Raises ValueError where no stage is found or where it is unclear which of two rows
     holds the blocks; the message lists what was seen and how to name the layers by hand.
     """
+    model = getattr(model, "_orig_mod", model)  # of a compiled model, as its masks are named
     return _names(model, _pruned(model, _search("", model)))
 
 
@@ -229,4 +230,4 @@ def _units_are_blocks(model: nn.Module, row: list[Named]) -> bool:
         name = name.rpartition(".")[0]
     owner = model.get_submodule(name)
     alone = sum(type(module) is type(owner) for module in model.modules()) == 1
-    return _repeats(row) and (alone or _fanout(owner) == 1)
+    return _repeats(row) and (alone or not name or _fanout(owner) == 1)

@@ -245,8 +245,8 @@ def rows(*blocks: nn.Module) -> nn.ModuleList:
         (lambda: Holder(layers=rows(attention(4), attention(4))), [["layers.0", "layers.1"]]),
         (
             lambda: Holder(
-                one=rows(Other(a=ConvNorm(), inner=rows(ConvNorm(), ConvNorm()))),
-                two=rows(*(Other(a=ConvNorm(), inner=rows(ConvNorm(), ConvNorm())) for _ in "ab")),
+                one=rows(Other(a=Residual(8), inner=rows(Residual(), Residual()))),
+                two=rows(*(Other(a=Residual(8), inner=rows(Residual(), Residual())) for _ in "ab")),
             ),
             [["two.0", "two.1"]],
         ),
@@ -261,7 +261,11 @@ def rows(*blocks: nn.Module) -> nn.ModuleList:
             lambda: Holder(
                 members=rows(
                     *(
-                        Other(x=rows(Residual(), Residual()), y=rows(Residual(8), Residual(8)))
+                        Other(
+                            fc=nn.Linear(40, 4),
+                            x=rows(Residual(), Residual()),
+                            y=rows(Residual(8), Residual(8)),
+                        )
                         for _ in "ab"
                     )
                 )

@@ -2,15 +2,21 @@
 
 import copy
 import gc
+import io
+import pickle
 import weakref
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
-import torchvision
 from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import ckasr
-from ckasr import CKASR, cka_sr_loss, find_stages, regularizer
+from ckasr import CKASR, cka_sr_loss, find_stages
+from ckasr.methods import score
 
 BLOCKS = [["layer1.0", "layer1.1"], ["layer2.0", "layer2.1"]]
 
@@ -104,8 +110,9 @@ def test_unused_term_leaves_the_gradient_alone(net, batch):
     x, y = batch
     reference = copy.deepcopy(net)
     nn.functional.cross_entropy(reference(x), y).backward()
-    CKASR(net, 1.0)
+    reg = CKASR(net, 1.0)
     nn.functional.cross_entropy(net(x), y).backward()
+    assert reg._features
     torch.testing.assert_close(gradients(net), gradients(reference), rtol=0, atol=0)
 
 
@@ -157,29 +164,6 @@ def test_gradients_that_a_hook_keeps_stay_as_they_were(batch):
     (net(x).square().sum() + reg()).backward()
     without, with_term = net.kept
     torch.testing.assert_close(with_term, without, rtol=0, atol=0)
-
-
-def test_the_gradient_is_copied_only_where_somebody_else_holds_it(net, batch, monkeypatch):
-    x, y = batch
-    copies = []
-    clone = torch.Tensor.clone
-
-    def counted(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        copies.append(len(tensor))
-        return clone(tensor, *args, **kwargs)
-
-    monkeypatch.setattr(torch.Tensor, "clone", counted)
-    gradients_of = []
-    for alone in (regularizer._nobody_else(), None):  # None: as where torch shows no counts
-        monkeypatch.setattr(regularizer, "_nobody_else", lambda alone=alone: alone)
-        copies.clear()
-        net.zero_grad()
-        with CKASR(net, 1.0) as reg:
-            (nn.functional.cross_entropy(net(x), y) + reg()).backward()
-        layers = sum(len(stage) for stage in reg.stages)
-        assert copies == [8] * layers + [len(x)] * (0 if alone else layers)
-        gradients_of.append(gradients(net))
-    torch.testing.assert_close(*gradients_of, rtol=0, atol=0)
 
 
 def test_acts_on_every_fifth_step_and_not_in_eval_mode(net, batch):
@@ -239,20 +223,13 @@ def test_remove_leaves_the_model_as_it_was(net):
     before = hooks(net)
     with CKASR(net, 1.0, pairs="input") as reg:
         assert hooks(net) != before
+        net(torch.randn(8, 3, 8, 8, dtype=torch.float64))
     assert hooks(net) == before
     with pytest.raises(RuntimeError, match="was removed"):
         reg()
-
-
-def test_finds_the_stages_of_residual_networks(net):
-    assert find_stages(net) == BLOCKS
-    resnet = torchvision.models.resnet18(num_classes=10)
-    assert find_stages(resnet) == [[f"layer{s}.{b}" for b in range(2)] for s in (1, 2, 3, 4)]
-    for depth, blocks in ((20, 3), (32, 5), (56, 9)):
-        stages = find_stages(ckasr.models.create(f"resnet{depth}", num_classes=10))
-        assert [len(stage) for stage in stages] == [blocks] * 3
-    with pytest.raises(ValueError, match="no stages of residual blocks found in Sequential"):
-        find_stages(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    assert not any(isinstance(value, torch.Tensor | nn.Module) for value in vars(reg).values())
+    assert not reg._features
+    assert not reg._modules
 
 
 def test_layers_by_name_or_predicate_group_by_resolution(net, batch):
@@ -367,34 +344,44 @@ def test_lowers_layer_cka_when_minimised(net, batch):
     assert terms[-1] < terms[0] - 0.5
 
 
-def tuple_net() -> nn.Module:
-    class Pair(nn.Module):
+class Pair(NamedTuple):
+    hidden: torch.Tensor
+    extra: str
+
+
+class Output(OrderedDict):
+    pass
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: (x, "extra"),
+        lambda x: Pair(x, "extra"),
+        lambda x: [x, "extra"],
+        lambda x: Output(hidden=x, extra="extra"),
+    ],
+    ids=["tuple", "named tuple", "list", "mapping"],
+)
+def test_layers_that_return_a_container_keep_its_type(batch, wrap):
+    class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(5, 5)
 
-        def forward(self, x):
-            return self.linear(x), "extra"
+        def forward(self, x: torch.Tensor) -> object:
+            return wrap(self.linear(x))
 
-    class TupleNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = Pair(), Pair()
-
-        def forward(self, x):
-            h, extra = self.a(x)
-            assert extra == "extra"
-            return self.b(h)[0]
-
-    return TupleNet()
-
-
-def test_layers_that_return_tuples():
-    net = tuple_net()
+    net = nn.ModuleDict({"a": Layer(), "b": Layer()}).double()
+    x = batch[0].flatten(1)[:, :5]
     reg = CKASR(net, 1.0, layers=["a", "b"])
-    net(torch.randn(9, 5))
+    outputs = [net["a"](x), net["b"](x)]
+    assert {type(output) for output in outputs} == {type(wrap(x))}
+    (plain,) = torch.autograd.grad(
+        cka_sr_loss([[net["a"].linear(x)[:8], net["b"].linear(x)[:8]]]), net["a"].linear.weight
+    )
     reg().backward()
-    assert net.a.linear.weight.grad.norm() > 0
+    torch.testing.assert_close(net["a"].linear.weight.grad, plain, rtol=1e-10, atol=1e-14)
 
 
 def test_unknown_layer_lists_the_nearest(net):
@@ -411,7 +398,7 @@ def test_layer_that_did_not_run(net):
 def test_too_few_samples(net, batch):
     reg = CKASR(net)
     net(batch[0][:3])
-    with pytest.raises(ValueError, match=r"'layer1\.0' saw 3 samples.*drop_last=True"):
+    with pytest.raises(ValueError, match=r"'layer1\.0' saw 3 samples.*batch size.*drop_last"):
         reg()
 
 
@@ -420,11 +407,23 @@ def test_too_few_samples(net, batch):
     [
         ({"beta": -1.0}, "beta must be finite and not negative"),
         ({"beta": float("nan")}, "beta must be finite"),
+        ({"beta": "0.1"}, "beta must be a number"),
+        ({"beta": torch.ones(2)}, "0-dim tensor"),
+        ({"variant": "offical"}, "unknown variant 'offical'; choose one of: official"),
+        ({"pairs": "inside"}, "unknown pairs 'inside'"),
         ({"samples": 3}, "samples must be at least 4"),
+        ({"samples": 8.0}, "as an integer"),
         ({"every": 0}, "every must be at least 1"),
+        ({"every": 2.5}, "as an integer"),
+        ({"batch_dim": -1}, "batch_dim must be at least 0"),
         ({"stages": BLOCKS, "layers": ["stem"]}, "stages or layers, not both"),
         ({"stages": ["layer1.0"]}, "list of lists"),
+        ({"layers": "layer1.0"}, r"for one name, \['layer1.0'\]"),
         ({"layers": lambda name, module: False}, "no layer to compare"),
+        ({"layers": ["stem"]}, "'stem' is the only one to compare"),
+        ({"stages": [["layer1.0", "layer1.1"], ["layer2.0"]]}, "'layer2.0' is the only one"),
+        ({"layers": ["stem"], "pairs": "all"}, "'stem' is the only one"),
+        ({"layers": ["stem", "layer1.0", "stem"]}, "'stem' is named twice"),
     ],
 )
 def test_bad_options(net, options, message):
@@ -432,19 +431,328 @@ def test_bad_options(net, options, message):
         CKASR(net, **options)
 
 
-def test_layer_without_tensor(net, batch):
-    net.layer1.register_forward_hook(lambda m, a, o: None)
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (3, "'0' returns int, not a tensor"),
+        ((), "'0' returns tuple that starts with NoneType"),
+        ({"a": 3}, "'0' returns dict that starts with int"),
+        (nn.utils.rnn.pack_sequence([torch.ones(2)]), "'0' returns PackedSequence"),
+    ],
+)
+def test_layer_without_tensor(returned, message):
+    net = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    net[0].register_forward_hook(lambda m, a, o: returned)
+    reg = CKASR(net, layers=["0", "1"])
+    with pytest.raises(ValueError, match=message):
+        net(torch.ones(8, 2))
+    assert reg._features == {}
 
-    class Odd(nn.Module):
+
+# Whose forward pass
+
+
+def term(net: nn.Module, x: torch.Tensor, **options) -> float:
+    with CKASR(net, 1.0, **options) as reg:
+        net(x)
+        return reg().item()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_the_model_neither_feeds_nor_disturbs_the_term(net, batch, copied):
+    x, _ = batch
+    expected = term(net, x)
+    reg = CKASR(net, 1.0)
+    teacher = copied(net)
+    net(x)
+    with torch.no_grad():
+        teacher(x.flip(0).square())
+    assert reg().item() == pytest.approx(expected, rel=1e-12)
+    teacher(x)
+    assert reg._features == {}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copied_together_both_go_on_by_themselves(net, batch, copied):
+    x, _ = batch
+    reg = CKASR(net, 1.0, every=2)
+    net(x)
+    other, its = copied((net, reg))
+    other(x.square())
+    assert its().item() == pytest.approx(term(net, x.square()), rel=1e-12)
+    net(x)
+    assert reg().item() == pytest.approx(term(net, x), rel=1e-12)
+    assert [its.due, reg.due] == [False, False]
+
+
+def test_a_saved_model_loads_without_its_term(net, batch):
+    reg = CKASR(net)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch.testing.assert_close(loaded(batch[0]), net(batch[0]))
+    assert reg._features
+
+
+def test_the_last_pass_counts_as_a_whole(net, batch):
+    """A layer that the last pass skipped is missing; its feature of an earlier pass is not used."""
+    x, _ = batch
+    reg = CKASR(net, 1.0, every=1)
+    net(x.square())
+    net(x)
+    assert reg().item() == pytest.approx(term(net, x), rel=1e-12)
+    net(x)
+    net.layer2 = nn.Identity()
+    net(x)
+    with pytest.raises(RuntimeError, match=r"no forward pass of layer2\.0, layer2\.1"):
+        reg()
+
+
+def test_other_parameters_and_transforms_leave_the_term_alone(net, batch):
+    x, y = batch
+    reg = CKASR(net, 1.0, every=1)
+    net(x)
+    other = {name: 2 * p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+        return nn.functional.cross_entropy(functional_call(net, parameters | buffers, (x,)), y)
+
+    gradient = torch.func.grad(loss)(other)
+    torch.func.jvp(loss, (other,), (other,))
+    assert reg().item() == pytest.approx(term(net, x), rel=1e-12)
+    reg.remove()
+    torch.testing.assert_close(gradient, torch.func.grad(loss)(other))
+    reg = CKASR(net, 1.0)
+    loss(other)
+    with pytest.raises(RuntimeError, match="other parameters than its own"):
+        reg()
+
+
+def test_scoring_a_model_leaves_its_term_alone(net, batch):
+    reg = CKASR(net, 1.0)
+    net(batch[0])
+    score(net, "snip", batch[0].square(), batch[1], train_mode=True)
+    assert reg().item() == pytest.approx(term(net, batch[0]), rel=1e-12)
+
+
+def test_two_of_a_model_do_not_meet(net, batch):
+    first, second = CKASR(net, 1.0, samples=8), CKASR(net, 2.0, samples=None)
+    net(batch[0])
+    values = first().item(), second().item()
+    first.remove()
+    second.remove()
+    expected = term(net, batch[0]), 2 * term(net, batch[0], samples=None)
+    assert values == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_term_that_is_gone_reads_nothing(net, batch):
+    seen = []
+    net.layer1[0].conv.register_forward_hook(lambda m, a, o: seen.append(weakref.ref(o)))
+    CKASR(net, 1.0)
+    gc.collect()
+    net(batch[0])
+    gc.collect()
+    assert seen[0]() is None
+
+
+# What is read
+
+
+class InPlace(nn.Module):
+    """After either layer, an operation in place; `same` makes the first return its input."""
+
+    def __init__(self, same: bool) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 5)
+        self.a, self.b = nn.Identity() if same else nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = self.stem(x) + 0
+        h = self.a(before)
+        h.relu_()
+        return self.b(h + before).mul_(2)
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize(("size", "samples"), [(9, 8), (8, 8), (6, 8), (9, None)])
+def test_the_feature_is_the_output_before_operations_in_place(batch, same, size, samples):
+    net = InPlace(same).double()
+    x = batch[0].flatten(1)[:size, :5]
+    stem = net.stem(x)
+    a = net.a(stem)
+    b = net.b(torch.relu(a) + (torch.relu(a) if same else stem))
+    expected = (2 * b).sum() + cka_sr_loss([[a[:samples], b[:samples]]])
+    wanted = torch.autograd.grad(expected, list(net.parameters()))
+    reg = CKASR(net, 1.0, layers=["a", "b"], samples=samples)
+    loss = net(x).sum() + reg()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    ours = torch.autograd.grad(loss, list(net.parameters()))
+    torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_input_may_be_a_keyword_and_be_changed(batch):
+    class Keyword(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = net
+            self.a = nn.Linear(5, 4)
 
-        def forward(self, x):
-            return {"out": self.inner(x)}
+        def forward(self, *, flag: bool, pixels: torch.Tensor) -> torch.Tensor:
+            return self.a(pixels.mul_(pixels))
 
-    odd = Odd()
-    wrapper = nn.ModuleDict({"odd": odd})
-    CKASR(wrapper, layers=["odd"])
-    with pytest.raises(ValueError, match="'odd' returns dict, not a tensor"):
-        odd(batch[0])
+    net, x = Keyword().double(), batch[0].flatten(1)[:, :5]
+    expected = 2 * ckasr.linear_cka(x[:8], net.a(x * x)[:8])
+    reg = CKASR(net, 1.0, layers=["a"], pairs="input")
+    net(flag=True, pixels=x.clone())
+    assert reg().item() == pytest.approx(expected.item(), rel=1e-12)
+    net = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 5))
+    reg = CKASR(net, layers=["0", "1"], pairs="input")
+    with pytest.raises(ValueError, match=r"the model's input is torch\.int64"):
+        net(torch.arange(8))
+    reg.remove()
+
+
+def test_shared_modules_go_by_any_of_their_names(net, batch):
+    net.again = nn.ModuleList([net.layer1[0], net.layer1[1]])
+    names = ["again.0", "again.1"]
+    expected = term(net, batch[0], layers=BLOCKS[0])
+    assert term(net, batch[0], layers=names) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match=r"'again\.0' is the same module as 'layer1\.0'"):
+        CKASR(net, layers=["layer1.0", "again.0"])
+
+
+def test_layers_in_eval_mode_of_a_model_in_train_mode_count(net, batch):
+    net.layer1.eval()
+    outputs = {}
+    for name in BLOCKS[0]:
+        net.get_submodule(name).register_forward_hook(
+            lambda m, a, o, name=name: outputs.__setitem__(name, o.detach()[:8])
+        )
+    reg = CKASR(net, 1.0, stages=[BLOCKS[0]])
+    net(batch[0])
+    expected = cka_sr_loss([list(outputs.values())])
+    assert reg().item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+# Which dimension counts samples
+
+
+def encoder(batch_first: bool) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).double()
+
+
+def test_sequence_first_layers_are_known_by_themselves(batch):
+    x = batch[0].flatten(2).reshape(16, 24, 8)
+    expected = term(encoder(True), x)
+    assert term(encoder(False), x.transpose(0, 1)) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="no sample dimension 1"):
+        term(encoder(False), x[0])
+
+
+def test_a_sample_dimension_that_is_unclear_is_asked_for(batch):
+    x = batch[0].flatten(2).reshape(16, 24, 8).transpose(0, 1)
+    inner = {"layers": ["layers.0.linear2", "layers.1.linear2"]}
+    with pytest.raises(ValueError, match=r"batch_first=False.*batch_dim=0"):
+        term(encoder(False), x, **inner)
+    expected = term(encoder(True), x.transpose(0, 1), **inner)
+    assert term(encoder(False), x, batch_dim=1, **inner) == pytest.approx(expected, rel=1e-9)
+
+
+def test_windows_are_not_taken_for_samples(batch):
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x.permute(0, 2, 3, 1).reshape(-1, 32, 3)))
+
+    net = Windows().double()
+    reg = CKASR(net, layers=["a", "b"])
+    with pytest.raises(ValueError, match=r"'a' has shape \(32, 32, 4\).*batch has 16 samples"):
+        net(batch[0])
+    reg.remove()
+    assert term(net, batch[0], layers=["a", "b"], batch_dim=0) > 0
+
+
+# No gradient
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers(net, batch, reentrant):
+    expected = gradients_of_term(copy.deepcopy(net), batch[0])
+    forward = net.layer1.forward
+    net.layer1.forward = lambda x: checkpoint(forward, x, use_reentrant=reentrant)
+    if reentrant:
+        with pytest.raises(RuntimeError, match=r"layer1\.0, layer1\.1 ran without gradients"):
+            gradients_of_term(net, batch[0])
+    else:
+        torch.testing.assert_close(gradients_of_term(net, batch[0]), expected)
+
+
+def gradients_of_term(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    reg = CKASR(net, 1.0, every=1)
+    (net(x).sum() + reg()).backward()
+    assert reg._features == {}, "the second run of a checkpointed layer is not kept"
+    return gradients(net)
+
+
+def test_without_gradients_the_term_may_be_read_but_not_trained_on(net, batch):
+    reg = CKASR(net, 1.0, every=1)
+    with torch.no_grad():
+        net(batch[0])
+        assert reg().item() == pytest.approx(term(net, batch[0]), rel=1e-12)
+        net(batch[0])
+    with pytest.raises(RuntimeError, match="ran without gradients"):
+        reg()
+    net.requires_grad_(False)
+    net(batch[0])
+    with pytest.raises(RuntimeError, match="all layers of the term are frozen"):
+        reg()
+
+
+# What is said
+
+
+def test_found_stages_of_several_resolutions_are_refused(net, batch):
+    pool = nn.functional.max_pool2d
+    net.layer2[1].register_forward_hook(lambda m, a, o: pool(o, 2))
+    reg = CKASR(net)
+    net(batch[0])
+    with pytest.raises(ValueError, match=r"layer2\.0, layer2\.1.*several resolutions"):
+        reg()
+    with CKASR(net, stages=BLOCKS) as reg:
+        net(batch[0])
+        reg()
+
+
+def test_layers_without_a_partner_are_refused(net, batch):
+    with CKASR(net, layers=["layer1.1", "layer2.1"]) as reg:
+        net(batch[0])
+        with pytest.raises(ValueError, match=r"no two of the layers layer1\.1, layer2\.1"):
+            reg()
+
+
+def test_repr_names_what_is_compared(net):
+    text = repr(CKASR(net, 0.5, samples=None, variant="paper"))
+    assert text.startswith("CKASR(Net, beta=0.5, variant='paper', samples=None, every=5")
+    assert text.endswith("\n  layer1.0, layer1.1\n  layer2.0, layer2.1")
+
+
+def test_a_model_that_was_compiled_and_run_before_is_told(net, batch):
+    compiled = torch.compile(net, backend="eager")
+    compiled(batch[0])
+    reg = CKASR(net)
+    compiled(batch[0])
+    with pytest.raises(RuntimeError, match="compiled and has run before"):
+        reg()
+    torch.compiler.reset()
+
+
+def test_a_compiled_model_may_be_given(net, batch):
+    compiled = torch.compile(copy.deepcopy(net), backend="eager")
+    assert find_stages(compiled) == BLOCKS
+    assert term(compiled, batch[0]) == pytest.approx(term(net, batch[0]), rel=1e-12)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ckasr.data import Batches, Plan
 from ckasr.methods import Context, Method
 from ckasr.regularizer import CKASR
+from ckasr.sparsity import prunable
 
 
 class Step:
@@ -89,13 +90,20 @@ class Step:
         context.masks.apply(context.optimizer)
 
     def _backward_apart(self, loss: Tensor, weighted: Tensor) -> Tensor:
-        """Backward of both parts; returns the norm of CKA-SR's gradient over that of the rest."""
+        """Backward of both parts; returns the norm of CKA-SR's gradient over that of the rest.
+
+        Only kept weights count in the norms, and under DistributedDataParallel only the samples of
+        this process. The sum of the two goes through autograd's own accumulation, as in a plain
+        backward pass, so that DistributedDataParallel averages it over the processes.
+        """
         parameters = [p for p in self.context.model.parameters() if p.requires_grad]
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         of_term = torch.autograd.grad(weighted, parameters, materialize_grads=True)
-        for parameter, a, b in zip(parameters, of_loss, of_term, strict=True):
-            parameter.grad = a + b
-        return _norm(of_term) / _norm(of_loss)
+        torch.autograd.backward(parameters, [a + b for a, b in zip(of_loss, of_term, strict=True)])
+        weights = prunable(self.context.model)
+        by_weight = {id(weight): self.context.masks.get(name) for name, weight in weights.items()}
+        masks = [by_weight.get(id(parameter)) for parameter in parameters]
+        return _norm(of_term, masks) / _norm(of_loss, masks)
 
 
 def select_convolutions(precision: str) -> None:
@@ -107,8 +115,9 @@ def select_convolutions(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def _norm(gradients: Iterable[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+def _norm(gradients: Iterable[Tensor], masks: Iterable[Tensor | None]) -> Tensor:
+    kept = [g if m is None else g * m for g, m in zip(gradients, masks, strict=True)]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(kept)))
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> float:

@@ -1,0 +1,233 @@
+"""Finds the repeated blocks of a network, grouped by stage, from its module tree alone."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from torch import nn
+
+Named = tuple[str, nn.Module]
+Stride = tuple[str, tuple[float, ...]]
+
+
+def find_stages(model: nn.Module) -> list[list[str]]:
+    """Names of the repeated (usually residual) blocks of a model, one list per stage.
+
+    A *row* is a run of at least two neighbouring modules of one class, with submodules of their
+    own, inside a ``Sequential``, ``ModuleList`` or ``ModuleDict``, or inside a module whose
+    children are all of one class and are numbered (``b1``, ``b2``, ...). ``Sequential`` modules
+    nested in each other count as one sequence. A stage is the part of a row that has one
+    resolution: a block with a stride begins a new stage. Stages with a single block are left out.
+
+    If the elements of a row are themselves made of such rows, as the stages of a ConvNeXt or Swin
+    Transformer are, the inner rows are taken; otherwise the outer row is taken and nothing inside
+    it. So no block that is returned is part of another one.
+
+    The module tree does not say in which order modules run, nor what functional operations do. The
+    result is therefore a proposal, which :class:`ckasr.CKASR` checks against the shapes of the
+    first step. Raises ValueError where no stage is found or where it is unclear which of two rows
+    holds the blocks; the message lists what was seen and how to name the layers by hand.
+    """
+    model = getattr(model, "_orig_mod", model)  # of a compiled model, as its masks are named
+    return _names(model, _pruned(model, _search("", model)))
+
+
+def _names(model: nn.Module, stages: list[list[Named]]) -> list[list[str]]:
+    if stages:
+        return [[name for name, _ in stage] for stage in stages]
+    composite = [(n, m) for n, m in model.named_children() if _composite(m)]
+    seen = [f"{name} ({type(child).__name__})" for name, child in composite[:6]]
+    example = [name for name, _ in composite[:2]] if len(composite) > 1 else ["...", "..."]
+    raise ValueError(
+        f"no stages of residual blocks found in {type(model).__name__}; it holds "
+        f"{', '.join(seen) or 'no composite module'}{', ...' if len(composite) > 6 else ''}. "
+        f"Name the layers, CKASR(model, stages=[{example}]), one list for each resolution, or "
+        "layers=[...], which groups them by resolution"
+    )
+
+
+def _search(name: str, module: nn.Module) -> list[list[Named]]:
+    """The stages below a module, in the order of its children."""
+    found: list[list[Named]] = []
+    for run in _runs(name, module):
+        below = [_search(*element) for element in run]
+        stages = _split(run) if len(run) > 1 else []
+        if not stages or _holds_blocks(run, below):
+            stages = [stage for part in below for stage in part]
+        found += stages
+    return found
+
+
+def _runs(name: str, module: nn.Module) -> Iterator[list[Named]]:
+    """The children of a module, neighbours of one class together where they form a sequence."""
+    children = list(_children(name, module))
+    if _is_sequence(module):
+        for _, group in groupby(
+            children, key=lambda child: (type(child[1]), _may_be_block(child[1]))
+        ):
+            run = list(group)
+            yield from [run] if _may_be_block(run[0][1]) else ([child] for child in run)
+    else:
+        yield from ([child] for child in children)
+
+
+def _children(name: str, module: nn.Module) -> Iterator[Named]:
+    """Named children; a Sequential inside a Sequential is replaced by its own children."""
+    for key, child in module.named_children():
+        path = f"{name}.{key}" if name else key
+        if _is_chain(module) and _is_chain(child):
+            yield from _children(path, child)
+        else:
+            yield path, child
+
+
+def _is_chain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return True
+    children = dict(module.named_children())
+    stems = {key.rstrip("0123456789") for key in children}
+    numbered = all(key[-1].isdigit() for key in children)
+    return (
+        len(children) > 1 and numbered and len(stems) == len({*map(type, children.values())}) == 1
+    )
+
+
+def _composite(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    """A plain sequence of layers is none: it has no skip connection or other forward of its own."""
+    return _composite(module) and not _is_container(module) and _weights(module) > 0
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and (
+        type(module).forward in (nn.Sequential.forward, nn.Module.forward)
+    )
+
+
+def _weights(module: nn.Module) -> int:
+    """How many layers with a weight matrix or kernel a module holds."""
+    own = (p for m in module.modules() for p in m.parameters(recurse=False))
+    return sum(parameter.dim() > 1 for parameter in own)
+
+
+def _split(run: list[Named]) -> list[list[Named]]:
+    """A row cut before every block that lowers the resolution; only parts of two or more blocks.
+
+    A convolutional block does so if it has a stride. A block with linear layers may also have one
+    inside its attention, in every block at the same place, which leaves its own resolution alone;
+    it lowers the resolution if the stride is new or if its width changes.
+    """
+    stages: list[list[Named]] = []
+    before: set[Stride] = set()
+    width = None
+    for name, block in run:
+        strides, last_width = _strides(block), width
+        width = [p for p in block.parameters() if p.dim() > 1][-1].shape[0]
+        if any(isinstance(module, nn.Linear) for module in block.modules()):
+            lowers = bool(strides - before) or width != last_width
+        else:
+            lowers = bool(strides)
+        if not stages or lowers:
+            stages.append([])
+        stages[-1].append((name, block))
+        before = strides
+    return [stage for stage in stages if len(stage) > 1]
+
+
+def _strides(block: nn.Module) -> set[Stride]:
+    """Layers of a block whose stride is not 1: their names in the block, and the strides.
+
+    Found by the attribute ``stride``, which custom layers have too. An upsampling layer changes
+    the resolution as well and is known by its ``scale_factor``.
+    """
+    found: set[Stride] = set()
+    for name, layer in block.named_modules():
+        for attribute in ("stride", "scale_factor"):
+            value = getattr(layer, attribute, None)
+            steps = tuple(value) if isinstance(value, tuple | list) else (value,)
+            numbers = all(isinstance(step, int | float) for step in steps)
+            if numbers and not _composite(layer) and any(step != 1 for step in steps):
+                found.add((name, steps))
+    return found
+
+
+def _holds_blocks(run: list[Named], below: list[list[list[Named]]]) -> bool:
+    """Whether the elements of a row are stages made of blocks, and not blocks themselves.
+
+    They are if one of them has containers of equal blocks in two places, as a network in an
+    ensemble has, or if such a container makes up most of it. Where the outer elements equal each
+    other, as the layers of a transformer do, it must make up the whole: lists of heads or experts
+    do not.
+    Rows of single layers (convolution and norm) are the inside of a block, wherever something
+    besides them is in it.
+    """
+    share = 0.99 if _repeats(run) else 0.5
+    for (name, element), stages in zip(run, below, strict=True):
+        rows = [row for row in stages if _repeats(row) and _fills(row, name, element)]
+        units = [row for row in rows if _weights(row[0][1]) < 2]
+        blocks = [row for row in rows if _weights(row[0][1]) >= 2]
+        if len(blocks) > 1 or (blocks and _share(blocks, element) >= share):
+            return True
+        if units and not blocks and _share(units, element) == 1 and _fanout(element) == 1:
+            if _fanout(units[0][0][1]) > 1:
+                raise ValueError(
+                    f"it is unclear whether {name!r} ({type(element).__name__}) or "
+                    f"{units[0][0][0]!r} ({type(units[0][0][1]).__name__}) is the block: name "
+                    f"the layers, CKASR(model, stages=[[{name!r}, ...]]), one list per resolution"
+                )
+            return True
+    return False
+
+
+def _fanout(module: nn.Module) -> int:
+    return sum(1 for _ in module.children())
+
+
+def _fills(row: list[Named], name: str, element: nn.Module) -> bool:
+    """Whether the container that holds a row, inside `element`, holds no other kind of module."""
+    container = row[0][0].rpartition(".")[0].removeprefix(name).removeprefix(".")
+    return len({type(child) for child in element.get_submodule(container).children()}) == 1
+
+
+def _repeats(row: list[Named]) -> bool:
+    """Whether two blocks of a row have parameters of the same shapes."""
+    shapes = [tuple(p.shape for p in block.parameters()) for _, block in row]
+    return len(set(shapes)) < len(shapes)
+
+
+def _share(rows: list[list[Named]], element: nn.Module) -> float:
+    """Share of a module's parameters that lie in these rows."""
+    inside = {p for row in rows for _, block in row for p in block.parameters()}
+    total = sum(p.numel() for p in element.parameters())
+    return sum(p.numel() for p in inside) / total
+
+
+def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
+    """Without rows inside a block, and without rows of single layers that are no blocks.
+
+    A block may stand alone in one place and in a row in another: its inside is left out in both.
+    """
+    stages = [row for row in stages if _weights(row[0][1]) > 1 or _units_are_blocks(model, row)]
+    classes = {type(row[0][1]) for row in stages}
+    blocks = tuple(f"{name}." for name, m in model.named_modules() if name and type(m) in classes)
+    return [row for row in stages if not row[0][0].startswith(blocks)]
+
+
+def _units_are_blocks(model: nn.Module, row: list[Named]) -> bool:
+    """Whether modules with a single layer each are repeated, and not the inside of a block.
+
+    What they are inside of is a block if the model has several of its class, unless it holds
+    nothing else.
+    """
+    name = row[0][0].rpartition(".")[0]
+    while name and _is_container(model.get_submodule(name)):
+        name = name.rpartition(".")[0]
+    owner = model.get_submodule(name)
+    alone = sum(type(module) is type(owner) for module in model.modules()) == 1
+    return _repeats(row) and (alone or not name or _fanout(owner) == 1)

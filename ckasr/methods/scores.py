@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ckasr.sparsity import prunable
-from ckasr.sparsity.masks import uncompiled
+from ckasr.sparsity.masks import unwrapped
 
 Scores = dict[str, Tensor]
 
@@ -171,7 +171,7 @@ class _Copy:
     """A float64 copy of a model's tensors, run through the model's own code."""
 
     def __init__(self, model: nn.Module, training: bool) -> None:
-        self.model, self.training = uncompiled(model), training
+        self.model, self.training = unwrapped(model), training
         names = _weights(model)
         self.parameters = {
             name: p.detach().to(torch.float64, copy=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .masks import CONVOLUTIONS, check_masks, prunable, uncompiled
+from .masks import CONVOLUTIONS, check_masks, prunable, unwrapped
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch norm and instance norm
@@ -57,7 +57,7 @@ def report(
     no description (see `_trace`). Raises ValueError for masks that do not fit, for a model that
     gives no (batch, classes), and for attention, whose paths this cannot follow.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     weights = prunable(model)
     check_masks(weights, masks)
     masks = {name: masks[name].detach().cpu() for name in weights}

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .channels import Network, count_calls
-from .masks import CONVOLUTIONS, check_masks, prunable, uncompiled
+from .masks import CONVOLUTIONS, check_masks, prunable, unwrapped
 from .report import default_input_shape, without_hooks
 
 _FOLDS = {
@@ -43,7 +43,7 @@ def shrink(
     one that torch.fx cannot trace faithfully (a branch on values, in-place changes of what others
     read).
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     weights = prunable(model)
     check_masks(weights, masks)
     shape = default_input_shape(model) if input_shape is None else tuple(input_shape)

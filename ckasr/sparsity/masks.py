@@ -18,7 +18,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """The projections that nn.MultiheadAttention holds itself; the output's is a layer of its own."""
-_REFUSED = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.RNNCellBase)
+_REFUSED = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.RNNCellBase, torch.jit.ScriptModule)
 _WRAPPERS = (
     nn.DataParallel,
     nn.parallel.DistributedDataParallel,
@@ -41,7 +41,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises ValueError, with the layer's name, for a layer whose weight is no plain parameter
     (torch.nn.utils.prune and parametrize replace it) or is not initialised yet (lazy layers), and
-    for transposed convolutions and recurrent layers, which are not supported. Weights
+    for transposed convolutions, recurrent layers and scripted modules, which are not supported.
+    Weights
     that a module of another kind holds and multiplies by itself cannot be seen, and do not count.
     """
     weights: dict[str, nn.Parameter] = {}

@@ -185,15 +185,16 @@ class Paths(TorchFunctionMode):
         try:
             for tensor in tensors:
                 self._check_seen(tensor)
-            if not reached and (not used or _asks(name)):
+            if not reached and (not used or asks(name)):
                 return func(*args, **kwargs)
             # What a model computes without gradient counts as well, and nothing is to be computed
             # again in the backward pass, when this mode is off (checkpointing does so).
-            with torch.enable_grad(), saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+            kept = saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy)
+            with torch.enable_grad(), kept:
                 if not reached:
                     return self._reshape(name, func, args, kwargs, *used)
                 if kwargs.get("out") is not None or (
-                    _in_place(func, args, kwargs) and not isinstance(args[0], Reach)
+                    in_place(func, args, kwargs) and not isinstance(args[0], Reach)
                 ):
                     raise RefusedError(f"writes what depends on the input into a constant ({name})")
                 return pytree.tree_map(_mark, self._follow(name, func, args, kwargs))
@@ -207,7 +208,7 @@ class Paths(TorchFunctionMode):
 
     def _follow(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         x, others = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
-        if _asks(name):
+        if asks(name):
             return func(x, *others, **kwargs)
         if name in CONSTRUCTORS:
             return func(x.detach().as_subclass(Tensor), *others, **kwargs).as_subclass(Constant)
@@ -221,7 +222,7 @@ class Paths(TorchFunctionMode):
         if name in JOINS:
             return func([self._term(part) for part in x], *others, **kwargs)
         if name in COPIES | DROPOUTS:
-            return x if _in_place(func, (x, *others), kwargs) else x.clone()
+            return x if in_place(func, (x, *others), kwargs) else x.clone()
         if name in ENTRYWISE:
             return self._entrywise(name, func, x, others, kwargs)
         if name not in _RULES:
@@ -231,19 +232,19 @@ class Paths(TorchFunctionMode):
     def _entrywise(self, name: str, func: Callable, x: Tensor, others: tuple, kwargs: dict) -> Any:
         if not isinstance(x, Reach) or _any_reach((others, kwargs)):
             raise RefusedError(f"uses {name} of two tensors")
-        in_place = _in_place(func, (x, *others), kwargs)
+        replaced = in_place(func, (x, *others), kwargs)
         shift = None
         if self.constants:
             at_zero = torch.zeros(x.shape, dtype=x.dtype)
             shift = _pattern(func(at_zero, *others, **kwargs))
-        if in_place:
+        if replaced:
             return x if shift is None else x.add_(shift)
         return x.clone() if shift is None else x + shift
 
     def _add(self, name: str, func: Callable, x: Any, y: Any, alpha: float = 1, **out: Any) -> Any:
         _no_more(name, out)
         terms = [self._term(t) for t in (x, y)]
-        return terms[0].add_(terms[1]) if _in_place(func, (x,), {}) else terms[0] + terms[1]
+        return terms[0].add_(terms[1]) if in_place(func, (x,), {}) else terms[0] + terms[1]
 
     def _maximum(self, name: str, func: Callable, x: Any, y: Any) -> Any:
         return self._term(x) + self._term(y)
@@ -252,7 +253,7 @@ class Paths(TorchFunctionMode):
         if self._weight(x) or self._weight(y):
             raise RefusedError("multiplies by a layer's weight entry by entry")
         product = self._product(torch.mul, x, y)
-        return x.copy_(product) if _in_place(func, (x,), {}) else product
+        return x.copy_(product) if in_place(func, (x,), {}) else product
 
     def _div(self, name: str, func: Callable, x: Any, y: Any, rounding_mode: Any = None) -> Any:
         if func.__name__ in ("__rdiv__", "__rtruediv__"):
@@ -615,12 +616,13 @@ def name_of(func: Callable[..., Any]) -> str:
     return _OTHER_NAMES.get(name.rstrip("_"), name.rstrip("_"))
 
 
-def _asks(name: str) -> bool:
+def asks(name: str) -> bool:
     """Whether an operation asks for a shape, a type or the like, and for no value."""
     return name in QUERIES or (name.startswith("get_") and name not in MOVES | COPIES)
 
 
-def _in_place(func: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
+def in_place(func: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
+    """Whether a call changes its first argument."""
     name = func.__name__
     if name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"):
         return True

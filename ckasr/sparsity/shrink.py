@@ -38,7 +38,8 @@ def shrink(
 
     Followed are plain convolutions and linear layers and what joins them in ResNets and MLPs:
     sums, ReLU and its like, dropout, pooling, means and slices over pixels, flattening, zero
-    padding. Around any other operation all channels are kept: exact, but larger than need be.
+    padding. Around any other operation all channels are kept: exact, but larger than need be. So
+    is a layer whose parameters the forward pass also reads by itself.
     Raises ValueError for masks that do not fit, a model that does not take the input shape, and
     one that torch.fx cannot trace faithfully (a branch on values, in-place changes of what others
     read).

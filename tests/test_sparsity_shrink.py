@@ -452,11 +452,11 @@ class Inside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        self.fc = nn.Linear(4, 2)
+        self.out, self.fc = nn.Linear(8, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.encoder.linear1(x))
-        return self.fc(self.encoder(x) + self.encoder.linear2(hidden)).mean(1)
+        return self.fc(self.encoder(x) + self.out(hidden)).mean(1)
 
 
 class Tied(nn.Module):

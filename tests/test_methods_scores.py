@@ -362,6 +362,20 @@ class TestWhatModelsDo:
         assert list(score(model, method, *tensors(5))) == ["net.0.weight", "net.2.weight"]
         assert list(prunable(model)) == ["net.0.weight", "net.2.weight"]
 
+    @pytest.mark.parametrize("method", ["snip", "synflow"])
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_compiled_parts_and_inference_mode_make_no_difference(self, method, inference):
+        net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+        compiled = nn.Sequential(torch.compile(net[:2]), copy.deepcopy(net[2]))
+        compiled[1].compile()
+        x, y = tensors(5)
+        with torch.inference_mode(inference):
+            found = score(compiled, method, x.double(), y)
+        expected = score(net, method, x.double(), y)
+        assert list(found) == ["0.0.weight", "1.weight"]
+        for value, other in zip(found.values(), expected.values(), strict=True):
+            assert torch.equal(value, other)
+
 
 class Quotient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

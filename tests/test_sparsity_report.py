@@ -559,6 +559,21 @@ def test_a_unit_that_carries_a_constant_reaches_nothing():
     assert (found["empty_classes"], found["dead_classes"]) == (0, 1)
 
 
+def test_tokens_and_inference_mode():
+    model = Written(
+        lambda m, x: m.fc(m.one(m.table(x.long())).amax(1)),
+        table=nn.Embedding(9, 4, padding_idx=0),
+        one=nn.Linear(4, 5),
+        fc=nn.Linear(5, 3),
+    )
+    masks = ones(model)
+    masks["one.weight"][2] = False
+    with torch.inference_mode():
+        found = report(model, masks, (7,))
+    assert found["effective_kept"] == 4 * 4 + 3 * 4
+    assert found["macs_dense"] == 7 * 20 + 15
+
+
 def test_a_layer_that_never_runs_is_dead_and_costs_nothing():
     model = nn.Sequential(nn.Linear(3, 2))
     model[0].unused = nn.Linear(4, 4)

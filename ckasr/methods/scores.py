@@ -8,7 +8,7 @@ floating-point type become float64; integers, such as tokens, stay as they are.
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ def magnitude(model: nn.Module) -> Scores:
     return {name: w.detach().double().abs() for name, w in _weights(model).items()}
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def snip(
     model: nn.Module,
@@ -80,6 +81,7 @@ def snip(
     return copy.scores(g.mul(w).abs() for g, w in zip(gradients, copy.values, strict=True))
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def grasp(
     model: nn.Module,
@@ -115,6 +117,7 @@ def grasp(
     return copy.scores(h.mul(w) for h, w in zip(products, copy.values, strict=True))
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def synflow(
     model: nn.Module, inputs: Tensor, *, masks: Mapping[str, Tensor] | None = None
@@ -218,14 +221,22 @@ class _Copy:
         modes = {module: module.training for module in self.model.modules()}
         self.model.train(self.training)
         try:
-            x = x.to(self.device)
-            x = x.double() if x.is_floating_point() else x
-            with self.layers, self.mode:
+            dtype = torch.float64 if x.is_floating_point() else x.dtype
+            x = x.to(self.device, dtype, copy=True)
+            with self._as_written(), self.layers, self.mode:
                 x = self.mode.begin(x)
                 return functional_call(self.model, self.parameters | self.buffers, (x,))
         finally:
             for module, training in modes.items():
                 module.training = training
+
+    def _as_written(self) -> AbstractContextManager:
+        """Without the graphs that torch.compile made of modules within the model."""
+        compiled = any(
+            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+            for module in self.model.modules()
+        )
+        return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
     @contextmanager
     def pure(self) -> Iterator[None]:

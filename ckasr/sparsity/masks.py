@@ -83,7 +83,7 @@ def _attributes(path: str, module: nn.Module) -> list[str]:
     """Which of a module's own parameters are weights that count."""
     if isinstance(module, _REFUSED):
         raise ValueError(
-            f"layer {path!r} is a {type(module).__name__}, whose weights are not supported: "
+            f"{_called(path)} is a {type(module).__name__}, whose weights are not supported: "
             "sparsity counts convolutions, linear and bilinear layers, and nn.MultiheadAttention"
         )
     if isinstance(module, nn.MultiheadAttention):
@@ -97,14 +97,18 @@ def _attributes(path: str, module: nn.Module) -> list[str]:
     if weight is None:
         raise ValueError(_no_parameter(path))
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(f"layer {path!r} is not initialised yet: run the model on a batch first")
+        raise ValueError(f"{_called(path)} is not initialised yet: run the model on a batch first")
     return ["weight"]
 
 
 def _no_parameter(path: str) -> str:
     return (
-        f"layer {path!r} has no plain weight parameter: undo its pruning or parametrisation first"
+        f"{_called(path)} has no plain weight parameter: undo its pruning or parametrisation first"
     )
+
+
+def _called(path: str) -> str:
+    return f"layer {path!r}" if path else "the model"
 
 
 def dense_masks(model: nn.Module) -> "Masks":

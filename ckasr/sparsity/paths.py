@@ -235,7 +235,7 @@ class Paths(TorchFunctionMode):
         replaced = in_place(func, (x, *others), kwargs)
         shift = None
         if self.constants:
-            at_zero = torch.zeros(x.shape, dtype=x.dtype)
+            at_zero = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
             shift = _pattern(func(at_zero, *others, **kwargs))
         if replaced:
             return x if shift is None else x.add_(shift)
@@ -298,7 +298,9 @@ class Paths(TorchFunctionMode):
     def _addmm(self, name: str, func: Callable, bias: Any, x: Any, y: Any) -> Any:
         return self._term(bias) + self._matmul(name, func, x, y)
 
-    def _embedding(self, name: str, func: Callable, x: Any, weight: Any, *args: Any) -> Any:
+    def _embedding(
+        self, name: str, func: Callable, x: Any, weight: Any, *args: Any, **kw: Any
+    ) -> Any:
         if self._weight(weight):
             raise RefusedError("uses a layer's weight as a table")
         return x.unsqueeze(-1).repeat(*[1] * x.ndim, weight.shape[1])
@@ -370,7 +372,7 @@ class Paths(TorchFunctionMode):
         _no_more(name, {k: v for k, v in kw.items() if k != "scale" and v})
         if _any_reach(attn_mask):
             raise RefusedError("uses an attention mask that depends on the input")
-        allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.float64)
+        allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.float64, device="cpu")
         if is_causal:
             allowed = allowed.tril()
         if attn_mask is not None:
@@ -441,7 +443,7 @@ class Paths(TorchFunctionMode):
     def _masked_fill(self, name: str, func: Callable, x: Any, mask: Any, value: Any) -> Any:
         if _any_reach((mask, value)) or not isinstance(x, Reach):
             raise RefusedError("uses masked_fill with values that depend on the input")
-        self._term(torch.as_tensor(value))  # finite
+        self._term(torch.as_tensor(value, device="cpu"))  # finite
         return func(x, mask, float(bool(value) and self.constants))
 
     def _where(self, name: str, func: Callable, x: Any, *choices: Any) -> Any:
@@ -487,7 +489,7 @@ class Paths(TorchFunctionMode):
             return value
         if self._weight(value):
             raise RefusedError("adds a layer's weight to what depends on the input")
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value, device="cpu")
         if torch.isinf(value).any():
             raise RefusedError(
                 "adds an infinity, or fills by it: scaled_dot_product_attention can mask"
@@ -498,7 +500,7 @@ class Paths(TorchFunctionMode):
         """What a factor contributes to a product."""
         if isinstance(value, Reach):
             return _Clip.apply(value)
-        return value if self._weight(value) else _pattern(torch.as_tensor(value))
+        return value if self._weight(value) else _pattern(torch.as_tensor(value, device="cpu"))
 
     def _weight(self, value: Any) -> str | None:
         """The name of the prunable weight that a value is."""

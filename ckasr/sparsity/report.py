@@ -107,11 +107,11 @@ def _trace(
     input_shape: tuple[int, ...],
 ) -> _Trace:
     """Follow every path through a copy of the model whose weights are its masks (see `Paths`)."""
-    copied = _skeleton(model, weights, masks)
-    params = prunable(copied)
-    names = {id(param): name for name, param in params.items()}
-    factors: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode(False):
+        copied = _skeleton(model, weights, masks)
+        params = prunable(copied)
+        names = {id(param): name for name, param in params.items()}
+        factors: list[tuple[Tensor, Tensor]] = []
         Paths(copied, names, True, factors).run(input_shape)
         paths = Paths(copied, names, False, factors)
         output = paths.run(input_shape)
@@ -138,7 +138,7 @@ def _skeleton(
     # is copied.
     memo = without_hooks(model)
     for param in model.parameters():
-        ones = torch.ones(param.shape, dtype=torch.float64)
+        ones = torch.ones(param.shape, dtype=torch.float64, device="cpu")
         memo[id(param)] = nn.Parameter(ones, requires_grad=False)
     for name, weight in weights.items():
         memo[id(weight)] = nn.Parameter(masks[name].double())

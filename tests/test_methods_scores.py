@@ -223,6 +223,244 @@ def test_scoring_leaves_the_model_as_it_was(method, training):
         assert not scores[name].requires_grad
 
 
+class Net(nn.Module):
+    """Layers and a forward pass."""
+
+    def __init__(self, forward, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self.layers, x)
+
+
+def tensors(*shape: int, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(8, *shape, generator=generator), torch.arange(8) % classes
+
+
+def assert_same_scores(net: nn.Module, other: nn.Module, method: str, x: Tensor, y: Tensor) -> None:
+    other.load_state_dict(net.state_dict())
+    others = score(other, method, x, y)
+    for name, value in score(net, method, x, y).items():
+        assert value.any()
+        assert_close(value, others[name])
+
+
+def plain(m: nn.ModuleList, x: Tensor) -> Tensor:
+    return m[1](torch.relu(m[0](x)))
+
+
+def with_a_buffer(m: nn.ModuleList, x: Tensor) -> Tensor:
+    hidden = torch.zeros(len(x), 6, dtype=torch.float32)
+    hidden[:] = m[0](x)
+    hidden.add_(torch.ones(6)).sub_(1.0)
+    return m[1](hidden.relu())
+
+
+def under_autocast(m: nn.ModuleList, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return plain(m, x)
+
+
+class TestWhatModelsDo:
+    @pytest.mark.parametrize("method", ["snip", "grasp"])
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda m, x: plain(m, x.float()),
+            lambda m, x: m[1](torch.relu(m[0](x.to(torch.float32)).half()).type_as(x)),
+            with_a_buffer,
+            under_autocast,
+        ],
+    )
+    def test_casts_within_round_nothing(self, forward, method):
+        layers = nn.Linear(5, 6), nn.Linear(6, CLASSES)
+        assert_same_scores(
+            Net(plain, *layers), Net(forward, *copy.deepcopy(layers)), method, *tensors(5)
+        )
+
+    @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+    def test_tokens_stay_integers(self, method):
+        torch.manual_seed(0)
+        net = Net(
+            lambda m, x: m[2](torch.relu(m[1](m[0](x).mean(1)))),
+            nn.Embedding(9, 5, padding_idx=0),
+            nn.Linear(5, 6),
+            nn.Linear(6, CLASSES),
+        )
+        tokens = torch.arange(8 * 3).view(8, 3) % 9
+        scores = score(net, method, tokens, tensors(1)[1])
+        assert list(scores) == ["layers.1.weight", "layers.2.weight"]
+        assert all(value.any() for value in scores.values())
+        if method == "synflow":  # as if all embeddings were ones
+            weights = [w.detach().double().abs() for w in prunable(net).values()]
+            for layer in net.layers[1:]:
+                nn.init.zeros_(layer.bias)
+            first = score(net, method, tokens)["layers.1.weight"]
+            assert_close(first, weights[0] * weights[1].sum(0)[:, None])
+
+    def test_bytes_are_cast_by_the_model(self):
+        layers = nn.Linear(5, 6), nn.Linear(6, CLASSES)
+        net = Net(lambda m, x: plain(m, x.float() / 255), *layers)
+        x = torch.arange(40, dtype=torch.uint8).view(8, 5)
+        found = score(net, "snip", x, tensors(5)[1])
+        expected = score(Net(plain, *layers), "snip", x.double() / 255, tensors(5)[1])
+        for name, value in found.items():
+            assert_close(value, expected[name])
+
+    @pytest.mark.parametrize("method", ["snip", "grasp"])
+    def test_attention_is_scored_as_written_out(self, method):
+        def fused(m, x):
+            q, k, v = m[0](x)[:, None].chunk(3, -1)
+            x = nn.functional.scaled_dot_product_attention(q, k, v)
+            return m[1](x[:, 0].mean(1))
+
+        def written(m, x):
+            q, k, v = m[0](x).chunk(3, -1)
+            return m[1]((torch.softmax(q @ k.mT / 2, -1) @ v).mean(1))
+
+        layers = nn.Linear(4, 12), nn.Linear(4, CLASSES)
+        assert_same_scores(
+            Net(fused, *layers), Net(written, *copy.deepcopy(layers)), method, *tensors(3, 4)
+        )
+
+    @pytest.mark.parametrize("method", ["snip", "grasp"])
+    def test_the_projections_of_attention_are_scored(self, method):
+        net = Net(
+            lambda m, x: m[1](m[0](x, x, x, need_weights=False)[0].mean(1)),
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            nn.Linear(4, CLASSES),
+        )
+        scores = score(net, method, *tensors(3, 4))
+        assert scores["layers.0.in_proj_weight"].any()
+        assert scores["layers.0.out_proj.weight"].any()
+
+    @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+    def test_the_random_generator_stays_as_it_was(self, method):
+        def forward(m, x):
+            return m[2](nn.functional.dropout(m[1](m[0](x)), 0.3))  # in eval mode too
+
+        net = Net(forward, nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, CLASSES))
+        options = {} if method == "synflow" else {"train_mode": True}
+        before = torch.get_rng_state()
+        first = score(net, method, *tensors(5), **options)
+        assert torch.equal(torch.get_rng_state(), before)
+        second = score(net, method, *tensors(5), **options)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+    @pytest.mark.parametrize("method", SCORES)
+    def test_wrappers_and_tied_tables_keep_the_names_of_the_masks(self, method):
+        table = nn.Embedding(CLASSES, 6)
+        net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+        net[2].weight = table.weight
+        model = nn.Sequential()
+        model.add_module("table", table)
+        model.add_module("net", nn.DataParallel(net))
+        model.forward = model.net.forward
+        assert list(score(model, method, *tensors(5))) == ["net.0.weight", "net.2.weight"]
+        assert list(prunable(model)) == ["net.0.weight", "net.2.weight"]
+
+    @pytest.mark.parametrize("method", ["snip", "synflow"])
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_compiled_parts_and_inference_mode_make_no_difference(self, method, inference):
+        net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+        compiled = nn.Sequential(torch.compile(net[:2]), copy.deepcopy(net[2]))
+        compiled[1].compile()
+        x, y = tensors(5)
+        with torch.inference_mode(inference):
+            found = score(compiled, method, x.double(), y)
+        expected = score(net, method, x.double(), y)
+        assert list(found) == ["0.0.weight", "1.weight"]
+        for value, other in zip(found.values(), expected.values(), strict=True):
+            assert torch.equal(value, other)
+
+
+class Quotient(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.sum(1, keepdim=True))
+
+
+class Negative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * -1
+
+
+class TestLinearFlow:
+    @pytest.mark.parametrize(
+        "activation",
+        [
+            nn.ReLU6(),
+            nn.ReLU6(inplace=True),
+            nn.Hardtanh(0, 1e-3),
+            nn.LeakyReLU(0.1),
+            nn.PReLU(),
+            nn.Sequential(nn.Dropout(0.5), nn.Identity()),
+        ],
+        ids=str,
+    )
+    def test_what_leaves_positive_values_as_they_are_is_as_relu(self, activation):
+        layers = nn.Linear(5, 600), nn.Linear(600, CLASSES)
+        net, other = (
+            nn.Sequential(copy.deepcopy(layers[0]), between, copy.deepcopy(layers[1]))
+            for between in (nn.ReLU(), activation)
+        )
+        for (name, value), capped in zip(
+            score(net, "synflow", torch.zeros(1, 5)).items(),
+            score(other, "synflow", torch.zeros(1, 5)).values(),
+            strict=True,
+        ):
+            assert value.all(), name
+            assert torch.equal(value, capped)
+
+    @pytest.mark.parametrize(
+        ("layer", "message"),
+        [
+            (nn.Tanh(), "uses tanh"),
+            (nn.GELU(), "uses gelu"),
+            (nn.Softmax(1), "uses softmax"),
+            (nn.LogSoftmax(1), "uses log_softmax"),
+            (nn.LayerNorm(6), "uses layer_norm"),
+            (nn.BatchNorm1d(6, track_running_stats=False), "uses batch_norm by the statistics"),
+            (nn.Hardtanh(0.5, 1), "uses hardtanh with limits that cut"),
+            (nn.GLU(), "uses glu"),
+            (Quotient(), "uses div with more than one factor that depends"),
+            (Negative(), "makes values negative"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    )
+    def test_what_breaks_the_flow_is_refused_by_layer(self, layer, message):
+        net = nn.Sequential(nn.Linear(5, 6), nn.Sequential(layer), nn.LazyLinear(CLASSES))
+        net(torch.randn(2, 5))
+        with pytest.raises(ValueError, match=f"layer '1.0' {message}") as error:
+            score(net, "synflow", torch.zeros(1, 5))
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("forward", "message"),
+        [
+            (lambda m, x: m[1](m[0](x) - x), "the model's forward pass uses sub"),
+            (lambda m, x: m[1](m[0](x) * x), "uses mul with more than one factor"),
+            (lambda m, x: m[1](x @ (m[0].weight - m[0].weight.mean())), "applies mean to a weight"),
+            (lambda m, x: m[1](x + m[0].weight[0]), "uses add of a weight"),
+        ],
+    )
+    def test_what_the_forward_pass_itself_breaks_is_refused(self, forward, message):
+        net = Net(forward, nn.Linear(5, 5), nn.Linear(5, CLASSES))
+        with pytest.raises(ValueError, match=message):
+            score(net, "synflow", torch.zeros(1, 5))
+
+    def test_an_infinity_in_a_pruned_place_does_not_matter(self):
+        net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(net).items()}
+        masks["0.weight"][0, 0] = False
+        before = score(net, "synflow", torch.zeros(1, 2), masks=masks)
+        net[0].weight.data[0, 0] = torch.inf
+        after = score(net, "synflow", torch.zeros(1, 2), masks=masks)
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 class TestImpossible:
     def test_grasp_without_a_class(self):
         net, (x, y) = network(), batch()

@@ -80,6 +80,27 @@ class TestRemoval:
             < 0.31 * sum(m.numel() for m in masks.values())
         )
 
+    @pytest.mark.parametrize("dimensions", [1, 3])
+    def test_other_dimensions(self, dimensions):
+        conv, norm, pool = (
+            getattr(nn, f"{kind}{dimensions}d") for kind in ("Conv", "BatchNorm", "AdaptiveAvgPool")
+        )
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            conv(2, 8, 3), norm(8), nn.ReLU(), conv(8, 6, 2), nn.ReLU(), pool(1), nn.Flatten(),
+            nn.Linear(6, 4),
+        ).eval()  # fmt: skip
+        original, x = copy.deepcopy(model), torch.randn(4, 2, *[5] * dimensions)
+        seen = Context(model, 0.6, "erk", 0, 4, samples=lambda: iter([(x, torch.arange(4))]))
+        method, asked = Structured(criterion="l1"), seen.kept
+        method.prepare(seen)
+        method.end_phase(method.phases(2, seen)[0], seen)
+        masks = method.counted(seen)[1]
+        assert sum(w.numel() for w in prunable(model).values()) <= asked
+        assert sum(int(mask.sum()) for mask in masks.values()) <= asked
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), zeroed(original, masks)(x))
+
     @hypothesis_settings(max_examples=12)
     @given(st.floats(0, 0.99), st.integers(0, 3))
     def test_no_more_weights_are_left_than_asked_for_and_one_channel_more_would_be(
@@ -235,6 +256,18 @@ class TestImpossible:
         monkeypatch.setitem(sys.modules, "torch_pruning", None)
         with pytest.raises(ModuleNotFoundError, match="needs the package torch-pruning"):
             finished(tmp_path, method="structured")
+
+    def test_layers_that_cannot_lose_channels_are_refused_by_name(self):
+        tied = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64))
+        tied[2].weight = tied[1].weight
+        attention = nn.Sequential(nn.MultiheadAttention(64, 2), nn.Linear(64, 10))
+        for model, message in (
+            (tied, "layer '2' shares its weight with another"),
+            (attention, "weight '0.in_proj_weight' belongs to a MultiheadAttention"),
+            (nn.Conv2d(4, 4, 1, groups=2), "layer 'weight' is a grouped convolution"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                Structured().prepare(context(model, "lenet300", 0.5))
 
     def test_scales_where_there_are_none(self):
         with pytest.raises(ValueError, match="no batch norm follows"):

@@ -42,11 +42,22 @@ def train(model, optimizer, masks, steps: int, seed: int = 0) -> None:
         masks.apply(optimizer)
 
 
+WRAPPERS = {
+    "data_parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled data_parallel": lambda model: torch.compile(nn.DataParallel(model)),
+}
+
+
 class TestPrunable:
     def test_takes_conv_and_linear_weights_only_by_parameter_name(self):
         model = network()
         assert list(prunable(model)) == ["0.weight", "4.weight"]
         assert prunable(model)["0.weight"] is model[0].weight
+
+    def test_a_bilinear_weight_counts(self):
+        assert [tuple(w.shape) for w in prunable(nn.Bilinear(2, 3, 4)).values()] == [(4, 2, 3)]
 
     def test_a_bare_layer_and_a_shared_weight(self):
         assert list(prunable(nn.Linear(2, 3))) == ["weight"]
@@ -54,9 +65,49 @@ class TestPrunable:
         tied[1].weight = tied[0].weight
         assert list(prunable(tied)) == ["0.weight"]
 
-    def test_a_compiled_model_keeps_its_names(self):
+    @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+    def test_a_wrapped_model_keeps_its_names_and_so_its_random_masks(self, wrap):
         model = network()
-        assert list(prunable(torch.compile(model))) == list(prunable(model))
+        wrapped = wrap(model)
+        assert list(prunable(wrapped)) == ["0.weight", "4.weight"]
+        for name, mask in masks_of(model).items():
+            assert torch.equal(masks_of(wrapped)[name], mask)
+        inside = nn.Sequential(wrapped, nn.Linear(10, 2))
+        assert list(prunable(inside)) == ["0.0.weight", "0.4.weight", "1.weight"]
+
+    @pytest.mark.parametrize(
+        ("widths", "names"),
+        [
+            ({}, ["in_proj_weight", "out_proj.weight"]),
+            (
+                {"kdim": 4, "vdim": 8},
+                ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
+            ),
+        ],
+    )
+    def test_attention_counts_all_four_projections(self, widths, names):
+        attention = nn.MultiheadAttention(12, 3, **widths)
+        weights = prunable(attention)
+        assert list(weights) == names
+        wide = sum(widths.values()) or 24
+        assert sum(w.numel() for w in weights.values()) == 12 * (12 + wide + 12)
+        masks = Masks(attention, masks_of(attention, 0.25))
+        masks.apply()
+        assert all((w[~masks[name]] == 0).all() for name, w in weights.items())
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            nn.LSTM(3, 4),
+            nn.GRUCell(3, 4),
+            nn.ConvTranspose2d(2, 3, 2),
+            nn.LazyLinear(3),
+        ],
+        ids=lambda layer: type(layer).__name__,
+    )
+    def test_a_weight_that_is_not_counted_is_refused_by_name(self, layer):
+        with pytest.raises(ValueError, match=f"layer '1.deep' is (a {type(layer).__name__}|not)"):
+            prunable(nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"deep": layer})))
 
     def test_a_wrapped_weight_is_refused(self):
         model = network()
@@ -265,6 +316,68 @@ class TestMasks:
             assert torch.equal(weight.detach(), masks[name].float())
         assert [tensor.data_ptr() for tensor in tensors] == addresses
 
+    @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+    def test_pruned_places_become_zero_whatever_they_held(self, value, dtype):
+        model = network().to(dtype)
+        masks = Masks(model, masks_of(model))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        model(torch.randn(4, 3, 6, 6, dtype=dtype)).sum().backward()
+        optimizer.step()
+        weight, kept = model[4].weight, masks["4.weight"]
+        state = optimizer.state[weight]
+        tensors = [weight.data, state["exp_avg"], state["exp_avg_sq"]]
+        before = [tensor.clone() for tensor in tensors]
+        for tensor in tensors:
+            tensor[~kept] = value
+        masks.apply(optimizer)
+        for tensor, old in zip(tensors, before, strict=True):
+            assert torch.equal(tensor, torch.where(kept, old, 0))
+
+    def test_a_kept_infinity_stays(self):
+        model = nn.Linear(2, 1)
+        masks = Masks(model, {"weight": torch.tensor([[True, False]])})
+        model.weight.data[:] = torch.inf
+        masks.apply()
+        assert model.weight.tolist() == [[torch.inf, 0]]
+
+    def test_a_replaced_parameter_is_held_to_its_mask(self):
+        model = network()
+        masks = Masks(model, masks_of(model))
+        addresses = [tensor.data_ptr() for tensor in [*masks.values(), *masks._factors.values()]]
+        state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        masks.apply()
+        for name, mask in masks.items():
+            assert torch.equal(model.get_parameter(name).detach(), mask.float())
+        moved = [tensor.data_ptr() for tensor in [*masks.values(), *masks._factors.values()]]
+        assert moved == addresses
+
+    def test_layers_that_shared_a_weight_keep_its_mask_when_they_no_longer_do(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        masks = Masks(model, masks_of(model, 0.5))
+        state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        assert model[0].weight is not model[1].weight
+        masks.apply()
+        for layer in model:
+            assert torch.equal(layer.weight.detach(), masks["0.weight"].float())
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda layer: setattr(layer, "weight", nn.Parameter(torch.ones(4, 2))),
+            nn.utils.parametrizations.weight_norm,
+        ],
+    )
+    def test_a_layer_that_lost_its_weight_is_refused(self, change):
+        model = nn.Sequential(nn.Linear(2, 2))
+        masks = Masks(model, masks_of(model, 0.5))
+        change(model[0])
+        with pytest.raises(ValueError, match=r"weight '0\.weight' is no longer a parameter"):
+            masks.apply()
+
     def test_the_masks_given_are_copied(self):
         model = network()
         given_masks = masks_of(model)
@@ -272,12 +385,12 @@ class TestMasks:
         given_masks["0.weight"].zero_()
         assert masks["0.weight"].any()
 
-    def test_factors_follow_the_memory_format_and_dtype(self):
+    def test_factors_follow_the_memory_format_and_the_size_of_the_type(self):
         model = network().to(memory_format=torch.channels_last, dtype=torch.bfloat16)
         masks = Masks(model, masks_of(model))
         factor = masks._factors["0.weight"]
         assert factor.stride() == model[0].weight.stride()
-        assert factor.dtype == torch.bfloat16
+        assert factor.dtype == torch.int16  # as many bytes: one kernel over all layers
         masks.apply()
         assert (model[0].weight[~masks["0.weight"]] == 0).all()
 

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ckasr import models
 from ckasr.sparsity import allocate, layer_densities, prunable, random_masks, report
@@ -140,7 +142,10 @@ class Skips(nn.Module):
 
 def skips_edges(masks: dict[str, Tensor], shortcut: str) -> list[Edge]:
     edges = conv_edges("image", "a", "conv1.weight", masks["conv1.weight"], 4)
-    edges += conv_edges("a", "b", "conv2.weight", masks["conv2.weight"], 4, stride=2)
+    edges += conv_edges("a", "before", "conv2.weight", masks["conv2.weight"], 4, stride=2)
+    # The group norm's mean and variance make each value depend on all others.
+    edges += [(("before", *place), ("norm",), None) for place in grid(4, 2)]
+    edges += [(("norm",), ("b", *place), None) for place in grid(4, 2)]
     edges += conv_edges("b", "c", "conv3.weight", masks["conv3.weight"], 2)
     if shortcut == "B":
         weight = masks["project.weight"]
@@ -176,6 +181,179 @@ def test_convolutions_and_skips_against_the_network_written_out(pool, shortcut, 
         not expected[name][o].any() for name in hidden for o in range(len(masks[name]))
     )
     assert found["effective_kept"] == sum(int(weights.sum()) for weights in expected.values())
+
+
+# --- what a real network depends on ----------------------------------------------------------
+
+
+def depends(model: nn.Module, masks: dict[str, Tensor], input_shape) -> dict[str, Tensor]:
+    """Live weights of the real network, by its derivatives at random weights.
+
+    A weight of a layer is live if, at some place, the derivative of its input by the model's input
+    and that of the model's output by its output both differ from zero.
+    """
+    for p in model.parameters():
+        nn.init.uniform_(p, 0.5, 1.5)
+    with torch.no_grad():
+        for name, weight in prunable(model).items():
+            weight.copy_(torch.randn(weight.shape).double() * masks[name])
+    into: dict[str, Tensor] = {}
+    out_of: dict[str, Tensor] = {}
+
+    def seen(name: str):
+        def hook(module, args, output):
+            if not output.requires_grad:
+                into[name] = forward_ad.unpack_dual(args[0]).tangent
+                out_of[name] = torch.zeros_like(output)
+            else:
+                output.register_hook(lambda grad: out_of.__setitem__(name, grad))
+
+        return hook
+
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in masks}
+    for name, layer in layers.items():
+        layer.register_forward_hook(seen(name))
+    x = torch.randn(1, *input_shape).double()
+    with torch.no_grad(), forward_ad.dual_level():
+        model(forward_ad.make_dual(x, torch.randn_like(x)))
+    output = model(x)
+    (output * torch.randn(output.shape)).sum().backward()
+    live = {}
+    for name, layer in layers.items():
+        at, grad = ((tensor[name].abs() > 1e-13).double() for tensor in (into, out_of))
+        if isinstance(layer, nn.Linear):
+            places = grad.flatten(0, -2).T @ at.flatten(0, -2)
+        else:
+            places = torch.nn.grad.conv2d_weight(
+                at, masks[name].shape, grad, layer.stride, layer.padding, groups=layer.groups
+            )
+        live[name] = masks[name] & (places > 0)
+    return live
+
+
+class Written(nn.Module):
+    """Layers by name and a forward pass."""
+
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+def three(a: int = 5, b: int = 5, bias: bool = True) -> dict[str, nn.Module]:
+    return {
+        "one": nn.Linear(4, a, bias=bias),
+        "two": nn.Linear(b, 6, bias=bias),
+        "fc": nn.Linear(6, 3, bias=bias),
+    }
+
+
+def halved() -> dict[str, nn.Module]:
+    return three() | {"fc": nn.Linear(3, 3)}
+
+
+# With the same constant at each place, what multiplies it is lost in the softmax.
+PLACES = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)).double()
+
+
+def own_norm(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
+
+
+def attend(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (m.qkv(x) + PLACES).reshape(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
+    weights = ((q @ k.transpose(-2, -1)) * 2**-0.5).softmax(-1)
+    x = x + m.out((weights @ v).transpose(1, 2).flatten(2))
+    return m.fc(torch.tanh(x).mean(1))
+
+
+def attend_causally(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (m.qkv(x) + PLACES).chunk(3, dim=-1)
+    x = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return m.fc(m.out(x)[:, 0])  # the first token sees itself alone
+
+
+def squeeze_excite(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.norm(m.conv(x)) if hasattr(m, "norm") else m.conv(x)
+    x = functional.silu(x)
+    x = x * torch.sigmoid(m.up(functional.softplus(m.down(x.mean((2, 3))))))[:, :, None, None]
+    return m.fc(torch.sin(m.last(x)).flatten(1))
+
+
+def excited(norm: bool) -> nn.Module:
+    layers = {
+        "conv": nn.Conv2d(2, 4, 2, bias=False),
+        "norm": nn.BatchNorm2d(4),
+        "down": nn.Linear(4, 2),
+        "up": nn.Linear(2, 4),
+        "last": nn.Conv2d(4, 4, 2, padding=1, groups=2),
+        "fc": nn.Linear(4 * 16, 3),
+    }
+    if not norm:
+        del layers["norm"]
+    return Written(squeeze_excite, **layers)
+
+
+ATTENTION = {"qkv": nn.Linear(4, 12), "out": nn.Linear(4, 4), "fc": nn.Linear(4, 3)}
+NETWORKS = {
+    "tanh": (lambda: Written(lambda m, x: m.fc(m.two(m.one(x).tanh()).tanh_()), **three()), (4,)),
+    "own layer norm": (
+        lambda: Written(lambda m, x: m.fc(torch.tanh(m.two(own_norm(m.one(x))))), **three()),
+        (4,),
+    ),
+    "layer norm": (
+        lambda: Written(
+            lambda m, x: m.fc(torch.tanh(m.two(functional.layer_norm(m.one(x), (5,))))), **three()
+        ),
+        (4,),
+    ),
+    "root mean square norm without biases": (
+        lambda: Written(
+            lambda m, x: m.fc(functional.rms_norm(m.two(torch.sin(m.one(x))), (6,), eps=0.1)),
+            **three(bias=False),
+        ),
+        (4,),
+    ),
+    "difference and quotient": (
+        lambda: Written(
+            lambda m, x: m.fc(torch.exp(-m.two(x)) / (1 + m.one(x).square()) - 0.5 * m.one(x)),
+            **three(a=6, b=4),
+        ),
+        (4,),
+    ),
+    "gate": (
+        lambda: Written(
+            lambda m, x: m.fc(functional.silu(m.one(x)) * m.two(x)), **three(a=6, b=4, bias=False)
+        ),
+        (4,),
+    ),
+    "gated linear unit": (
+        lambda: Written(lambda m, x: m.fc(functional.glu(m.two(m.one(x)), -1)), **halved()),
+        (4,),
+    ),
+    "soft attention by hand": (lambda: Written(attend, **copy.deepcopy(ATTENTION)), (3, 4)),
+    "causal attention": (lambda: Written(attend_causally, **copy.deepcopy(ATTENTION)), (3, 4)),
+    "squeeze and excite": (lambda: excited(norm=True), (2, 4, 4)),
+    "squeeze and excite, constants zero": (lambda: excited(norm=False), (2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("density", [0.15, 0.4, 1.0])
+def test_live_weights_are_those_that_the_real_network_depends_on(name, density):
+    make, shape = NETWORKS[name]
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = make().double().eval()
+        masks = bernoulli(model, density, seed)
+        live = live_weights(model, masks, shape)
+        expected = depends(model, masks, shape)
+        for layer in masks:
+            assert torch.equal(live[layer], expected[layer]), (layer, seed)
 
 
 # --- the numbers of a report -----------------------------------------------------------------
@@ -381,6 +559,21 @@ def test_a_unit_that_carries_a_constant_reaches_nothing():
     assert (found["empty_classes"], found["dead_classes"]) == (0, 1)
 
 
+def test_tokens_and_inference_mode():
+    model = Written(
+        lambda m, x: m.fc(m.one(m.table(x.long())).amax(1)),
+        table=nn.Embedding(9, 4, padding_idx=0),
+        one=nn.Linear(4, 5),
+        fc=nn.Linear(5, 3),
+    )
+    masks = ones(model)
+    masks["one.weight"][2] = False
+    with torch.inference_mode():
+        found = report(model, masks, (7,))
+    assert found["effective_kept"] == 4 * 4 + 3 * 4
+    assert found["macs_dense"] == 7 * 20 + 15
+
+
 def test_a_layer_that_never_runs_is_dead_and_costs_nothing():
     model = nn.Sequential(nn.Linear(3, 2))
     model[0].unused = nn.Linear(4, 4)
@@ -438,6 +631,121 @@ def test_a_shared_weight_counts_once_and_is_used_twice():
 def test_what_cannot_be_followed_is_refused(model, shape, message):
     with pytest.raises(ValueError, match=message):
         report(model, ones(model), shape)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+SCRIPTED = torch.jit.script(functional.softsign)
+
+
+class Middle(nn.Module):
+    """One operation, in a layer with a name."""
+
+    def __init__(self, operation) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x)
+
+
+def assigned(x: Tensor) -> Tensor:
+    buffer = torch.zeros(len(x), 3)
+    buffer[:] = x
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda x: x if x.sum() > 0 else -x, "uses gt"),
+        (lambda x: x if x.any() else -x, "uses any"),
+        (lambda x: x * float(x.mean()), "uses __float__"),
+        (lambda x: x[:, x[0].long()], "indexes by the input in getitem"),
+        (lambda x: x.gather(1, x.long()), "indexes by the input in gather"),
+        (lambda x: torch.fft.rfft(x).real, "uses fft_rfft"),
+        (lambda x: torch.from_numpy(x.detach().numpy()), "uses numpy"),
+        (lambda x: -Doubled.apply(x), "gets what the autograd.Function 'Doubled' computed"),
+        (lambda x: -SCRIPTED(x), "gets what a scripted or compiled function computed"),
+        (assigned, "assigns to a constant"),
+        (lambda x: torch.zeros(len(x), 3).add_(x), r"into a constant \(add\)"),
+        (lambda x: torch.add(x, x, out=torch.empty(2, 3)), r"into a constant \(add\)"),
+        (lambda x: x.view(torch.int64), "reads values as another type"),
+        (lambda x: x.masked_fill(torch.eye(3)[:2] > 0, -torch.inf), "an infinity"),
+        (lambda x: x.reshape(7, -1), "cannot be followed in reshape"),
+    ],
+)
+def test_an_operation_that_cannot_be_followed_is_refused_by_layer(operation, message):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Middle(operation), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=f"layer '2' .*{message}") as error:
+        report(model, ones(model), (4,))
+    assert "\n" not in str(error.value)
+    after = torch.relu(torch.zeros(1))  # the mode is off again, and no module is followed
+    assert type(after) is Tensor
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda m, x: m.fc(x @ (m.one.weight - m.one.weight.mean())), "applies mean to the weight"),
+        (lambda m, x: m.fc(m.two(torch.ones(4)) + x), "applies linear to the weight 'two.weight'"),
+        (lambda m, x: m.fc(x + m.one.weight[0]), "adds a layer's weight"),
+        (lambda m, x: m.fc(-Doubled.apply(x)), "the model's forward pass gets what the autogr"),
+        (lambda m, x: Doubled.apply(m.fc(x)), "the model's output gets what the autograd.Function"),
+        (lambda m, x: SCRIPTED(m.fc(x)), "the model's output gets what a scripted"),
+        (lambda m, x: (m.fc(x), x), "the model's output is a tuple"),
+        (lambda m, x: torch.zeros(len(x), 3), "the model's output does not depend on its input"),
+    ],
+)
+def test_a_weight_used_in_another_way_is_refused(forward, message):
+    layers = {"one": nn.Linear(4, 4), "two": nn.Linear(4, 4), "fc": nn.Linear(4, 3)}
+    model = Written(forward, **layers)
+    with pytest.raises(ValueError, match=message):
+        report(model, ones(model), (4,))
+
+
+def test_other_uses_of_a_weight_that_are_followed():
+    """Scaled, transposed, without gradient, in a checkpoint, in a wrapper."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = functional.linear(x, m.one.weight * 0.5)
+        with torch.no_grad():
+            x = torch.matmul(x, m.two.weight.T)
+        x = checkpoint(lambda x: torch.tanh(m.three(x)), x, use_reentrant=False)
+        return m.fc(x.detach())
+
+    layers = {name: nn.Linear(4, 4) for name in ("one", "two", "three")}
+    model = Written(forward, **layers, fc=nn.Linear(4, 3))
+    masks = ones(model)
+    masks["one.weight"][0] = False  # no row of it, so no column 0 of the next
+    masks["fc.weight"][:, 1] = False  # no column of it, so no row 1 of the last but one
+    found = report(nn.DataParallel(model), masks, (4,))
+    left = {name: layer["effective"] for name, layer in found["layers"].items()}
+    assert left == {"one.weight": 12, "two.weight": 12, "three.weight": 12, "fc.weight": 9}
+    assert found["macs_dense"] == 3 * 16 + 12
+
+
+@pytest.mark.parametrize("last", [functional.log_softmax, functional.softmax])
+def test_a_softmax_at_the_end_brings_no_dead_class_to_life(last):
+    model = Written(lambda m, x: last(m.fc(m.two(m.one(x))), 1), **three())
+    masks = ones(model)
+    masks["fc.weight"][1] = False
+    assert report(model, masks, (4,))["dead_classes"] == 1
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(), nn.BatchNorm1d(4)])
+def test_a_model_without_layers_is_refused(model):
+    with pytest.raises(ValueError, match="no conv or linear weight"):
+        report(model, {}, (4,))
 
 
 def test_masks_that_do_not_fit_are_refused():

@@ -432,6 +432,45 @@ class Picked(nn.Module):
         return self.fc(picked) + self.columns(torch.relu(self.other(x)).mean((1, 2)))
 
 
+class Reread(nn.Module):
+    """Parameters that the forward pass reads beside the layers that hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Linear(4, 9, bias=False), nn.BatchNorm1d(9)
+        self.up, self.down, self.fc = nn.Linear(9, 8), nn.Linear(8, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.bn(self.stem(x)) @ self.stem.weight @ self.stem.weight.T)
+        hidden = functional.linear(torch.relu(self.up(hidden)), self.up.weight.T, self.down.bias)
+        return self.fc(torch.relu(hidden)) + self.down.weight.sum() + self.up.bias[0]
+
+
+class Inside(nn.Module):
+    """A layer that is called by itself and by the module that holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.out, self.fc = nn.Linear(8, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.encoder.linear1(x))
+        return self.fc(self.encoder(x) + self.out(hidden)).mean(1)
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.two(torch.relu(self.one(x)))))
+
+
 class Tokens(nn.Module):
     """Linear layers over the last of three dimensions, a norm over the second, attention."""
 
@@ -452,6 +491,9 @@ OTHERS = {
     "joined": (Joined, (2, 5, 5)),
     "picked": (Picked, (2, 5, 4)),
     "tokens": (Tokens, (6, 5)),
+    "reread": (Reread, (4,)),
+    "inside": (Inside, (3, 4)),
+    "tied": (Tied, (6,)),
     "over the columns": (
         lambda: nn.Sequential(
             nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Flatten(2),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr.sparsity import prunable
-from ckasr.sparsity.masks import check_masks, uncompiled
+from ckasr.sparsity.masks import check_masks, unwrapped
 
 if TYPE_CHECKING:
     from .plan import Convolution, Unit
@@ -21,7 +21,7 @@ class SparseExecution:
     """Handle of a model under sparse execution; see :func:`sparse_execution`."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        model = uncompiled(model)
+        model = unwrapped(model)
         weights = prunable(model)
         check_masks(weights, masks)
         self.model = model

@@ -1,19 +1,25 @@
 """Saliency scores: how much each weight matters, higher = kept.
 
 Pure functions. They compute in float64 on copies of the weights, so that the ranking owes nothing
-to rounding, and leave the model as it was: weights, gradients, batch-norm statistics, mode.
+to rounding, also where the model itself casts to less. They leave the model as it was (weights,
+gradients, batch-norm statistics, mode), and torch's global random generators too. Inputs of a
+floating-point type become float64; integers, such as tokens, stay as they are.
 """
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ckasr.sparsity import prunable
-from ckasr.sparsity.masks import uncompiled
+from ckasr.sparsity import paths, prunable
+from ckasr.sparsity.masks import unwrapped
+
+from .flow import InFloat64, LinearFlow
 
 Scores = dict[str, Tensor]
 
@@ -28,12 +34,13 @@ def score(
     targets: Tensor | None = None,
     **options: Any,
 ) -> Scores:
-    """Saliency of every conv and linear weight: name -> float64 tensor of the weight's shape.
+    """Saliency of every weight that `prunable` names: name -> float64 tensor of its shape.
 
     method: ``magnitude``, ``snip``, ``grasp`` or ``synflow``; options are those of the function of
     that name below. inputs (N, C, H, W), targets (N,) int64: magnitude needs neither, synflow only
     the inputs' shape. Raises LookupError for an unknown method, ValueError for a missing batch, a
-    model without a conv or linear layer, and scores that are not finite.
+    model without a conv or linear layer, scores that are not finite, and a model through which
+    SynFlow has no linear flow.
     """
     functions = {"magnitude": magnitude, "snip": snip, "grasp": grasp, "synflow": synflow}
     needs = {"magnitude": (), "synflow": ("inputs",)}.get(method, ("inputs", "targets"))
@@ -52,6 +59,7 @@ def magnitude(model: nn.Module) -> Scores:
     return {name: w.detach().double().abs() for name, w in _weights(model).items()}
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def snip(
     model: nn.Module,
@@ -67,11 +75,13 @@ def snip(
     """
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
-    for loss in _losses(copy, inputs, targets, chunk):
-        torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
+    with copy.pure():
+        for loss in _losses(copy, inputs, targets, chunk):
+            torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
     return copy.scores(g.mul(w).abs() for g, w in zip(gradients, copy.values, strict=True))
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def grasp(
     model: nn.Module,
@@ -90,19 +100,24 @@ def grasp(
     then the sum of the chunks' Hessians times the whole gradient, as in the authors' code. Raises
     ValueError for targets that lack a class: the ranking would be blind to it.
     """
-    _check_classes(_Copy(model, training=False), inputs, targets)
+    copy = _Copy(model, training=False)
+    with copy.pure():
+        _check_classes(copy, inputs, targets)
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
-    for loss in _losses(copy, inputs, targets, chunk, temperature):
-        torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
+    with copy.pure():
+        for loss in _losses(copy, inputs, targets, chunk, temperature):
+            torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
     products = [torch.zeros_like(w) for w in copy.weights.values()]
-    for loss in _losses(copy, inputs, targets, chunk, temperature):
-        of_chunk = torch.autograd.grad(loss, create_graph=True, **copy.wanted)
-        inner = sum((g * h).sum() for g, h in zip(gradients, of_chunk, strict=True))
-        torch._foreach_add_(products, torch.autograd.grad(inner, **copy.wanted))
+    with copy.pure():  # anew, so that dropout draws the same again
+        for loss in _losses(copy, inputs, targets, chunk, temperature):
+            of_chunk = torch.autograd.grad(loss, create_graph=True, **copy.wanted)
+            inner = sum((g * h).sum() for g, h in zip(gradients, of_chunk, strict=True))
+            torch._foreach_add_(products, torch.autograd.grad(inner, **copy.wanted))
     return copy.scores(h.mul(w) for h, w in zip(products, copy.values, strict=True))
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def synflow(
     model: nn.Module, inputs: Tensor, *, masks: Mapping[str, Tensor] | None = None
@@ -110,21 +125,33 @@ def synflow(
     """|w| dR/d|w|, R the sum of outputs for an image of ones (Tanaka et al. 2020, equation 2).
 
     Every parameter enters R by its absolute value and batch norms in eval mode with mean zero, so
-    R sums over paths; only the inputs' shape is read. masks: score what they leave. In a
-    feed-forward network without biases all layers have the same total.
+    R sums over paths; only the inputs' shape is read (of tokens, every embedding is one of ones).
+    masks: score what they leave. In a feed-forward network without biases all layers have the same
+    total.
+
+    R must be linear in the flow: ReLU and its like, which leave positive values as they are, sums,
+    averages, maxima, batch norms and dropout in eval mode. The upper limit of ReLU6, hardtanh and
+    clamp is left out, as the image of ones could be as small. Raises ValueError, with the name of
+    the layer, for anything else: smooth or saturating activations, softmax, layer norm, attention,
+    gates, differences of branches.
     """
-    copy = _Copy(model, training=False)
+    copy = _Copy(model, training=False, linear=True)
     with torch.no_grad():
-        for name, parameter in copy.parameters.items():
+        for parameter in copy.parameters.values():
             parameter.abs_()
+        for name, weight in copy.weights.items():
             if masks is not None and name in masks:
-                parameter.mul_(masks[name])
+                weight.masked_fill_(~masks[name].to(weight.device), 0)
+        if not inputs.is_floating_point():
+            copy.fill_embeddings()
         for name, buffer in copy.buffers.items():
             # A mean would be subtracted, and what ReLU then cuts off is no path.
             if name.endswith("running_mean"):
                 buffer.zero_()
-    output = copy(torch.ones_like(inputs[:1])).sum()
-    gradients = torch.autograd.grad(output, **copy.wanted)
+    flow = torch.ones_like if inputs.is_floating_point() else torch.zeros_like
+    with copy.pure():
+        output = copy(flow(inputs[:1])).sum()
+        gradients = torch.autograd.grad(output, **copy.wanted)
     return copy.scores(g.mul(w) for g, w in zip(gradients, copy.values, strict=True))
 
 
@@ -168,11 +195,15 @@ def per_class(
 
 
 class _Copy:
-    """A float64 copy of a model's tensors, run through the model's own code."""
+    """A float64 copy of a model's tensors, run through the model's own code.
 
-    def __init__(self, model: nn.Module, training: bool) -> None:
-        self.model, self.training = uncompiled(model), training
-        names = _weights(model)
+    linear: refuse, by layer name, whatever makes the output no linear function of the input.
+    """
+
+    def __init__(self, model: nn.Module, training: bool, linear: bool = False) -> None:
+        self.model, self.training = unwrapped(model), training
+        self.layers = paths.LayerNames(self.model)
+        self.mode = LinearFlow(self.layers) if linear else InFloat64()
         self.parameters = {
             name: p.detach().to(torch.float64, copy=True)
             for name, p in self.model.named_parameters()
@@ -181,18 +212,45 @@ class _Copy:
             name: b.detach().to(torch.float64 if b.is_floating_point() else b.dtype, copy=True)
             for name, b in self.model.named_buffers()
         }
-        self.weights = {name: self.parameters[name].requires_grad_() for name in names}
+        # By identity: wrappers within the model are part of a parameter's name, but not of ours.
+        own = {id(p): self.parameters[name] for name, p in self.model.named_parameters()}
+        self.weights = {name: own[id(w)].requires_grad_() for name, w in _weights(model).items()}
         self.device = next(iter(self.weights.values())).device
 
     def __call__(self, x: Tensor) -> Tensor:
         modes = {module: module.training for module in self.model.modules()}
         self.model.train(self.training)
         try:
-            tensors = self.parameters | self.buffers
-            return functional_call(self.model, tensors, (x.to(self.device, torch.float64),))
+            dtype = torch.float64 if x.is_floating_point() else x.dtype
+            x = x.to(self.device, dtype, copy=True)
+            with self._as_written(), self.layers, self.mode:
+                x = self.mode.begin(x)
+                return functional_call(self.model, self.parameters | self.buffers, (x,))
         finally:
             for module, training in modes.items():
                 module.training = training
+
+    def _as_written(self) -> AbstractContextManager:
+        """Without the graphs that torch.compile made of modules within the model."""
+        compiled = any(
+            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+            for module in self.model.modules()
+        )
+        return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+    @contextmanager
+    def pure(self) -> Iterator[None]:
+        """Random generators as before in the end; attention that can be differentiated twice."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def fill_embeddings(self) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Embedding):
+                table = self.parameters[f"{name}.weight" if name else "weight"]
+                if not table.requires_grad:
+                    table.fill_(1)
 
     @property
     def wanted(self) -> dict[str, Any]:

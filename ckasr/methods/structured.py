@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ckasr.data import data_root
 from ckasr.models import load_pretrained
 from ckasr.sparsity import dense_masks, prunable
+from ckasr.sparsity.masks import CONVOLUTIONS
 
 from .finetune import Finetuned
 from .method import Context, Phase
@@ -122,7 +123,9 @@ class Structured(Finetuned):
         original = copy.deepcopy(context.model).cpu()
         masks = _Channels(context).remove(removed)
         # Rebuilt, as the weights are other tensors now; masks of ones, as what is left stays.
-        context.model.to(memory_format=torch.channels_last)
+        for module in context.model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
         context.masks = dense_masks(context.model)
         self._removed, self._counted = removed, (original, masks)
 
@@ -134,19 +137,29 @@ class _Channels:
         self.package = _torch_pruning()
         self.model, self.kept = context.model, context.kept
         self.sizes = {name: weight.shape for name, weight in prunable(self.model).items()}
-        grouped = [
-            name
-            for name in self.sizes
-            if getattr(self.model.get_submodule(name.removesuffix(".weight")), "groups", 1) != 1
+        layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in self.sizes}
+        for name, layer in layers.items():
+            if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+                raise ValueError(
+                    f"weight {name!r} belongs to a {type(layer).__name__}: method 'structured' "
+                    "prunes convolutions and linear layers only"
+                )
+            if getattr(layer, "groups", 1) != 1:
+                raise ValueError(
+                    f"layer {name!r} is a grouped convolution: method 'structured' prunes plain "
+                    "ones only"
+                )
+        self.names = {layer: name for name, layer in layers.items()}
+        shared = [
+            path
+            for path, module in self.model.named_modules()
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and module not in self.names
         ]
-        if grouped:
+        if shared:
             raise ValueError(
-                f"layer {grouped[0]!r} is a grouped convolution: method 'structured' prunes plain "
-                "ones only"
+                f"layer {shared[0]!r} shares its weight with another: method 'structured' cannot "
+                "take channels out of one of them"
             )
-        self.names = {
-            self.model.get_submodule(name.removesuffix(".weight")): name for name in self.sizes
-        }
         training = self.model.training
         image = next(context.samples())[0][:1]
         with torch.enable_grad():  # the package reads the graph that autograd builds

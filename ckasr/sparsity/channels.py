@@ -43,7 +43,7 @@ class Channels:
 
 @dataclass
 class Layer:
-    """A convolution or linear layer of the graph, called once."""
+    """A convolution or linear layer of the graph, called once and read by nothing else."""
 
     module: nn.Module
     source: fx.Node | None  # whose channels it reads; None: they are not followed
@@ -205,8 +205,19 @@ class Network:
 
 
 def count_calls(traced: fx.GraphModule) -> dict[fx.Node, int]:
-    """How often the graph calls the module that a node calls; 0 for a node that calls none."""
+    """How often the graph uses the module that a node calls; 0 for a node that calls none.
+
+    A use is a call, a parameter of it that the forward pass reads by itself, and a call of another
+    module that holds it: where there is more than one, the layer must stay as it is.
+    """
+    modules = dict(traced.named_modules())
     counts = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
+    inside = {
+        part for name in counts for part in modules[name].modules() if part is not modules[name]
+    }
+    held = Counter(name for name in counts if modules[name] in inside)
+    read = Counter(n.target.rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr")
+    counts = counts + held + read
     return {n: counts[n.target] if n.op == "call_module" else 0 for n in traced.graph.nodes}
 
 

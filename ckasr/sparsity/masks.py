@@ -1,8 +1,8 @@
 """Which weights live: drawing masks, and holding a model to them.
 
 A *mask* is a bool tensor of its weight's shape, True where the weight stays. Masks cover every
-conv and linear weight of a model (a layer left dense has a mask of ones); biases and norms are
-never masked.
+weight that `prunable` names (a layer left dense has a mask of ones); biases and norms are never
+masked.
 """
 
 import difflib
@@ -16,36 +16,99 @@ from .densities import Shapes, allocate
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""The projections that nn.MultiheadAttention holds itself; the output's is a layer of its own."""
+_REFUSED = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.RNNCellBase, torch.jit.ScriptModule)
+_WRAPPERS = (
+    nn.DataParallel,
+    nn.parallel.DistributedDataParallel,
+    torch.optim.swa_utils.AveragedModel,
+)
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""An integer type of as many bytes as a floating-point type."""
+
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that sparsity counts: of every convolution and linear layer, by name.
+    """The weights that sparsity counts: of every convolution, linear, bilinear and attention layer.
 
-    Keys are parameter names as in ``model.named_parameters()``, in its order; a weight that two
-    layers share appears once. Transposed convolutions and embeddings are not taken. Raises
-    ValueError for a layer whose weight is no plain parameter (torch.nn.utils.prune and
-    parametrize replace it).
+    A key is the parameter's name in ``model.named_parameters()``, without what wrappers
+    (DataParallel, DistributedDataParallel, AveragedModel, torch.compile) put before it, so that a
+    wrapped model has the names of the model itself. The order is that of ``named_modules()``. A
+    weight that several layers share appears once, under the name of the first of them. Of
+    nn.MultiheadAttention the input projections count (``in_proj_weight``, or three weights where
+    keys or values have another width) and the output projection. Embeddings are look-up tables
+    and do not count.
+
+    Raises ValueError, with the layer's name, for a layer whose weight is no plain parameter
+    (torch.nn.utils.prune and parametrize replace it) or is not initialised yet (lazy layers), and
+    for transposed convolutions, recurrent layers and scripted modules, which are not supported.
+    Weights
+    that a module of another kind holds and multiplies by itself cannot be seen, and do not count.
     """
-    model = uncompiled(model)
     weights: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for path, module in model.named_modules():
-        if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            continue
-        weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if weight is None:
-            raise ValueError(
-                f"layer {path!r} has no plain weight parameter: "
-                "undo its pruning or parametrisation first"
-            )
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            weights[f"{path}.weight" if path else "weight"] = weight
+    for path, module in _named_modules(unwrapped(model), "", set()):
+        for attribute in _attributes(path, module):
+            weight = module._parameters[attribute]
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                weights[f"{path}.{attribute}" if path else attribute] = weight
     return weights
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that torch.compile wrapped, or the module itself."""
-    return getattr(model, "_orig_mod", model)
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, _WRAPPERS):
+            model = model.module
+        else:
+            return model
+
+
+def _named_modules(
+    module: nn.Module, path: str, seen: set[nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """As ``module.named_modules()``, but wrappers within the model leave no trace in the names."""
+    if module in seen:
+        return
+    seen.add(module)
+    yield path, module
+    for name, child in module.named_children():
+        yield from _named_modules(unwrapped(child), f"{path}.{name}" if path else name, seen)
+
+
+def _attributes(path: str, module: nn.Module) -> list[str]:
+    """Which of a module's own parameters are weights that count."""
+    if isinstance(module, _REFUSED):
+        raise ValueError(
+            f"{_called(path)} is a {type(module).__name__}, whose weights are not supported: "
+            "sparsity counts convolutions, linear and bilinear layers, and nn.MultiheadAttention"
+        )
+    if isinstance(module, nn.MultiheadAttention):
+        attributes = [name for name in _ATTENTION if module._parameters.get(name) is not None]
+        if not attributes:
+            raise ValueError(_no_parameter(path))
+        return attributes
+    if not isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.Bilinear)):
+        return []
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise ValueError(_no_parameter(path))
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"{_called(path)} is not initialised yet: run the model on a batch first")
+    return ["weight"]
+
+
+def _no_parameter(path: str) -> str:
+    return (
+        f"{_called(path)} has no plain weight parameter: undo its pruning or parametrisation first"
+    )
+
+
+def _called(path: str) -> str:
+    return f"layer {path!r}" if path else "the model"
 
 
 def dense_masks(model: nn.Module) -> "Masks":
@@ -112,22 +175,33 @@ class Masks(Mapping[str, Tensor]):
     changes them in place and calls `refresh`, or hands new ones to `update`: every tensor keeps
     its address, so a captured CUDA graph of the step stays valid.
 
+    Where a layer's parameter is replaced by another of the same shape (as by
+    ``load_state_dict(assign=True)``), its mask holds for the new one; layers that shared a weight
+    keep its mask even if they share it no longer.
+
     Raises ValueError for a mask that is missing, unknown, of another shape, or not bool.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.version = 0
         """Counts the changes of the masks."""
-        self._weights = prunable(model)
-        check_masks(self._weights, masks)
+        weights = prunable(model)
+        check_masks(weights, masks)
+        names = {id(weight): name for name, weight in weights.items()}
+        # Every module that holds a weight of ours: two or more where they share it.
+        self._holders = [
+            (names[id(module._parameters[attribute])], module, attribute)
+            for path, module in _named_modules(unwrapped(model), "", set())
+            for attribute in _attributes(path, module)
+        ]
         self._masks = {
-            name: masks[name].to(weight.device, copy=True) for name, weight in self._weights.items()
+            name: masks[name].to(weight.device, copy=True) for name, weight in weights.items()
         }
-        # Multiplied into the weights: a product of equal types and strides is one fused kernel
+        # Multiplied into the weights: a product of equal strides and bytes is one fused kernel
         # over all layers, a product with a bool is one kernel a layer.
         self._factors = {
-            name: torch.empty_like(weight, requires_grad=False)
-            for name, weight in self._weights.items()
+            name: torch.empty_like(weight, dtype=_BITS[weight.element_size()], requires_grad=False)
+            for name, weight in weights.items()
         }
         self.refresh()
 
@@ -150,7 +224,7 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Copy new masks, for all layers or some, into the ones that are held."""
-        check_masks({name: self._weights[name] for name in masks if name in self}, masks)
+        check_masks({name: self._masks[name] for name in masks if name in self}, masks)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
         self.refresh()
@@ -161,17 +235,37 @@ class Masks(Mapping[str, Tensor]):
 
         To be called after every optimiser step: weight decay and momentum move a pruned weight
         even where its gradient is zero. Any state tensor of the weight's shape is masked
-        (momentum, Adam's moments). No host synchronisation, fit for capture in a CUDA graph.
+        (momentum, Adam's moments). Pruned entries become zero whatever they were, infinities and
+        NaN included. No host synchronisation, fit for capture in a CUDA graph. Raises ValueError
+        where a layer no longer has a parameter of its mask's shape.
         """
-        targets: list[Tensor] = list(self._weights.values())
-        factors = list(self._factors.values())
-        if optimizer is not None:
-            for name, weight in self._weights.items():
-                for state in optimizer.state.get(weight, {}).values():
-                    if isinstance(state, Tensor) and state.shape == weight.shape:
-                        targets.append(state)
-                        factors.append(self._factors[name])
+        targets: list[Tensor] = []
+        factors: list[Tensor] = []
+        for name, weight in self._weights():
+            tensors = [weight]
+            if optimizer is not None:
+                tensors += [
+                    state
+                    for state in optimizer.state.get(weight, {}).values()
+                    if isinstance(state, Tensor) and state.shape == weight.shape
+                ]
+            # Their bits as integers, as 0 times infinity is NaN, but 0 times any integer is 0.
+            targets += [tensor.view(_BITS[tensor.element_size()]) for tensor in tensors]
+            factors += [self._factors[name]] * len(tensors)
         torch._foreach_mul_(targets, factors)
+
+    def _weights(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that the layers hold now, each with the name of its mask."""
+        found: dict[nn.Parameter, str] = {}
+        for name, module, attribute in self._holders:
+            weight = module._parameters.get(attribute)
+            if weight is None or weight.shape != self._masks[name].shape:
+                raise ValueError(
+                    f"weight {name!r} is no longer a parameter of shape "
+                    f"{tuple(self._masks[name].shape)}: make new masks for the changed model"
+                )
+            found[weight] = name
+        return [(name, weight) for weight, name in found.items()]
 
 
 def check_masks(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

@@ -2,32 +2,14 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .masks import CONVOLUTIONS, check_masks, prunable, uncompiled
+from .masks import CONVOLUTIONS, check_masks, prunable, unwrapped
+from .paths import Paths
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch norm and instance norm
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
-_ACTIVATIONS = tuple(
-    getattr(nn.modules.activation, name)
-    for name in nn.modules.activation.__all__
-    if name not in ("MultiheadAttention", "GLU")
-)
-_AVERAGES = {
-    nn.MaxPool1d: nn.AvgPool1d,
-    nn.MaxPool2d: nn.AvgPool2d,
-    nn.MaxPool3d: nn.AvgPool3d,
-    nn.AdaptiveMaxPool1d: nn.AdaptiveAvgPool1d,
-    nn.AdaptiveMaxPool2d: nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool3d: nn.AdaptiveAvgPool3d,
-}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -53,12 +35,20 @@ def report(
     Without `input_shape` the first layer tells it: its inputs, and 32 x 32 pixels for a 2-d
     convolution; give it for anything else.
 
-    Paths are followed through the model's own forward pass, so skips, pooling and padding need
-    no description (see `_trace`). Raises ValueError for masks that do not fit, for a model that
-    gives no (batch, classes), and for attention, whose paths this cannot follow.
+    Paths are followed through the model's own forward pass, operation by operation, so skips,
+    pooling, attention and padding need no description (see `paths`). A path may lead through any
+    function of a value whatever its slope, through each factor of a product unless the other one
+    is zero, and from each value to all that are normalised with it (layer norm, group norm,
+    softmax; a softmax at the model's end is left out). A value that is constant, such as a bias,
+    starts no path. Raises ValueError, with the name of the layer, for an operation that cannot be
+    followed (a branch or an index that the input decides, a custom autograd.Function,
+    nn.MultiheadAttention, and any operation that `paths` does not list); and for masks that do not
+    fit, a model without a weight to prune, or one that gives no (batch, classes).
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     weights = prunable(model)
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no conv or linear weight to report on")
     check_masks(weights, masks)
     masks = {name: masks[name].detach().cpu() for name in weights}
     shape = default_input_shape(model) if input_shape is None else tuple(input_shape)
@@ -101,17 +91,13 @@ def default_input_shape(model: nn.Module) -> tuple[int, ...]:
     raise ValueError(f"give input_shape: it cannot be told from a {type(first).__name__}")
 
 
-class _Trace:
-    """What one pass over a model finds: live weights, reached classes, output positions."""
+class _Trace(NamedTuple):
+    """What following the paths of a model finds: live weights, reached classes, positions."""
 
     live: dict[str, Tensor]  # bool masks of the weights on a path from input to output
     reached: Tensor  # (classes,) bool
     positions: dict[str, int]  # places at which each weight is used for one input
-    last: str  # the layer that ran last: the classifier
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.positions = dict.fromkeys(names, 0)
-        self.last = ""
+    last: str  # the weight that was used last: the classifier's
 
 
 def _trace(
@@ -120,70 +106,56 @@ def _trace(
     masks: Mapping[str, Tensor],
     input_shape: tuple[int, ...],
 ) -> _Trace:
-    """Follow every path through a copy of the model whose weights are its masks.
-
-    Two inputs go in, black (zeros) and white (ones). A unit is reached when it tells them apart,
-    so whatever is constant (shifts, position embeddings, sigmoid(0)) reaches nothing. Where they
-    enter a prunable layer, values and gradients are clipped to {0, 1}: all that is asked is
-    whether there is a path, and the number of paths would overflow. As nothing is negative,
-    nothing cancels, and the gradient of a mask's entry is positive exactly where a path uses it.
-    """
-    copied = _skeleton(model, weights, masks)
-    trace = _Trace(list(weights))
-    params = prunable(copied)
-    names = {id(param): name for name, param in params.items()}
-
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_Clip.apply(args[0]), *args[1:])
-
-    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        name = names[id(module.weight)]
-        trace.positions[name] += output[0].numel() // module.weight.shape[0]
-        trace.last = name
-
-    for module in copied.modules():
-        if id(getattr(module, "weight", None)) in names:
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after)
-
-    white = torch.ones(input_shape, dtype=torch.float64, device="cpu")
-    with torch.enable_grad():
-        output = copied(torch.stack([torch.zeros_like(white), white]))
-        if output.ndim != 2 or output.shape[1] != masks[trace.last].shape[0]:
+    """Follow every path through a copy of the model whose weights are its masks (see `Paths`)."""
+    with torch.inference_mode(False):
+        copied = _skeleton(model, weights, masks)
+        params = prunable(copied)
+        names = {id(param): name for name, param in params.items()}
+        factors: list[tuple[Tensor, Tensor]] = []
+        Paths(copied, names, True, factors).run(input_shape)
+        paths = Paths(copied, names, False, factors)
+        output = paths.run(input_shape)
+        last = paths.last
+        if not last or output.ndim != 2 or output.shape[1] != masks[last].shape[0]:
             raise ValueError(
-                f"the model gives shape {tuple(output.shape)} from its last layer {trace.last!r}: "
+                f"the model gives shape {tuple(output.shape)} from its last layer {last!r}: "
                 "the report needs a classifier, (batch, classes)"
             )
-        output[1].sum().backward()
-    trace.reached = output[1].detach() > output[0].detach()
-    trace.live = {
+        output.sum().backward()
+    live = {
         name: masks[name] & (param.grad > 0) if param.grad is not None else masks[name] & False
         for name, param in params.items()
     }
-    return trace
+    positions = {name: count // 2 for name, count in paths.positions.items()}
+    return _Trace(live, output[0].detach() > 0, positions, last)
 
 
 def _skeleton(
     model: nn.Module, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
 ) -> nn.Module:
-    """A float64 copy on the CPU, in eval mode: weights are masks, gains 1, biases 0."""
+    """A float64 copy on the CPU, in eval mode: weights are masks, other parameters ones."""
     # What the copy is to hold in place of an original goes into deepcopy's memo, so that no weight
     # is copied.
     memo = without_hooks(model)
-    for path, param in model.named_parameters():
-        fill = torch.zeros if path.split(".")[-1] == "bias" else torch.ones
-        memo[id(param)] = nn.Parameter(fill(param.shape, dtype=torch.float64), requires_grad=False)
+    for param in model.parameters():
+        ones = torch.ones(param.shape, dtype=torch.float64, device="cpu")
+        memo[id(param)] = nn.Parameter(ones, requires_grad=False)
     for name, weight in weights.items():
         memo[id(weight)] = nn.Parameter(masks[name].double())
-    copied = copy.deepcopy(model, memo).to("cpu", torch.float64).eval()
+    try:
+        copied = copy.deepcopy(model, memo).to("cpu", torch.float64).eval()
+    except Exception as error:  # whatever its modules raise
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, so its paths cannot be followed: {error}"
+        ) from error
     for path, module in list(copied.named_modules()):
+        for name, child in module.named_children():
+            module._modules[name] = unwrapped(child)
         if isinstance(module, nn.MultiheadAttention):
-            raise ValueError(f"layer {path!r} is attention: its paths cannot be followed")
-        if isinstance(module, _NORMS + _ACTIVATIONS) and path:
-            copied.set_submodule(path, nn.Identity())
-        elif isinstance(module, tuple(_AVERAGES)) and path:
-            # A maximum passes its gradient to one of equal inputs, an average to all.
-            copied.set_submodule(path, _average(path, module))
+            raise ValueError(
+                f"layer {path!r} is attention: its paths cannot be followed; write it with "
+                "nn.Linear and scaled_dot_product_attention"
+            )
     return copied
 
 
@@ -195,25 +167,3 @@ def without_hooks(model: nn.Module) -> dict[int, object]:
         for module in model.modules()
         for hooks in (getattr(module, kind) for kind in _HOOKS)
     }
-
-
-def _average(path: str, pool: nn.Module) -> nn.Module:
-    average = next(new for old, new in _AVERAGES.items() if isinstance(pool, old))
-    if hasattr(pool, "output_size"):
-        return average(pool.output_size)
-    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
-        raise ValueError(f"layer {path!r} is a dilated pooling: its paths cannot be followed")
-    return average(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
-
-
-class _Clip(torch.autograd.Function):
-    """(black, white) values to (0, is white brighter); gradients likewise."""
-
-    @staticmethod
-    def forward(ctx: object, pair: Tensor) -> Tensor:
-        reached = (pair[1] > pair[0]).to(pair.dtype)
-        return torch.stack([torch.zeros_like(reached), reached])
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return (grad > 0).to(grad.dtype)

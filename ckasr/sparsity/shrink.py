@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .channels import Network, count_calls
-from .masks import CONVOLUTIONS, check_masks, prunable, uncompiled
+from .masks import CONVOLUTIONS, check_masks, prunable, unwrapped
 from .report import default_input_shape, without_hooks
 
 _FOLDS = {
@@ -38,12 +38,13 @@ def shrink(
 
     Followed are plain convolutions and linear layers and what joins them in ResNets and MLPs:
     sums, ReLU and its like, dropout, pooling, means and slices over pixels, flattening, zero
-    padding. Around any other operation all channels are kept: exact, but larger than need be.
+    padding. Around any other operation all channels are kept: exact, but larger than need be. So
+    is a layer whose parameters the forward pass also reads by itself.
     Raises ValueError for masks that do not fit, a model that does not take the input shape, and
     one that torch.fx cannot trace faithfully (a branch on values, in-place changes of what others
     read).
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     weights = prunable(model)
     check_masks(weights, masks)
     shape = default_input_shape(model) if input_shape is None else tuple(input_shape)

@@ -260,6 +260,10 @@ class TestImpossible:
         with pytest.raises(ValueError, match="12 images but 11 labels"):
             score(network(), "snip", x, y[:-1])
 
+    def test_chunks_of_nothing(self):
+        with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
+            score(network(), "snip", *batch(), chunk=0)
+
     def test_unknown_score(self):
         with pytest.raises(LookupError, match=r"no score called 'synflo'.*synflow"):
             score(network(), "synflo", batch()[0])

@@ -237,7 +237,7 @@ class L0(Finetuned):
 
     def restore(self, state: dict[str, Any], context: Context) -> None:
         self._multiplier = state["multiplier"]
-        self._open_before_cut = state["open_before_cut"]
+        self._open_before_cut = state.get("open_before_cut")
         if state["gated"]:
             self._add_gates(context)
 

@@ -233,6 +233,8 @@ def _losses(
     """
     if len(inputs) != len(targets) or not len(inputs):
         raise ValueError(f"{len(inputs)} images but {len(targets)} labels: give one for each")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1: the most images scored at a time")
     parts = math.ceil(len(inputs) / chunk)
     for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
         loss = nn.functional.cross_entropy(copy(x) / temperature, y.to(copy.device))

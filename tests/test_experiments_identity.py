@@ -121,3 +121,11 @@ def test_an_option_added_without_a_value_for_the_past_is_noticed(monkeypatch):
     assert Settings.from_dict(old).id != name
     monkeypatch.setitem(identity.OPTIONS["rigl"], "extra", 1)
     assert Settings.from_dict(old).id == name
+
+
+def test_a_new_default_of_the_term_leaves_the_baselines_their_names(monkeypatch):
+    name = Settings().id
+    monkeypatch.setattr(Settings, "samples", 16)  # what a run without the term is set to
+    changed = Settings()
+    assert changed.samples == 16
+    assert changed.id == name

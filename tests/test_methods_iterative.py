@@ -345,6 +345,19 @@ class TestGrowingL2:
             assert left[0] < now[outside].norm() / before[outside].norm() < left[1], name
             assert now[inside].norm() > 0.5 * before[inside].norm(), name
 
+    def test_acts_on_a_layer_that_the_forward_pass_does_not_use(self):
+        trained = engine(DLTH(ceiling=10.0, learning_rate=0.02, share=2.0), epochs=3)
+        net = trained.context.model
+        net.spare = nn.Linear(50, 50)
+        start = net.spare.weight.detach().clone()
+        for entry in trained.epochs():
+            if entry["phase"] == "transform" and entry["epoch"] == 6:
+                break
+        outside = ~trained.method.ticket(trained.context)["spare.weight"]
+        decayed = net.spare.weight.detach()
+        assert decayed[outside].norm() < 0.05 * start[outside].norm()
+        assert torch.equal(decayed[~outside].sign(), start[~outside].sign())
+
     @hypothesis_settings(max_examples=30)
     @given(steps=st.integers(1, 3000), ceiling=st.floats(0.01, 10))
     def test_the_budgeted_schedule_grows_for_five_ninths_of_the_steps(self, steps, ceiling):

@@ -1,12 +1,13 @@
 """L0: gates against their closed forms, the penalty's gradient, and what is left in the end."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from method_runs import engine, finished, killed, outcome, train
+from method_runs import accuracy_of, engine, finished, killed, outcome, train
 from torch import nn
 
 from ckasr import methods
@@ -160,6 +161,34 @@ class TestOutcome:
         method.after_step(running.context)
         assert method._multiplier == 0
 
+    @pytest.mark.parametrize(("unit", "steps"), [("weight", 22), ("weight", 2200), ("filter", 300)])
+    def test_the_multiplier_gains_the_same_over_a_phase_of_any_length(self, unit, steps):
+        method = L0(unit=unit, dual_rate=2.0)
+        running = started(method, sparsity=0.8)
+        gates = sum(layer.log_alpha.numel() for layer in method._gated.values())
+        running.context.steps = steps
+        for density, share in [(1.0, 1.0), (0.41, 1.0), (0.3, 0.5)]:  # asked: 0.2
+            gained = steps * method.gain(torch.tensor(density - 0.2), running.context)
+            assert gained.item() == pytest.approx(2 * math.sqrt(gates) * share, rel=1e-5)
+        method.dual_per = "step"
+        assert method.gain(torch.tensor(0.5), running.context).item() == 1.0
+
+    def test_gates_of_a_short_training_close_before_the_cut(self):
+        """30 epochs of 11 steps; with the same gain in every step, nearly all stay open."""
+        ends = {}
+        for options in ({}, {"dual_rate": 0.05, "dual_per": "step"}):
+            running = engine(L0(**options), sparsity=0.95, epochs=30)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                train(running)
+            share = running.method.measured()["open_before_cut"]
+            assert ("still had an open gate" in str([w.message for w in caught])) == (share > 0.055)
+            ends[running.method.dual_per] = share, accuracy_of(running.context.model)
+        assert 0.045 < ends["phase"][0] < 0.055, "and no more than were to close"
+        assert ends["phase"][1] > 0.9
+        assert ends["step"][0] > 0.9
+        assert ends["step"][1] < 0.5
+
     def test_gates_close_by_themselves_to_the_asked_sparsity(self):
         # Long enough for the multiplier to act: what is left for the cut is little.
         method = L0(dual_rate=1.0, rate=3.0)
@@ -180,6 +209,7 @@ class TestThroughTheOneDoor:
         parts, stops = killed(tmp_path / "parts", **settings)
         assert stops == len(whole["curves"]["epoch"])
         assert outcome(parts) == outcome(whole)
+        assert 0.1 < whole["measured"]["open_before_cut"] <= 1
         assert all((term is not None) == (beta > 0) for term in whole["curves"]["term"])
 
     def test_a_residual_network_trains(self, options, tmp_path):
@@ -200,7 +230,9 @@ class TestImpossible:
         with pytest.raises(ValueError, match=r"layer 'fc.weight' is a Special"):
             next(iter(running.epochs()))
 
-    @pytest.mark.parametrize("option", [{"unit": "layer"}, {"droprate": 1.0}, {"rate": 0.0}])
+    @pytest.mark.parametrize(
+        "option", [{"unit": "layer"}, {"droprate": 1.0}, {"rate": 0.0}, {"dual_per": "epoch"}]
+    )
     def test_bad_options_are_one_line(self, option):
         with pytest.raises(ValueError, match=f"option {next(iter(option))}="):
             methods.create("l0", option)

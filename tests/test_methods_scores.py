@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import warnings
 from pathlib import Path
 
@@ -152,6 +153,25 @@ class TestClosedForms:
             product = product + sum((a * g).sum() for a, g in zip(whole, parts, strict=True))
         for name, hg in zip(prunable(net), torch.autograd.grad(product, weights), strict=True):
             assert_close(scores[name], prunable(net)[name] * hg / 4)  # ours: means, not sums
+
+    @pytest.mark.parametrize(
+        ("count", "chunk", "sizes"),
+        [(13, 12, [7, 6]), (12, 12, [12]), (14, 4, [4, 4, 3, 3]), (9, 4, [3, 3, 3])],
+    )
+    def test_batch_statistics_are_of_equal_chunks(self, count, chunk, sizes):
+        """A small rest would have the statistics of a few images, a rest of one has none."""
+        net, (x, y) = network(), batch(count)
+        scores = score(net, "snip", x, y, train_mode=True, chunk=chunk)
+        whole = score(net, "grasp", x, y, train_mode=True, chunk=chunk)
+        assert all(s.isfinite().all() for s in whole.values())
+        net.train()
+        total = [0.0] * len(scores)
+        for part in torch.arange(count).split(sizes):
+            share = len(part) / count
+            parts = gradient(net, x[part], y[part])
+            total = [a + share * g for a, g in zip(total, parts, strict=True)]
+        for name, g in zip(scores, total, strict=True):
+            assert_close(scores[name], (prunable(net)[name] * g).abs())
 
     @hypothesis_settings(max_examples=10)
     @given(
@@ -478,6 +498,10 @@ class TestImpossible:
         with pytest.raises(ValueError, match="12 images but 11 labels"):
             score(network(), "snip", x, y[:-1])
 
+    def test_chunks_of_nothing(self):
+        with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
+            score(network(), "snip", *batch(), chunk=0)
+
     def test_unknown_score(self):
         with pytest.raises(LookupError, match=r"no score called 'synflo'.*synflow"):
             score(network(), "synflo", batch()[0])
@@ -538,7 +562,7 @@ METHODS = [
     ("snip", {}),
     ("snip", {"train_mode": False}),
     ("grasp", {}),
-    ("grasp", {"train_mode": True}),
+    ("grasp", {"train_mode": False}),
     ("grasp", {"official": True}),
     ("synflow", {"steps": 20}),
 ]
@@ -584,7 +608,7 @@ def test_synflow_never_revives_a_weight():
     with torch.no_grad():
         net[0].weight[0] = net[1].weight[:, 0] = 10
     batches = [(torch.zeros(1, 2), torch.zeros(1))]
-    context = methods.Context(net, 17 / 21, "erk", 0, 1, lambda: iter(batches))
+    context = methods.Context(net, 0.82, "erk", 0, 1, lambda: iter(batches))
     context.masks = dense_masks(net)
     # 21 weights, then 9 (one unit, six weights of the classifier), then 4.
     methods.create("synflow", {"steps": 2}).prepare(context)
@@ -592,9 +616,64 @@ def test_synflow_never_revives_a_weight():
     assert context.masks["1.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
 
 
+@pytest.mark.parametrize("steps", [3, 10])
+def test_synflow_rounds_what_it_prunes_down(steps, monkeypatch):
+    """As the authors' code, so that it keeps the count of the next integer above; the end exact."""
+    seen, real = [], methods.scores.synflow
+
+    def spy(model, x, *, masks):
+        seen.append(sum(int(mask.sum()) for mask in masks.values()))
+        return real(model, x, masks=masks)
+
+    monkeypatch.setattr(methods.scores, "synflow", spy)
+    context = context_of("lenet300", 0.9)
+    methods.create("synflow", {"steps": steps}).prepare(context)
+    total = sum(mask.numel() for mask in context.masks.values())
+    densities = [0.1 ** (step / steps) for step in range(steps)]
+    assert seen == [math.ceil(d * total) for d in densities]
+    assert seen != [round(d * total) for d in densities]
+    assert sum(int(mask.sum()) for mask in context.masks.values()) == context.kept
+
+
+def test_grasp_scores_by_batch_statistics_unless_told_otherwise():
+    context = context_of("resnet20", 0.95)
+    x, y = per_class(context.samples(), 10, 10)
+    for options, train_mode in (({}, True), ({"train_mode": False}, False)):
+        methods.create("grasp", options).prepare(context)
+        expected = score(context.model, "grasp", x, y, train_mode=train_mode)
+        assert_same(context.masks, global_topk_masks(expected, context.kept))
+    with pytest.raises(ValueError, match="exclude each other"):
+        methods.create("grasp", {"official": True, "train_mode": False})
+
+
+def assert_same(masks, others) -> None:
+    for name, mask in masks.items():
+        assert torch.equal(mask, others[name]), name
+
+
+def test_the_official_grasp_has_two_parts_of_an_odd_batch(monkeypatch):
+    asked = []
+    grasp = methods.scores.grasp
+    monkeypatch.setattr(
+        methods.scores,
+        "grasp",
+        lambda *a, **k: asked.append((len(a[1]), k["chunk"])) or grasp(*a, **k),
+    )
+    context = context_of("lenet300", 0.5)
+    context.num_classes = 10
+    images = [(x[y < 9], y[y < 9]) for x, y in context.samples()]
+    net = models.create("lenet300", num_classes=9, input_shape=tuple(images[0][0].shape[1:]))
+    context = methods.Context(net, 0.5, "erk", 0, 9, lambda: iter(images))
+    context.masks = dense_masks(net)
+    methods.create("grasp", {"official": True, "samples": 1}).prepare(context)
+    ((count, chunk),) = asked
+    assert count == 9
+    assert math.ceil(count / chunk) == 2
+
+
 def test_the_three_forms_of_grasp_give_three_masks():
     masks = []
-    for options in ({}, {"train_mode": True}, {"official": True}):
+    for options in ({}, {"train_mode": False}, {"official": True}):
         context = context_of("resnet20", 0.9)
         methods.create("grasp", {"samples": 4, **options}).prepare(context)
         masks.append(torch.cat([m.flatten() for m in context.masks.values()]))

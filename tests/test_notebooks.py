@@ -384,6 +384,8 @@ def test_profile_of_all_methods_gives_the_runs_of_its_records():
     assert names["random", 0.95] == "753a0c80ba3c"
     assert names["lth", 0.995] == "7cd361c1be89"
     assert names["l0", 0.95] == "4493241686e0"
+    there = {path.stem for path in (notebooks.ROOT / "results/methods/records").glob("*.json")}
+    assert {cell.id for cell in cells} == there
 
 
 def test_profile_of_the_precisions_gives_pairs_in_the_order_of_its_records():

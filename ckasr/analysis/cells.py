@@ -50,8 +50,12 @@ class Cell:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """A record's settings; one that is younger than the record has its default."""
-    return {**_DEFAULTS, **record["settings"]}
+    """A record's settings; of the method's options, those that are not the default.
+
+    What an old record does not hold has the value that was used when it was made.
+    """
+    settings = Settings.from_dict(record["settings"])
+    return {**settings.to_dict(), "method_options": dict(settings.method_options)}
 
 
 def arm_of(settings: Mapping[str, Any]) -> Arm:

@@ -29,7 +29,8 @@ COLUMNS = (
 TOLERANCE = 0.05  # of the weights that were to be left
 LEGEND = """\
 Best test accuracy first, after the last epoch; validation accuracy is of held-out training \
-images. *Sparsity* is what was asked for, *reached* what the masks left, *effective* counts only \
+images. Behind a method stand the options that are not its defaults. \
+*Sparsity* is what was asked for, *reached* what the masks left, *effective* counts only \
 weights on a path from input to output; a dead layer or class has no such path. Epochs are of all \
 trainings together and, in brackets, as a multiple of those of dense training; scoring before \
 training is in neither. Minutes are as they were on the machine, shared or not. Means over \
@@ -60,7 +61,10 @@ class Entry:
 
     @property
     def form(self) -> str:
-        """Method and options as `grid` reads them, the same at every sparsity."""
+        """Method and options as `grid` reads them, the same at every sparsity.
+
+        Options that have the method's default are left out.
+        """
         settings = self.cell.settings
         own = str(self.sparsity)
         options = [f"{k}={_parted(v, own)}" for k, v in settings["method_options"].items()]
@@ -101,6 +105,17 @@ class Entry:
         """Layers that no path from input to output goes through, in any seed."""
         named = [name for run in self.runs for name in run["sparsity"]["dead_layers"]]
         return list(dict.fromkeys(named))
+
+    @property
+    def fixed_rate(self) -> bool:
+        """Whether it is L0 whose multiplier gains the same in every step, however few there are."""
+        return self.cell.settings["method_options"].get("dual_per") == "step"
+
+    @property
+    def open_before_cut(self) -> list[float]:
+        """Shares of weights whose gate was open when L0's training ended, where recorded."""
+        shares = [run.get("measured", {}).get("open_before_cut") for run in self.runs]
+        return [share for share in shares if share is not None]
 
     @property
     def missed(self) -> bool:
@@ -152,11 +167,30 @@ def _family_table(entries: Sequence[Entry]) -> str:
         lines.append(f"- Diverged, not in the mean: {'; '.join(broken)}")
     if missed:
         lines.append(f"- Not the sparsity asked for, not to be compared: {'; '.join(missed)}")
+    lines += _gates(entries)
     if max(len(entry.runs) for entry in entries) == 1:
         lines.append("- One seed each: only large differences say anything")
     if published and (different := deviations(published[0])):
         lines.append(f"- CKA-SR's appendix is of another recipe: {', '.join(different)}")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _gates(entries: Sequence[Entry]) -> list[str]:
+    """What the accuracies of L0 depend on: how much of the pruning its final cut had to do."""
+    lines = [
+        f"- {entry.label} at {percent(entry.sparsity)}: when training ended, the gates of "
+        f"{100 * mean(shares):.1f} % of the weights were open; the cut closed the rest"
+        for entry in entries
+        if (shares := entry.open_before_cut)
+    ]
+    if old := [entry for entry in entries if entry.fixed_rate]:
+        names = "; ".join(f"{entry.label} at {percent(entry.sparsity)}" for entry in old)
+        lines.append(
+            "- Made with a multiplier whose rate does not depend on the length of the training "
+            "(dual_per=step), which can leave most gates of a short one open, so that the final "
+            f"cut does the pruning: {names}"
+        )
+    return lines
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

@@ -130,6 +130,7 @@ def _tick_labels(entries: Sequence[Entry]) -> dict[str, str]:
     for entry in entries:
         alone = sum(method == entry.method for method, _ in forms) == 1
         name = entry.method if alone else entry.form
+        name += ", dual_per=step" if alone and entry.fixed_rate else ""
         costs = {round(e.cost, 3) for e in entries if e.form == entry.form}
         cost = f" ({costs.pop():.3g} x)" if len(costs) == 1 and costs != {1} else ""
         labels.setdefault(entry.form, name + cost)

@@ -101,7 +101,9 @@ def turns(
     """``run`` in turns, for several runs in one process: it yields once an epoch is queued on the
     device, and what it returns is the record. sharing: how many runs there are.
     """
+    kept = results / "checkpoints" / f"{settings.id}.pt"
     if (record := records.load(results, settings.id)) is not None:
+        kept.unlink(missing_ok=True)  # killed after the record was written
         return record
     say = progress or (lambda line: None)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -117,7 +119,7 @@ def turns(
     engine.say = say
     batch = (settings.batch_size, *dataset.input_shape)
     memory.check(engine.context.model, batch, settings.precision)
-    engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
+    engine.checkpoint = kept
     say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
 
     status = "finished"
@@ -142,6 +144,7 @@ def turns(
         "validation_accuracy": None,
         "test_accuracy": None,
         "sparsity": report(*method.counted(engine.context), dataset.input_shape),
+        "measured": method.measured(),
         "layer_cka": None,
         "weights": None,
         **_results(engine, settings, dataset, validation, status),

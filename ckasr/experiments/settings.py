@@ -1,7 +1,5 @@
 """Settings of one run: typed, checked, and hashed into the name of its record."""
 
-import hashlib
-import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -9,8 +7,8 @@ from typing import Annotated, Any
 
 from ckasr import data, methods, models
 
-CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
-"""The settings in which the two arms of a comparison may differ."""
+from . import identity
+from .identity import CKA_SR_FIELDS
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,11 @@ class Settings:
 
     @cached_property
     def id(self) -> str:
-        """Name of the run's record: 12 hex digits, a hash of every setting that is not default.
+        """Name of the run's record: 12 hexadecimal digits, a hash of its settings.
 
-        Leaving defaults out keeps old names valid when a setting is added.
+        What the hash leaves out does not depend on the defaults (see ``identity.py``).
         """
-        changed = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if getattr(self, item.name) != _default(item)
-        }
-        text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return identity.run_id(self.to_dict())
 
     @property
     def schedule(self) -> str:
@@ -120,17 +112,26 @@ class Settings:
         return replace(self, **{name: getattr(Settings, name) for name in CKA_SR_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the schedule's name included."""
-        return {**asdict(self), "milestones": list(self.milestones), "schedule": self.schedule}
+        """Plain JSON values: all settings, all options of the method, the schedule's name."""
+        options = asdict(methods.create(self.method, self.method_options))
+        return {
+            **asdict(self),
+            "method_options": options,
+            "milestones": list(self.milestones),
+            "schedule": self.schedule,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """The inverse of ``to_dict``; raises LookupError for a setting that does not exist."""
+        """The inverse of ``to_dict``; raises LookupError for a setting that does not exist.
+
+        What is not given, as in an old record, has the value of ``identity.py``, not the default.
+        """
         known = {item.name for item in fields(cls)}
         given = {name: value for name, value in values.items() if name != "schedule"}
         if unknown := sorted(set(given) - known):
             raise LookupError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return cls(**given)
+        return cls(**identity.complete(given))
 
 
 def _default(item: Any) -> Any:

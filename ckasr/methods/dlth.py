@@ -85,7 +85,11 @@ class DLTH(Method):
             for name, weight in prunable(context.model).items():
                 self._weights.append(weight)
                 self._outside.append(torch.empty_like(weight).copy_(~masks[name]))
-        # The gradient of strength / 2 * |w outside|^2, in one fused kernel.
+        # The gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 acts on weights
+        # that the forward pass did not use as well: autograd leaves them without a gradient.
+        for weight in self._weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
         gradients = [weight.grad for weight in self._weights]
         strength = self.strength(context)
         torch._foreach_addcmul_(gradients, self._weights, self._outside, value=strength)

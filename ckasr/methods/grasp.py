@@ -4,6 +4,7 @@ Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradien
 2002.07376), equation 8 and algorithm 1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,11 +16,16 @@ from .method import Context, Method
 
 @dataclass
 class GraSP(Method):
-    """samples: images of each class. temperature: divides the logits.
+    """Masks of the weights with the highest GraSP score, drawn before training.
 
-    train_mode: batch norm by the scoring batches' statistics, as for SNIP.
+    samples: images of each class.
+    temperature: divides the logits.
+    train_mode: batch norm uses the statistics of the scoring batches, as in the authors' code.
+        With ``False`` it uses the running ones, which before training are mean 0 and variance 1
+        and normalise nothing: the logits of a residual network explode, and its masks then train
+        worse than random ones.
     official: the authors' form: images sorted by class and cut into two halves (which then hold
-    different classes), batch norm by each half's own statistics. It gives other masks.
+        different classes), batch norm by each half's own statistics. It gives other masks.
     """
 
     name: ClassVar[str] = "grasp"
@@ -27,13 +33,18 @@ class GraSP(Method):
 
     samples: int = 10
     temperature: float = 200.0
-    train_mode: bool = False
+    train_mode: bool = True
     official: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(
                 f"option temperature of method 'grasp' is {self.temperature}: it must be positive"
+            )
+        if self.official and not self.train_mode:
+            raise ValueError(
+                "options official=true and train_mode=false of method 'grasp' exclude each other: "
+                "the authors' form has batch statistics"
             )
 
     def prepare(self, context: Context) -> None:
@@ -45,8 +56,8 @@ class GraSP(Method):
             context.model,
             x,
             y,
-            train_mode=self.train_mode or self.official,
-            chunk=len(x) // 2 if self.official else scores.CHUNK,
+            train_mode=self.train_mode,
+            chunk=math.ceil(len(x) / 2) if self.official else scores.CHUNK,
             temperature=self.temperature,
         )
         context.masks.update(global_topk_masks(saliency, kept))

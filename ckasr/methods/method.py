@@ -145,6 +145,13 @@ class Method:
         """
         return context.model, context.masks
 
+    def measured(self) -> dict[str, Any]:
+        """What the method has to report besides, for the record, after the last phase.
+
+        Plain JSON values by name; ``None`` for what was not measured.
+        """
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights, masks and optimiser."""
         return {}

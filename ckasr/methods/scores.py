@@ -7,6 +7,7 @@ floating-point type become float64; integers, such as tokens, stay as they are.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -24,7 +25,8 @@ from .flow import InFloat64, LinearFlow
 Scores = dict[str, Tensor]
 
 CHUNK = 128
-"""Images that go through the network at once; in eval mode the scores do not depend on it."""
+"""The most images that go through the network at once. A batch is cut into as few parts as that
+allows, equal in size to within one image. In eval mode the scores do not depend on it."""
 
 
 def score(
@@ -71,7 +73,8 @@ def snip(
 ) -> Scores:
     """|w dL/dw| of the mean cross-entropy L (Lee et al. 2019, equation 5, before normalising).
 
-    train_mode: batch norm by the statistics of each ``chunk`` images instead of the running ones.
+    train_mode: batch norm by the statistics of each chunk instead of the running ones; a chunk has
+    at most ``chunk`` images, and all are equal in size to within one.
     """
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
@@ -96,9 +99,9 @@ def grasp(
 
     g and H are gradient and Hessian, over conv and linear weights, of the mean cross-entropy of
     logits / temperature; so a score is half of w d|g|^2/dw. The paper's score is the negative, and
-    removes the highest. train_mode: batch norm by the statistics of each ``chunk`` images; H g is
-    then the sum of the chunks' Hessians times the whole gradient, as in the authors' code. Raises
-    ValueError for targets that lack a class: the ranking would be blind to it.
+    removes the highest. train_mode: batch norm by the statistics of each chunk (see ``snip``); H g
+    is then the sum of the chunks' Hessians times the whole gradient, as in the authors' code.
+    Raises ValueError for targets that lack a class: the ranking would be blind to it.
     """
     copy = _Copy(model, training=False)
     with copy.pure():
@@ -281,10 +284,17 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def _losses(
     copy: _Copy, inputs: Tensor, targets: Tensor, chunk: int, temperature: float = 1.0
 ) -> Iterator[Tensor]:
-    """Each chunk's share of the mean cross-entropy."""
+    """Each chunk's share of the mean cross-entropy, for at most ``chunk`` images at a time.
+
+    The chunks are equal in size to within one image: batch statistics of a small rest would be
+    those of few images, and would change the scores.
+    """
     if len(inputs) != len(targets) or not len(inputs):
         raise ValueError(f"{len(inputs)} images but {len(targets)} labels: give one for each")
-    for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1: the most images scored at a time")
+    parts = math.ceil(len(inputs) / chunk)
+    for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
         loss = nn.functional.cross_entropy(copy(x) / temperature, y.to(copy.device))
         yield loss * (len(x) / len(inputs))
 

@@ -36,6 +36,7 @@ class SynFlow(Method):
             saliency = scores.synflow(context.model, x, masks=masks)
             # What is pruned stays so: a live weight without flow scores zero as well.
             saliency = {n: torch.where(masks[n], s, -1.0) for n, s in saliency.items()}
-            left = round(context.density ** (step / self.steps) * total)
+            # What goes is rounded down, as in the authors' code; the last step has the exact count.
+            left = total - int((1 - context.density ** (step / self.steps)) * total)
             masks = global_topk_masks(saliency, max(left, kept) if step < self.steps else kept)
         context.masks.update(masks)

@@ -21,7 +21,7 @@ from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
 from ckasr.methods import Context, Method, Phase
 from ckasr.regularizer import CKASR
-from ckasr.sparsity import Masks, dense_masks
+from ckasr.sparsity import dense_masks
 
 from . import captured, checkpoint
 from .step import Step, queued_accuracy
@@ -92,6 +92,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
+        self._collapsed: set[str] = set()
         self.device = next(self.context.model.parameters()).device
         if self.capture == "auto":
             on_gpu = self.device.type == "cuda" and captured.fits(self.method)
@@ -130,6 +131,7 @@ class Engine:
                 method.begin_phase(phase, context)
             yield from self._phase(index, phase, done)
             method.end_phase(phase, context)
+        self._warn_of_collapse("the last phase ended")
 
     def _start(self, phase: Phase) -> None:
         recipe, context = self.recipe, self.context
@@ -148,7 +150,7 @@ class Engine:
     def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any] | None]:
         context = self.context
         context.masks.apply(context.optimizer)
-        _warn_of_collapse(phase, context.masks)
+        self._warn_of_collapse(f"phase {phase.name!r} starts")
         execution, reason = choose(
             self.execution, context.model, context.masks, self.recipe.precision
         )
@@ -230,6 +232,18 @@ class Engine:
         entry["seconds"] = time.perf_counter() - start
         return entry
 
+    def _warn_of_collapse(self, when: str) -> None:
+        """Name the layers without a weight, each once a run."""
+        masks = self.context.masks
+        empty = [n for n, mask in masks.items() if n not in self._collapsed and not mask.any()]
+        self._collapsed.update(empty)
+        if empty:
+            warnings.warn(
+                f"layer collapse: {when} with no weight left in {', '.join(empty)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def _save(self, phase: int, epoch: int) -> None:
         if self.checkpoint is None:
             return
@@ -249,13 +263,3 @@ class Engine:
         self.context.model.load_state_dict(saved["model"])
         self.context.masks.update(saved["masks"])
         self.curves = saved["curves"]
-
-
-def _warn_of_collapse(phase: Phase, masks: Masks) -> None:
-    if empty := [name for name, mask in masks.items() if not mask.any()]:
-        warnings.warn(
-            f"layer collapse: phase {phase.name!r} starts with no weight left in "
-            f"{', '.join(empty)}",
-            RuntimeWarning,
-            stacklevel=2,
-        )

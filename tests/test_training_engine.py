@@ -1,0 +1,76 @@
+"""The engine with any method: layers that are not used, and layers that end without a weight."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from method_runs import engine, finished, train
+from torch import nn
+
+from ckasr import methods
+from ckasr.methods import Context, Method, Phase
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"structured"}))
+def test_a_layer_that_the_forward_pass_does_not_use(name):
+    """It counts among the weights, gets no gradient, and is no reason to fail."""
+    options = {"rigl": {"every": 3}, "set": {"every": 3}, "lth": {"levels": "0.9"}}.get(name, {})
+    made = engine(methods.create(name, options), epochs=1, sparsity=0.9 if name != "dense" else 0)
+    made.context.model.spare = nn.Linear(40, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scores of zero empty it
+        train(made)
+    left = sum(int(mask.sum()) for mask in made.context.masks.values())
+    assert left == made.context.kept
+
+
+class Empties(Method):
+    """Empties a layer in the middle of a phase, another when it ends, and none before."""
+
+    name = "empties"
+
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
+        return [Phase("first", 1), Phase("last", 1)]
+
+    def empty(self, name: str, context: Context) -> None:
+        masks = dict(context.masks)
+        context.masks.update({**masks, name: torch.zeros_like(masks[name])})
+
+    def after_step(self, context: Context) -> None:
+        if context.phase.name == self.when[0] and context.step == 2:
+            self.empty("blocks.0.linear1.weight", context)
+
+    def end_phase(self, phase: Phase, context: Context) -> None:
+        if phase.name == self.when[1]:
+            self.empty("blocks.1.linear1.weight", context)
+
+
+@pytest.mark.parametrize("when", [("first", "first"), ("first", "last"), ("last", "last")])
+def test_every_collapse_is_said_once_whenever_it_happens(when):
+    method = Empties()
+    method.when = when
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(engine(method))
+    said = [str(w.message) for w in caught if "layer collapse" in str(w.message)]
+    layers = [name for line in said for name in re.findall(r"blocks\.\d\.\w+\.weight", line)]
+    assert sorted(layers) == ["blocks.0.linear1.weight", "blocks.1.linear1.weight"]
+    places = {"first": "phase 'last' starts", "last": "the last phase ended"}
+    assert len(said) == len(set(when))
+    assert [line.split(": ")[1].split(" with")[0] for line in said] == [
+        places[name] for name in sorted(set(when))
+    ]
+
+
+def test_a_checkpoint_left_beside_its_record_is_removed(tmp_path):
+    """As after a kill between the two last lines of a run."""
+    record = finished(tmp_path, method="random")
+    left = tmp_path / "checkpoints" / f"{record['id']}.pt"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"of the last epoch")
+    other = left.with_name("0123456789ab.pt")
+    other.write_bytes(b"of a run that goes on")
+    assert finished(tmp_path, method="random") == record
+    assert not left.exists()
+    assert other.exists()

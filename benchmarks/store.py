@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ckasr.experiments.records import write_text
+from ckasr.storage import write_text
 from ckasr.experiments.run import environment
 
 from . import NAMES, targets, timing

@@ -9,7 +9,6 @@ its name is misspelt, so the wrapper checks the names, the types and the file it
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 import sys
@@ -23,7 +22,8 @@ from typing import Any, TextIO
 
 from ckasr import data
 from ckasr.experiments import Settings, grid
-from ckasr.experiments.records import write_text
+from ckasr.names import nearest
+from ckasr.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALARS = ("bool", "float", "int", "str")
@@ -149,11 +149,7 @@ def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in parameters.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{notebook.name} has no parameter {name!r}; nearest: {near[0] if near else 'none'}"
-                f" (all: {', '.join(known)})"
-            )
+            raise ValueError(f"{notebook.name} has no parameter {name!r}{nearest(name, known)}")
         try:
             checked[name] = convert(value, known[name].kind)
         except ValueError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import theory
-from ckasr.experiments.records import write_text
+from ckasr.storage import write_text
 from theory.verdict import Verdict, as_json, corrected
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckasr.experiments.records import write_text
+from ckasr.storage import write_text
 
 from . import figures
 from .cells import Cell, Record, family_slug, percent, slug, studies

@@ -3,10 +3,11 @@
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from ckasr import __version__, methods, models
 from ckasr.data import Batches, Dataset, keyed_generator, load, split
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import report
+from ckasr.storage import check_writable, claim
 from ckasr.training import DivergedError, Engine, Recipe, accuracy, memory
 
 from . import records
@@ -45,10 +47,11 @@ def run(
     results: folder of ``records/`` and ``checkpoints/``. A killed run resumes from its checkpoint.
     progress: gets one line an epoch; None: silence. deadline: of ``time.monotonic()``; past it the
     run stops after the epoch at hand with OutOfTime. data: root of the data sets; None:
-    ``CKASR_DATA``. Raises what bad settings or missing data raise, before anything is written.
+    ``CKASR_DATA``. Raises what bad settings or missing data raise, before anything is written, and
+    ClaimedError while another process trains the same run into the same folder.
     """
     turn = turns(settings, results, device=device, progress=progress, deadline=deadline, data=data)
-    with own_stream(device):
+    with own_stream(device), closing(turn):
         while True:
             try:
                 next(turn)
@@ -87,6 +90,27 @@ def turns(
     """
     if (record := records.load(results, settings.id)) is not None:
         return record
+    folder = results / "checkpoints"
+    check_writable(results / "records")
+    with claim(folder / f"{settings.id}.lock"):
+        # Another process may have finished the run before we claimed it.
+        if (record := records.load(results, settings.id)) is not None:
+            return record
+        for part in folder.glob(f"{settings.id}.pt.*.part"):  # of a process that was killed
+            part.unlink()
+        return (yield from _train(settings, results, device, progress, deadline, data, sharing))
+
+
+def _train(
+    settings: Settings,
+    results: Path,
+    device: str,
+    progress: Callable[[str], None] | None,
+    deadline: float,
+    data: Path | str | None,
+    sharing: int,
+) -> Generator[None, None, records.Record]:
+    """The run itself, from its checkpoint if there is one."""
     say = progress or (lambda line: None)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     _commit()
@@ -119,13 +143,13 @@ def turns(
         "id": settings.id,
         "settings": settings.to_dict(),
         "status": status,
-        "curves": {name: [_finite(v) for v in values] for name, values in engine.curves.items()},
+        "curves": _finite(engine.curves),
         "validation_accuracy": None,
         "test_accuracy": None,
         "sparsity": report(*method.counted(engine.context), dataset.input_shape),
         "layer_cka": None,
         "weights": None,
-        **_results(engine, settings, dataset, validation, status),
+        **_finite(_results(engine, settings, dataset, validation, status)),
         "seconds": sum(engine.curves["seconds"]),
         "started": started,
         **environment(target),
@@ -183,9 +207,9 @@ def _build(
         precision=settings.precision,
     )
     regularizer = _regularizer(settings) if settings.beta > 0 else None
-    return Engine(
-        context, method, recipe, training, settings.seed, validation, regularizer
-    ), validation
+    engine = Engine(context, method, recipe, training, settings.seed, validation, regularizer)
+    engine.owner = settings.id
+    return engine, validation
 
 
 def _regularizer(settings: Settings) -> Callable[[torch.nn.Module], CKASR]:
@@ -236,8 +260,15 @@ def _load(name: str, data: Path | str | None) -> Dataset:
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name == "cpu":
+        return name
+    number = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if number is None:
+        raise ValueError(f"device {name!r} is not supported: use cpu, cuda, cuda:1 or auto")
+    if not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; use cpu")
+    if 0 < (count := torch.cuda.device_count()) <= int(number[1] or 0):
+        raise ValueError(f"device {name!r} asked for, but the last of {count} is cuda:{count - 1}")
     return name
 
 
@@ -302,6 +333,11 @@ def _commit() -> str:
 
 
 def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON cannot hold: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks that end with their process."""
 
 import errno
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
@@ -64,13 +65,14 @@ def claim(path: Path) -> Iterator[None]:
     import fcntl  # not on Windows
 
     folders = [folder for folder in path.parents if not folder.exists()]
-    while True:
+    for attempt in itertools.count():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process has just removed the empty folder
-            continue
         except OSError as error:
+            # Another process may have removed the empty folder between the two calls.
+            if isinstance(error, FileNotFoundError) and attempt < 10:
+                continue
             raise type(error)(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

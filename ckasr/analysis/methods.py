@@ -165,7 +165,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     accuracy = NOTHING if average is None else f"{100 * average:.2f}"
     accuracy += "" if sd is None else f" ± {100 * sd:.2f}"
     held_out = [
-        r["validation_accuracy"] for r in entry.runs if r["validation_accuracy"] is not None
+        value for r in entry.runs if (value := r.get("validation_accuracy")) is not None
     ]
     appendix = lookup(settings, entry.arm)
     other = _synaptic_flow(entry)

@@ -203,20 +203,15 @@ def _report(value: Any) -> bool:
 
 
 def _layer_cka(value: Any) -> bool:
-    """A square matrix of numbers with a name for each row."""
-    if not isinstance(value, dict):
+    """Names of layers and a square matrix of numbers."""
+    if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
         return False
-    layers, matrix = value.get("layers"), value.get("matrix")
-    return (
-        isinstance(layers, list)
-        and isinstance(matrix, list)
-        and len(matrix) == len(layers)
-        and all(
-            isinstance(row, list)
-            and len(row) == len(layers)
-            and all(item is None or _number(item) for item in row)
-            for row in matrix
-        )
+    matrix = value.get("matrix")
+    return isinstance(matrix, list) and all(
+        isinstance(row, list)
+        and len(row) == len(matrix)
+        and all(item is None or _number(item) for item in row)
+        for row in matrix
     )
 
 

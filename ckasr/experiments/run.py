@@ -123,7 +123,7 @@ def _train(
     batch = (settings.batch_size, *dataset.input_shape)
     memory.check(engine.context.model, batch, settings.precision)
     engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
-    say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
+    say(f"{settings.id}  {title(settings)}  on {device_name(target)}")
 
     status = "finished"
     try:
@@ -341,7 +341,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _title(s: Settings) -> str:
+def title(s: Settings) -> str:
+    """The run in words, for a progress line."""
     term = f"CKA-SR {s.variant} beta {s.beta:g}" if s.beta else "baseline"
     return (
         f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}, "

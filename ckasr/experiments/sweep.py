@@ -73,6 +73,26 @@ class Outcome:
     left: list[str]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a sweep before it begins.
+
+    known: whether it has a record. seconds: expected time of the run; None: no run like it is known.
+    """
+
+    cell: Settings
+    known: bool
+    seconds: float | None
+
+
+def plan(cells: Iterable[Settings], results: Path) -> list[Planned]:
+    """What `sweep` would do with these cells; nothing is written or trained."""
+    records_there = records.load_all(results)
+    have, costs = {record["id"] for record in records_there}, Costs(records_there)
+    unique = {cell.id: cell for cell in cells}
+    return [Planned(cell, i in have, costs.expected(cell)) for i, cell in unique.items()]
+
+
 def sweep(
     cells: Iterable[Settings],
     results: Path,

@@ -50,6 +50,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
             if item.name == "method_options":
                 kind, default, flag = list[str], [], "--option"
             elif item.name == "milestones":
+                about += "; one flag each, or with commas; empty: none"
                 kind, default = list[str], [str(share) for share in item.default]
             elif kind is bool:
                 flag = f"{flag}/--no-{flag[2:]}"

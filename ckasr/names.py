@@ -11,4 +11,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    return (f"; nearest: {', '.join(near)}" if near else "") + f" (all: {', '.join(names) or 'none'})"
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    return f"{hint} (all: {', '.join(names) or 'none'})"

@@ -185,7 +185,8 @@ def execute(
     """
     checked = check(notebook, parameters)
     if results := declared(notebook).get("results"):
-        checked["results"] = str(Path(checked.get("results", results.default)).expanduser().absolute())
+        folder = Path(checked.get("results", results.default))
+        checked["results"] = str(folder.expanduser().absolute())
     pm, failed, config = _papermill()
     before = _stamp(result)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,17 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckasr import storage
 from ckasr.storage import ClaimedError, check_writable, claim, replacing, write_text
+from ckasr.training import checkpoint
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "a.txt"
     write_text(target, "é old")
-    with pytest.raises(ZeroDivisionError), replacing(target) as part:
-        part.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(TypeError), replacing(target) as part:
+        part.write_text("half") + "then an error"
     assert target.read_bytes() == "é old".encode()
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -33,23 +34,23 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("kind", ["text", "checkpoint"])
-def test_a_full_disk_is_one_line_with_the_file(tmp_path, kind):
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 100_000),
+        lambda path: checkpoint.save(path, {"w": torch.zeros(100_000)}),
+    ],
+    ids=["text", "checkpoint"],
+)
+def test_a_full_disk_is_one_line_with_the_file(tmp_path, write):
     """A limit on the size of files stands for the disk; torch's writer raises RuntimeError then."""
-    import torch
-
-    from ckasr.training import checkpoint
-
     target = tmp_path / "a"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match=f"^cannot write {target}: ") as caught:
-            if kind == "text":
-                write_text(target, "x" * 100_000)
-            else:
-                checkpoint.save(target, {"w": torch.zeros(100_000)})
+            write(target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -72,9 +73,9 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path, 
 def test_a_claim_is_exclusive_and_leaves_nothing(tmp_path):
     lock = tmp_path / "new" / "deep" / "run.lock"
     with claim(lock):
-        with pytest.raises(ClaimedError, match=f"^run is being run by process {os.getpid()} of "):
-            with claim(lock):
-                pass
+        message = f"^run is being run by process {os.getpid()} of "
+        with pytest.raises(ClaimedError, match=message), claim(lock):
+            pass
         with claim(lock.with_name("other.lock")):
             pass
     with claim(lock):  # the one that failed has not taken it away
@@ -126,8 +127,9 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_new_one(tmp_path
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, where nothing can be made")
 def test_a_folder_of_proc_is_an_error_not_a_wait():
-    with pytest.raises(OSError, match="cannot write /proc/none/run.lock"), claim(
-        Path("/proc/none/run.lock")
+    with (
+        pytest.raises(OSError, match=r"cannot write /proc/none/run\.lock"),
+        claim(Path("/proc/none/run.lock")),
     ):
         pass
 

@@ -137,7 +137,7 @@ def fetch(name: str, root: Path | str | None = None, timeout: float = 30) -> lis
 
 
 def source_of(name: str) -> Source:
-    """What is known of a data set; raises LookupError, with the nearest names, for an unknown one."""
+    """What is known of a data set; raises LookupError, with the nearest names, for no set."""
     if name not in SOURCES:
         raise LookupError(f"unknown data set {name!r}{nearest(name, SOURCES)}")
     return SOURCES[name]

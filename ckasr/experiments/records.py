@@ -106,12 +106,14 @@ def merge_lines(source: Path, results: Path) -> tuple[int, int]:
 def _read(path: Path) -> Record:
     record = _parse(path.read_bytes(), str(path))
     if path.stem != record["id"]:
-        raise ValueError(f"{path} is the record of {record['id']}: rename it to {record['id']}.json")
+        raise ValueError(
+            f"{path} is the record of {record['id']}: rename it to {record['id']}.json"
+        )
     return record
 
 
 def _parse(text: bytes, where: str) -> Record:
-    """The record a text holds; ValueError, in one line that begins with ``where``, if it is none."""
+    """The record a text holds; a ValueError of one line that begins with ``where`` if none."""
     try:
         record = json.loads(text.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError:

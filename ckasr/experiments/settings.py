@@ -46,7 +46,7 @@ class Settings:
     momentum: Annotated[float, "of SGD"] = 0.9
     nesterov: Annotated[bool, "momentum in Nesterov's form"] = True
     weight_decay: Annotated[float, "on every parameter, as in the recipe"] = 5e-4
-    milestones: Annotated[tuple[float, ...], "learning-rate drops, epoch shares; '': none"] = (0.5, 0.75)
+    milestones: Annotated[tuple[float, ...], "learning-rate drops, epoch shares"] = (0.5, 0.75)
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
     augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
     validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000

@@ -77,7 +77,8 @@ class Outcome:
 class Planned:
     """A cell of a sweep before it begins.
 
-    known: whether it has a record. seconds: expected time of the run; None: no run like it is known.
+    known: whether it has a record. seconds: expected time of the run; None: no run of its data set,
+    model and method is known.
     """
 
     cell: Settings

@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model; raises LookupError, with the nearest names, for no model."""
+    """The function that builds a model; LookupError, with the nearest names, for no model."""
     if name not in _builders:
         raise LookupError(f"unknown model {name!r}{nearest(name, _builders)}")
     return _builders[name]

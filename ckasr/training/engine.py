@@ -226,8 +226,8 @@ class Engine:
         checkpoint.save(self.checkpoint, state, self.owner)
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        if not {"phase", "epoch", "optimizer"} <= saved.keys() or set(saved["curves"]) != set(CURVES):
-            raise KeyError("incomplete")
+        if saved["curves"].keys() != set(CURVES):
+            raise KeyError("curves")
         self.method.restore(saved["method"], self.context)
         self.context.model.load_state_dict(saved["model"])
         self.context.masks.update(saved["masks"])

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ckasr import data
-from ckasr.experiments import Settings, grid
+from ckasr.experiments import Settings, grid, plan, records
+from ckasr.experiments.sweep import Costs
 from ckasr.names import nearest
 from ckasr.storage import write_text
 
@@ -325,6 +326,29 @@ def cells(step: Step) -> list[Settings]:
         methods=given["methods"],
         precisions=given.get("precisions"),
     )
+
+
+def cost(runs: Sequence[Settings], results: str | Path) -> str:
+    """What a notebook of a grid says before it runs: how many runs, and about how long they take.
+
+    The time is that of the known runs of the same data set, model and method: those in `results`,
+    or else those that come with the project.
+    """
+    folder = resolve(results)
+    planned = plan(runs, folder)
+    todo = [item for item in planned if not item.known]
+    if not todo:
+        return f"**Cost:** none; all {len(planned)} runs have a record in `{folder}`."
+    committed = sorted((ROOT / "results").glob("*/records"))
+    others = Costs(record for path in committed for record in records.load_all(path.parent))
+    seconds = [item.seconds or others.expected(item.cell) for item in todo]
+    known = [value for value in seconds if value is not None]
+    text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained"
+    if known:
+        text += f", {len(known)} of them in about {sum(known) / 60:.1f} minutes one after another"
+    if len(known) < len(todo):
+        text += f", {len(todo) - len(known)} in a time that no run on record tells"
+    return f"{text}; as measured on the machines of their records."
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

@@ -16,6 +16,7 @@ from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
 from ckasr.experiments.run import title
+from ckasr.experiments.sweep import duration
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -259,13 +260,13 @@ def _records(results: Path) -> list[records.Record]:
 def _print_plan(cells: Sequence[Settings], results: Path) -> None:
     planned = plan(cells, results)
     for item in planned:
-        minutes = "time unknown" if item.seconds is None else f"about {item.seconds / 60:.1f} min"
+        minutes = "time unknown" if item.seconds is None else f"about {duration(item.seconds)}"
         print(f"{item.cell.id}  {'has a record' if item.known else minutes:<16}{title(item.cell)}")
     todo = [item for item in planned if not item.known]
     times = [item.seconds for item in todo if item.seconds is not None]
     unknown = f", and {len(todo) - len(times)} of unknown time" if len(times) < len(todo) else ""
     print(
-        f"{len(todo)} of {len(planned)} cells to run: about {sum(times) / 60:.1f} min one after "
+        f"{len(todo)} of {len(planned)} cells to run: about {duration(sum(times))} one after "
         f"another{unknown}"
     )
 

@@ -16,13 +16,13 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from ckasr import data
 from ckasr.experiments import Settings, grid, plan, records
-from ckasr.experiments.sweep import Costs
+from ckasr.experiments.sweep import Costs, duration
 from ckasr.names import nearest
 from ckasr.storage import write_text
 
@@ -242,6 +242,11 @@ def _this_python() -> type:
     from traitlets import default
 
     class ThisPython(AsyncKernelManager):
+        async def _async_interrupt_kernel(self) -> None:
+            # At the shutdown there is nothing to interrupt, and an idle kernel prints an error.
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
         @default("kernel_spec_manager")
         def _only_native(self) -> KernelSpecManager:
             return KernelSpecManager(kernel_dirs=[])
@@ -332,7 +337,7 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
     """What a notebook of a grid says before it runs: how many runs, and about how long they take.
 
     The time is that of the known runs of the same data set, model and method: those in `results`,
-    or else those that come with the project.
+    or else those that come with the project. A method without a run counts as random pruning.
     """
     folder = resolve(results)
     planned = plan(runs, folder)
@@ -341,14 +346,19 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
         return f"**Cost:** none; all {len(planned)} runs have a record in `{folder}`."
     committed = sorted((ROOT / "results").glob("*/records"))
     others = Costs(record for path in committed for record in records.load_all(path.parent))
-    seconds = [item.seconds or others.expected(item.cell) for item in todo]
-    known = [value for value in seconds if value is not None]
-    text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained"
-    if known:
-        text += f", {len(known)} of them in about {sum(known) / 60:.1f} minutes one after another"
-    if len(known) < len(todo):
-        text += f", {len(todo) - len(known)} in a time that no run on record tells"
-    return f"{text}; as measured on the machines of their records."
+    seconds = [
+        item.seconds
+        or others.expected(item.cell)
+        or others.expected(replace(item.cell, method="random", method_options={}))
+        for item in todo
+    ]
+    epochs = sum(item.cell.epochs for item in todo)
+    text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained, {epochs} epochs in all"
+    if None in seconds:
+        return f"{text}. There is no record yet of {todo[0].cell.model} on {todo[0].cell.dataset}."
+    return (
+        f"{text}: about {duration(sum(seconds))} one after another, where such runs were measured."
+    )
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

@@ -185,7 +185,7 @@ def test_dry_run_lists_the_cells_and_writes_nothing(results, tmp_path):
     *cells, total = ckasr(line, results).splitlines()
     assert [cell.split()[1] for cell in cells] == ["has", "has", "about"]
     assert cells[2].endswith("digits resmlp random sparsity 0.9 baseline seed 7, 1 epochs")
-    assert total.startswith("1 of 3 cells to run: about 0.0 min one after another")
+    assert total.startswith("1 of 3 cells to run: about 0 s one after another")
     elsewhere = ckasr(line, tmp_path / "none").splitlines()
     assert "time unknown" in elsewhere[0]
     assert elsewhere[-1].endswith("and 3 of unknown time")

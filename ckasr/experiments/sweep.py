@@ -86,6 +86,13 @@ class Planned:
     seconds: float | None
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def plan(cells: Iterable[Settings], results: Path) -> list[Planned]:
     """What `sweep` would do with these cells; nothing is written or trained."""
     records_there = records.load_all(results)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ckasr.experiments.records import write_text
 from ckasr.experiments.run import environment
+from ckasr.storage import write_text
 
 from . import NAMES, targets, timing
 from .timing import Timing

@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ckasr import notebooks
-from ckasr.experiments import Settings, grid, records
+from ckasr import __version__, notebooks
+from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
+from ckasr.experiments.run import title
+from ckasr.experiments.sweep import duration
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="CKA-SR (arXiv 2307.07389): sparse training that anyone can rerun, check and trust.",
 )
 records_app = typer.Typer(no_args_is_help=True, help="Carry run records about as one file.")
 data_app = typer.Typer(no_args_is_help=True, help="Check and fetch data sets.")
@@ -49,7 +51,8 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
             if item.name == "method_options":
                 kind, default, flag = list[str], [], "--option"
             elif item.name == "milestones":
-                kind, default = list[float], list(item.default)
+                about += "; one flag each, or with commas; empty: none"
+                kind, default = list[str], [str(share) for share in item.default]
             elif kind is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
             option = typer.Option(flag, help=about, show_default=True)
@@ -65,8 +68,12 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         def wrapped(**arguments: Any) -> None:
             own_names = {parameter.name for parameter in own}
             values = {k: v for k, v in arguments.items() if k not in own_names}
-            values["method_options"] = _options(values["method_options"])
-            values["milestones"] = tuple(values["milestones"])
+            # As text: the method reads its options by their types.
+            values["method_options"] = _words(values["method_options"])
+            texts = [text for text in values["milestones"] if text]
+            values["milestones"] = [
+                share for text in texts for share in _numbers("--milestones", text, float)
+            ]
             command(**{k: v for k, v in arguments.items() if k in own_names}, values=values)
 
         wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
@@ -76,6 +83,21 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         return wrapped
 
     return decorate
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ckasr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version)
+    ] = False,
+) -> None:
+    """CKA-SR (arXiv 2307.07389): sparse training that anyone can rerun, check and trust."""
 
 
 @app.command()
@@ -98,10 +120,11 @@ def sweep(
     values: dict[str, Any],
     sparsities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.95,0.98,0.995,0.998",
     betas: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1e-4,1e-3",
-    seeds: Annotated[str, typer.Option(help="Comma-separated, or first-last.")] = "0-4",
+    seeds: Annotated[str, typer.Option(help="Comma-separated; 0-4: from 0 to 4.")] = "0-4",
     minutes: Annotated[float, typer.Option(help="Budget; no cell starts that won't fit.")] = 1e9,
     jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one a core, 4 on a GPU.")] = 0,
     lines: Annotated[Path | None, typer.Option(help="JSON-lines file for all records.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
     results: Results = DEFAULT_RESULTS,
     device: Device = "auto",
 ) -> None:
@@ -115,6 +138,11 @@ def sweep(
         betas=_numbers("--betas", betas, float),
         seeds=_numbers("--seeds", seeds, int),
     )
+    if jobs < 0:
+        raise ValueError(f"--jobs {jobs} must be 0 or more; 0: one a core, 4 on a GPU")
+    if dry_run:
+        _print_plan(cells, results)
+        return
     outcome = run_sweep(
         cells, results, minutes=minutes, jobs=jobs or None, device=device, lines=lines
     )
@@ -229,6 +257,20 @@ def _records(results: Path) -> list[records.Record]:
     return found
 
 
+def _print_plan(cells: Sequence[Settings], results: Path) -> None:
+    planned = plan(cells, results)
+    for item in planned:
+        minutes = "time unknown" if item.seconds is None else f"about {duration(item.seconds)}"
+        print(f"{item.cell.id}  {'has a record' if item.known else minutes:<16}{title(item.cell)}")
+    todo = [item for item in planned if not item.known]
+    times = [item.seconds for item in todo if item.seconds is not None]
+    unknown = f", and {len(todo) - len(times)} of unknown time" if len(times) < len(todo) else ""
+    print(
+        f"{len(todo)} of {len(planned)} cells to run: about {duration(sum(times))} one after "
+        f"another{unknown}"
+    )
+
+
 def _accuracy(record: records.Record) -> str:
     accuracy = record["test_accuracy"]
     return "none (diverged)" if accuracy is None else f"{accuracy:.2%}"
@@ -239,10 +281,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     import ast
 
     options: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{word!r} must be name=value")
+    for name, text in _words(words).items():
         try:
             options[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -250,27 +289,76 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def _words(words: Sequence[str]) -> dict[str, str]:
+    """``name=value`` words as a dict of texts."""
+    options: dict[str, str] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{word!r} must be name=value")
+        options[name] = text
+    return options
+
+
+MOST_SEEDS = 10_000
+"""In a range on the command line: a longer one is a slip, and would fill the memory."""
+
+
 def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    try:
-        if kind is int and "-" in text.strip()[1:]:
-            first, last = text.split("-")
-            return list(range(int(first), int(last) + 1))
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{flag} {text!r} is no comma-separated list of numbers") from None
+    """The numbers of a comma-separated text; an integer may be a range, ``first-last``."""
+    numbers: list[Any] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            if not (kind is int and dash and first):
+                numbers.append(kind(part))
+                continue
+            start, stop = int(first), int(last)
+        except ValueError:
+            raise ValueError(f"{flag} {text!r} is no comma-separated list of numbers") from None
+        if not start <= stop < start + MOST_SEEDS:
+            raise ValueError(
+                f"{flag} {text!r}: a range must go up, with at most {MOST_SEEDS} numbers"
+            )
+        numbers += range(start, stop + 1)
+    return numbers
+
+
+# What typer raises for a wrong command line; it does not export the class by name.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line and exit status 1."""
-    try:
-        app(prog_name="ckasr")
-    except (KeyError, IndexError):
-        raise
-    except (ValueError, LookupError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("CKASR_DEBUG"):
+    """Run the command line. An error of the user's is one line, ``ckasr: ...``, on standard error.
+
+    The exit status is 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C. Warnings are
+    lines of the same form. CKASR_DEBUG=1 shows the traceback.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            sys.exit(app(prog_name="ckasr", standalone_mode=False) or 0)
+        except _UsageError as error:
+            message = error.format_message()
+            if "\n" in message or not message:  # the help, where no command was given
+                print(message, file=sys.stderr)
+                sys.exit(error.exit_code)
+            _fail(message[:1].lower() + message[1:].rstrip("."), error.exit_code)
+        except (KeyError, IndexError):
             raise
-        print(f"ckasr: {error}", file=sys.stderr)
-        sys.exit(1)
+        except (ValueError, LookupError, OSError, ModuleNotFoundError, MemoryError) as error:
+            if os.environ.get("CKASR_DEBUG"):
+                raise
+            _fail(str(error) or type(error).__name__, 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"ckasr: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _show_warning(message: Warning | str, *where: Any) -> None:
+    print(f"ckasr: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

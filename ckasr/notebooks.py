@@ -9,7 +9,6 @@ its name is misspelt, so the wrapper checks the names, the types and the file it
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 import sys
@@ -17,13 +16,15 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from ckasr import data
-from ckasr.experiments import Settings, grid
-from ckasr.experiments.records import write_text
+from ckasr.experiments import Settings, grid, plan, records
+from ckasr.experiments.sweep import Costs, duration
+from ckasr.names import nearest
+from ckasr.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALARS = ("bool", "float", "int", "str")
@@ -144,20 +145,22 @@ def convert(value: Any, kind: str) -> Any:
 
 
 def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` in the notebook's own types; ValueError for an unknown name or a wrong type."""
+    """`parameters` in the notebook's own types, after a look at what they mean.
+
+    Raises ValueError for an unknown name, a wrong type, or a value that no run could have: a
+    parameter named as a setting is in that setting's range. LookupError for an unknown data set,
+    model or method.
+    """
     known = declared(notebook)
     checked = {}
     for name, value in parameters.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{notebook.name} has no parameter {name!r}; nearest: {near[0] if near else 'none'}"
-                f" (all: {', '.join(known)})"
-            )
+            raise ValueError(f"{notebook.name} has no parameter {name!r}{nearest(name, known)}")
         try:
             checked[name] = convert(value, known[name].kind)
         except ValueError as error:
             raise ValueError(f"{notebook.name}, parameter {name!r}: {error}") from None
+    cells(Step(notebook, checked))
     return checked
 
 
@@ -171,6 +174,9 @@ def execute(
 ) -> Path:
     """Run `notebook` with `parameters`, write the executed copy to `output`, return that path.
 
+    Relative paths count from the current directory: `output` and the parameter `results`, given or
+    not, alike. The kernel is this Python, whatever kernel the notebook's metadata names.
+
     result: the file the notebook must have written anew when it ends. log: where what the notebook
     prints goes as it prints it, beside the executed copy (None: standard output).
 
@@ -179,17 +185,22 @@ def execute(
     or the result is not there.
     """
     checked = check(notebook, parameters)
+    if results := declared(notebook).get("results"):
+        folder = Path(checked.get("results", results.default))
+        checked["results"] = str(folder.expanduser().absolute())
     pm, failed, config = _papermill()
     before = _stamp(result)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Sockets in a folder of their own: over TCP or in a shared folder parallel runs can meet.
-    with tempfile.TemporaryDirectory(prefix="ckasr-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ckasr-", dir=_socket_root()) as folder:
         try:
             pm.execute_notebook(
                 str(notebook.resolve()),
                 str(output.resolve()),
                 parameters=checked,
                 kernel_name="python3",
+                kernel_manager_class=_this_python(),
+                language="python",
                 progress_bar=False,
                 stdout_file=log or sys.stdout,
                 stderr_file=log or sys.stdout,
@@ -206,6 +217,41 @@ def execute(
     if result is not None and _stamp(result) in (None, before):
         raise ChildProcessError(f"{notebook.name} ended without writing {result} (see {output})")
     return output
+
+
+def _socket_root() -> str:
+    """A temporary folder whose path is short enough for sockets: TMPDIR, or else /tmp."""
+    roots = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
+    for root in roots:
+        # An address holds 103 bytes on macOS and 107 on Linux, "/ckasr-xxxxxxxx/k-5" among them.
+        if len(os.fsencode(root)) <= 80 and os.access(root, os.W_OK | os.X_OK):
+            return root
+    raise OSError(
+        f"the path of TMPDIR, {roots[0]}, is too long for the sockets of a notebook's kernel and "
+        "/tmp cannot be written: set TMPDIR to a folder of at most 80 characters"
+    )
+
+
+def _this_python() -> type:
+    """A kernel manager that knows one kernel, this interpreter.
+
+    A kernel named python3 that the user has installed may be another Python, without ckasr.
+    """
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class ThisPython(AsyncKernelManager):
+        async def _async_interrupt_kernel(self) -> None:
+            # At the shutdown there is nothing to interrupt, and an idle kernel prints an error.
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
+        @default("kernel_spec_manager")
+        def _only_native(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])
+
+    return ThisPython
 
 
 def _papermill() -> tuple[Any, type[Exception], Any]:
@@ -267,20 +313,51 @@ def read_profile(profile: str | Path) -> Profile:
 def cells(step: Step) -> list[Settings]:
     """The runs a notebook of a grid trains with these parameters; none for another notebook.
 
+    Raises what `Settings` raises for an impossible value, for any notebook.
+
     Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `betas`
     of the arms beside the baseline and, where there are some, `precisions` span it.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
+    known = {item.name for item in fields(Settings)}
+    base = Settings(**{name: value for name, value in given.items() if name in known})
     if "sparsities" not in given:
         return []
-    known = {item.name for item in fields(Settings)}
     return grid(
-        Settings(**{name: value for name, value in given.items() if name in known}),
+        base,
         sparsities=given["sparsities"],
         betas=[0.0, *given["betas"]],
         seeds=given["seeds"],
         methods=given["methods"],
         precisions=given.get("precisions"),
+    )
+
+
+def cost(runs: Sequence[Settings], results: str | Path) -> str:
+    """What a notebook of a grid says before it runs: how many runs, and about how long they take.
+
+    The time is that of the known runs of the same data set, model and method: those in `results`,
+    or else those that come with the project. A method without a run counts as random pruning.
+    """
+    folder = resolve(results)
+    planned = plan(runs, folder)
+    todo = [item for item in planned if not item.known]
+    if not todo:
+        return f"**Cost:** none; all {len(planned)} runs have a record in `{folder}`."
+    committed = sorted((ROOT / "results").glob("*/records"))
+    others = Costs(record for path in committed for record in records.load_all(path.parent))
+    seconds = [
+        item.seconds
+        or others.expected(item.cell)
+        or others.expected(replace(item.cell, method="random", method_options={}))
+        for item in todo
+    ]
+    epochs = sum(item.cell.epochs for item in todo)
+    text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained, {epochs} epochs in all"
+    if None in seconds:
+        return f"{text}. There is no record yet of {todo[0].cell.model} on {todo[0].cell.dataset}."
+    return (
+        f"{text}: about {duration(sum(seconds))} one after another, where such runs were measured."
     )
 
 

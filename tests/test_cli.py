@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ckasr import cli
+from ckasr import __version__, cli
 from ckasr.experiments import Settings, records
 from ckasr.methods import METHODS
 
@@ -98,6 +98,18 @@ def test_data_check():
         ("run --dataset cifar100", "cifar-100-python"),
         ("run --dataset digits --option levels", "'levels' must be name=value"),
         ("run --dataset digits --device cuda:99", "torch sees no CUDA device"),
+        ("run --dataset digits --device gpu", "device 'gpu' is not supported"),
+        ("run --dataset imagenet", "unknown data set 'imagenet' (all: digits"),
+        ("run --model resnet-20", "unknown model 'resnet-20'; nearest: resnet20"),
+        ("run --learning-rate inf", "setting learning_rate = inf must be finite"),
+        ("run --seed -1", "setting seed = -1 must be not negative"),
+        (f"run --seed {10**30}", "setting seed is too large"),
+        ("run --milestones 0.5,x", "--milestones '0.5,x' is no comma-separated list"),
+        ("sweep --dataset digits --minutes nan", "minutes=nan must be a number"),
+        ("sweep --seeds 4-0", "--seeds '4-0': a range must go up"),
+        ("sweep --seeds 0-99999999999", "with at most 10000 numbers"),
+        ("sweep --seeds 0-", "--seeds '0-' is no comma-separated list"),
+        ("sweep --jobs -2", "--jobs -2 must be 0 or more"),
         ("sweep --seeds 1,x", "--seeds '1,x' is no comma-separated list"),
         ("table --results nowhere", "no records in nowhere/records"),
         ("records merge nowhere.jsonl", "no file nowhere.jsonl"),
@@ -121,6 +133,87 @@ def test_bad_input_is_one_line_and_nothing_is_written(line, message, capsys, mon
     assert error.startswith("ckasr: ")
     assert "\n" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run --sparsty 0.9", "ckasr: no such option: --sparsty"),
+        ("run --epochs 1.5", "ckasr: invalid value for '--epochs'"),
+        ("rn", "ckasr: no such command 'rn'"),
+        ("notebook a.ipynb", "ckasr: missing option '--output'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_too(line, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ckasr", *line.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(message)
+    assert "\n" not in error
+
+
+def test_help_version_and_success_leave_by_status_0(capsys, monkeypatch):
+    for line, said in (("--version", f"ckasr {__version__}\n"), ("methods", "dense")):
+        monkeypatch.setattr(sys, "argv", ["ckasr", line])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(said)
+    monkeypatch.setattr(sys, "argv", ["ckasr"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out + printed.err
+
+
+def test_a_warning_is_one_line(results, capsys, monkeypatch, tmp_path):
+    (record,) = records.load_all(results)[:1]
+    path = records.save(record, tmp_path)
+    path.with_name("notes.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["ckasr", "table", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ckasr: warning: left out: {path.with_name('notes.json')} is no run")
+
+
+def test_dry_run_lists_the_cells_and_writes_nothing(results, tmp_path):
+    line = f"sweep {DIGITS} --sparsities 0.9 --betas 0 --seeds 0-1,7 --dry-run"
+    *cells, total = ckasr(line, results).splitlines()
+    assert [cell.split()[1] for cell in cells] == ["has", "has", "about"]
+    assert cells[2].endswith("digits resmlp random sparsity 0.9 baseline seed 7, 1 epochs")
+    assert total.startswith("1 of 3 cells to run: about 0 s one after another")
+    elsewhere = ckasr(line, tmp_path / "none").splitlines()
+    assert "time unknown" in elsewhere[0]
+    assert elsewhere[-1].endswith("and 3 of unknown time")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"milestones": ()},
+        {"milestones": (0.25, 0.5, 0.9), "decay": 0.3},
+        {"nesterov": False, "momentum": 0.0},
+        {"sparsity": 0.1 + 0.2, "weight_decay": 1e-320},
+        {"beta": 1e-4, "variant": "paper", "samples": 0, "pairs": "adjacent", "seed": 2**63 - 1},
+        {"method": "lth", "method_options": {"levels": "0.50,0.8", "rewind": 3}},
+        {"method": "grasp", "method_options": {"train_mode": True}},
+        {"method": "structured", "method_options": {"term": "pretrain"}},
+    ],
+)
+def test_flags_of_settings_give_the_same_settings(changes, monkeypatch):
+    """What the workflow hands to `ckasr run` must train the cell it is for."""
+    settings, got = Settings(**{"dataset": "digits", "model": "resmlp"} | changes), []
+    monkeypatch.setattr(
+        cli, "run_settings", lambda s, *a, **k: got.append(s) or {"test_accuracy": 0.5}
+    )
+    assert CliRunner().invoke(cli.app, ["run", *settings.flags()]).exit_code == 0
+    assert got == [settings]
 
 
 def _no_network(name: str, *args: object, **kwargs: object) -> None:

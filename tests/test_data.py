@@ -410,7 +410,7 @@ def test_both_layouts_of_cifar10_give_the_same_arrays():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(LookupError, match="unknown data set 'cifar-10': the nearest is cifar10 "):
+    with pytest.raises(LookupError, match=r"unknown data set 'cifar-10'; nearest: cifar10\b"):
         data.load("cifar-10")
 
 

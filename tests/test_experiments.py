@@ -1,7 +1,9 @@
 """Settings, runs, records and sweeps, on real digits (and, where it is at hand, on CIFAR-100)."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,12 +15,13 @@ import pytest
 import torch
 
 import ckasr
-from ckasr import methods
+from ckasr import analysis, methods
 from ckasr.data import load
-from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, records, run, sweep
+from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, plan, records, run, sweep
 from ckasr.experiments import run as run_function
 from ckasr.experiments.run import _build
 from ckasr.methods import create
+from ckasr.storage import claim
 
 run_module = sys.modules[run_function.__module__]
 DIGITS = {"dataset": "digits", "model": "resmlp", "validation": 200, "sparsity": 0.9}
@@ -43,6 +46,47 @@ def test_ids_are_stable():
     assert Settings().id == "44136fa355b3"
     assert Settings(sparsity=0.995, beta=1e-4, seed=3).id == "139b5f0223dd"
     assert Settings(sparsity=0.95, epochs=4).id == "fd499791bc6e"
+
+
+COMMITTED = sorted((Path(__file__).resolve().parents[1] / "results").glob("*/records/*.json"))
+
+
+@pytest.mark.parametrize("folder", sorted({path.parents[1] for path in COMMITTED}), ids=str)
+def test_committed_records_are_valid(folder, recwarn):
+    """A rule that changes ids or refuses what a run wrote would take the evidence away."""
+    there = [path.stem for path in COMMITTED if path.parents[1] == folder]
+    assert sorted(record["id"] for record in records.load_all(folder)) == there
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name != "dense"])
+def test_distribution_changes_the_id_where_the_method_reads_it(method):
+    """Whether it reads it is seen from a training."""
+
+    class Context(methods.Context):
+        read = False
+
+        def __getattribute__(self, name: str):
+            if name == "distribution":
+                type(self).read = True
+            return super().__getattribute__(name)
+
+    settings = digits(method=method, epochs=1, beta=0.0)
+    engine, _ = _build(settings, create(method), load("digits"), torch.device("cpu"))
+    old = {f.name: getattr(engine.context, f.name) for f in dataclasses.fields(methods.Context)}
+    engine.context = Context(**old)
+    Context.read = False
+    for _ in engine.epochs():
+        pass
+    other = dataclasses.replace(settings, distribution="uniform")
+    assert (other.id != settings.id) == Context.read
+    with pytest.raises(ValueError, match=r"^setting distribution "):
+        dataclasses.replace(settings, distribution="erdos")
+
+
+def test_decay_is_no_setting_where_there_are_no_milestones():
+    assert Settings(milestones=(), decay=0.5) == Settings(milestones=())
+    assert Settings(milestones=(0.5,), decay=0.5) != Settings(milestones=(0.5,))
 
 
 def test_id_depends_on_values_not_on_how_they_are_written():
@@ -122,6 +166,15 @@ def test_short_schedules_are_named():
         ("momentum", 1.0),
         ("milestones", (0.75, 0.5)),
         ("decay", 0.0),
+        ("learning_rate", float("inf")),
+        ("weight_decay", float("inf")),
+        ("weight_decay", float("nan")),
+        ("milestones", (0.5, float("nan"))),
+        ("milestones", ("0.5",)),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("batch_size", 10**30),
+        ("epochs", 10_001),
         ("validation", -1),
         ("variant", "offical"),
         ("pairs", "some"),
@@ -134,6 +187,25 @@ def test_bad_settings_are_one_clear_line(name, value):
     with pytest.raises(ValueError, match=f"^setting {name} ") as error:
         Settings(**{"beta": 0.1, name: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [
+        ("dataset", "cifar-100", r"'cifar-100'; nearest: cifar100,? .*\(all: digits, "),
+        ("model", "resnet-20", r"'resnet-20'; nearest: resnet20,? "),
+        ("dataset", "imagenet", r"'imagenet' \(all: digits, "),
+        ("method", "xyz", r"'xyz' \(all: dense, "),
+    ],
+)
+def test_unknown_names_are_refused_and_only_near_ones_offered(name, value, near):
+    with pytest.raises(LookupError, match=f"^unknown (data set|model|method) {near}"):
+        Settings(**{name: value})
+
+
+def test_a_baseline_is_checked_like_the_other_arm():
+    with pytest.raises(ValueError, match=r"^setting variant "):
+        Settings(beta=0.0, variant="offical")
 
 
 # ---- runs
@@ -333,6 +405,88 @@ def test_damaged_checkpoint_says_what_to_do(tmp_path):
         run(digits(), tmp_path, progress=None)
 
 
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """Its weights, masks and optimiser would fit: it differs in the seed alone."""
+    mine, other = digits(), digits(seed=1)
+    for settings in (mine, other):
+        with pytest.raises(OutOfTime):
+            run(settings, tmp_path, progress=None, deadline=0)
+    folder = tmp_path / "checkpoints"
+    (folder / f"{other.id}.pt").replace(folder / f"{mine.id}.pt")
+    with pytest.raises(ValueError, match=f"is of run {other.id}, not of run {mine.id}: delete it"):
+        run(mine, tmp_path, progress=None)
+
+
+@pytest.mark.parametrize("change", ["a tensor", "no owner", "a curve less", "another shape"])
+def test_a_foreign_checkpoint_is_one_line(tmp_path, change):
+    settings = digits()
+    with pytest.raises(OutOfTime):
+        run(settings, tmp_path, progress=None, deadline=0)
+    path = tmp_path / "checkpoints" / f"{settings.id}.pt"
+    state = torch.load(path, weights_only=True)
+    if change == "a tensor":
+        state = torch.zeros(3)
+    elif change == "no owner":
+        del state["owner"]
+    elif change == "a curve less":
+        del state["curves"]["loss"]
+    else:
+        name = next(name for name, value in state["model"].items() if value.dim() == 2)
+        state["model"][name] = torch.zeros(1, 1)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=rf"checkpoint {path} .*delete it") as caught:
+        run(settings, tmp_path, progress=None)
+    assert "\n" not in str(caught.value)
+    assert not records.path_of(tmp_path, settings.id).exists()
+
+
+def test_a_killed_save_is_cleaned_up_by_the_next_run(tmp_path):
+    part = tmp_path / "checkpoints" / f"{digits().id}.pt.0123abcd.part"
+    part.parent.mkdir()
+    part.write_bytes(b"half")
+    run(digits(epochs=1), tmp_path, progress=None)
+    assert part.exists(), "it is another run's"
+    run(digits(), tmp_path, progress=None)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "xpu", "meta", "cpu:1", "cuda:x", "cuda:-1", ""])
+def test_other_devices_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"^device '{name}' is not supported: use cpu, cuda"):
+        run(digits(), tmp_path / "results", device=name, progress=None)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_gpu_beyond_the_last_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device 'cuda:2' asked for, but the last of 2 is cuda:1"):
+        run(digits(), tmp_path, device="cuda:2", progress=None)
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda results: run(digits(), results, progress=None),
+        lambda results: sweep([digits()], results, progress=lambda line: None),
+    ],
+    ids=["run", "sweep"],
+)
+def test_an_unwritable_results_folder_is_found_before_training(tmp_path, monkeypatch, door):
+    monkeypatch.setattr(run_module.Engine, "interleaved", None)
+    (tmp_path / "results").write_text("a file where the folder should be")
+    with pytest.raises(NotADirectoryError, match=r"cannot write to .*results is not a folder"):
+        door(tmp_path / "results")
+
+
+def test_a_number_that_json_cannot_hold_does_not_cost_the_record(tmp_path, monkeypatch):
+    matrix = {"layers": ["a", "b"], "matrix": [[1.0, math.nan], [math.nan, 1.0]]}
+    monkeypatch.setattr(run_module, "layer_cka", lambda *arguments: matrix)
+    record = run(digits(epochs=1), tmp_path, progress=None)
+    assert record["layer_cka"]["matrix"] == [[1.0, None], [None, 1.0]]
+    assert records.load(tmp_path, record["id"]) == record
+
+
 @pytest.mark.cifar
 def test_both_arms_train_on_real_cifar(cifar, tmp_path, monkeypatch):
     """A slice of CIFAR-100 through the whole door, with and without the term."""
@@ -358,7 +512,8 @@ def test_both_arms_train_on_real_cifar(cifar, tmp_path, monkeypatch):
 
 def test_records_travel_in_one_file(finished, tmp_path):
     record, _ = finished
-    other = {**record, "id": "0" * 12}
+    seed_1 = digits(seed=1)
+    other = {**record, "id": seed_1.id, "settings": seed_1.to_dict()}
     records.save(other, tmp_path / "a")
     records.save(record, tmp_path / "a")
     lines = tmp_path / "all.jsonl"
@@ -379,6 +534,109 @@ def test_merging_a_broken_file_writes_nothing(finished, tmp_path):
         records.merge_lines(lines, tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="no file"):
         records.merge_lines(tmp_path / "none.jsonl", tmp_path / "b")
+
+
+def edited(record: dict, **changes) -> dict:
+    return json.loads(json.dumps(record)) | changes
+
+
+BROKEN = {
+    "an id of other settings": lambda r: edited(r, id="0123456789ab"),
+    "a path as id": lambda r: edited(r, id="../../0123456789ab"),
+    "an id of another type": lambda r: edited(r, id=12),
+    "edited settings": lambda r: edited(r, settings=r["settings"] | {"seed": 7}),
+    "no settings": lambda r: edited(r, settings={}),
+    "settings that are none": lambda r: edited(r, settings=[1]),
+    "a setting out of range": lambda r: edited(r, settings=r["settings"] | {"sparsity": 2.0}),
+    "a setting of another version": lambda r: edited(r, settings=r["settings"] | {"depth": 3}),
+    "another schedule": lambda r: edited(r, settings=r["settings"] | {"schedule": "full"}),
+    "no status": lambda r: {k: v for k, v in r.items() if k != "status"},
+    "an unknown status": lambda r: edited(r, status="done"),
+    "finished without accuracy": lambda r: edited(r, test_accuracy=None),
+    "an accuracy in percent": lambda r: edited(r, test_accuracy=93.5),
+    "an accuracy as text": lambda r: edited(r, test_accuracy="0.9"),
+    "a negative time": lambda r: edited(r, seconds=-1.0),
+    "curves of two lengths": lambda r: edited(r, curves=r["curves"] | {"loss": [1.0]}),
+    "more weights than there are": lambda r: edited(r, sparsity=r["sparsity"] | {"kept": 10**9}),
+    "a matrix that is not square": lambda r: edited(
+        r, layer_cka=r["layer_cka"] | {"matrix": [[1.0, 0.5]]}
+    ),
+    "a histogram without edges": lambda r: edited(r, weights={"histogram": {"counts": [1]}}),
+    "another schema": lambda r: edited(r, schema=2),
+    "a list": lambda r: [r],
+}
+TEXTS = {
+    "no JSON": b'{"schema": 1',
+    "NaN": b'{"schema": NaN}',
+    "not UTF-8": '{"schema": "é"}'.encode("latin-1"),
+    "too deep": b"[" * 100_000,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, *TEXTS])
+def test_what_is_no_record_is_named_and_the_others_are_read(finished, tmp_path, kind):
+    record, _ = finished
+    text = TEXTS[kind] if kind in TEXTS else json.dumps(BROKEN[kind](record)).encode()
+    good = edited(record, id=digits(seed=1).id, settings=digits(seed=1).to_dict())
+    records.save(good, tmp_path)
+    path = records.path_of(tmp_path, record["id"])
+    path.write_bytes(text)
+    with pytest.warns(RuntimeWarning, match=f"^left out: {path} is ") as caught:
+        assert records.load_all(tmp_path) == [good]
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    with pytest.raises(ValueError, match=f"^{path} is "):
+        records.load(tmp_path, record["id"])
+
+    lines = tmp_path / "all.jsonl"
+    lines.write_bytes(json.dumps(good).encode() + b"\n" + text + b"\n")
+    if text:  # an empty line is none
+        with pytest.raises(ValueError, match=r"^nothing is merged: .*all\.jsonl, line 2 is "):
+            records.merge_lines(lines, tmp_path / "in" / "there")
+        assert not (tmp_path / "in").exists()
+
+
+def test_a_record_under_another_name_is_left_out(finished, tmp_path):
+    path = records.save(finished[0], tmp_path)
+    path.rename(path.with_name("copy.json"))
+    with pytest.warns(RuntimeWarning, match="rename it to "):
+        assert records.load_all(tmp_path) == []
+
+
+def test_fields_that_analysis_alone_reads_may_be_missing(finished, tmp_path):
+    record = finished[0]
+    few = {n: record[n] for n in ("schema", "id", "settings", "status", "test_accuracy")}
+    records.save(few, tmp_path)
+    (found,) = records.load_all(tmp_path)
+    with pytest.warns(RuntimeWarning, match=f"{record['id']} is left out: it has no curves"):
+        assert analysis.write_all([found], tmp_path / "written") == [
+            tmp_path / "written" / "tables" / "runs.md"
+        ]
+
+
+def test_the_first_of_two_lines_is_kept(finished, tmp_path):
+    first = finished[0]
+    second = edited(first, test_accuracy=0.0123)
+    lines = tmp_path / "all.jsonl"
+    lines.write_text("".join(json.dumps(r) + "\n" for r in (first, second, first)))
+    with pytest.warns(RuntimeWarning, match=r"all\.jsonl, line 2 is another record") as caught:
+        assert records.merge_lines(lines, tmp_path) == (1, 2)
+    assert len(caught) == 1
+    assert records.load(tmp_path, first["id"]) == first
+    lines.write_text(json.dumps(second))
+    assert records.merge_lines(lines, tmp_path) == (0, 1)
+    assert records.load(tmp_path, first["id"]) == first
+
+
+def test_merging_mends_a_damaged_record(finished, tmp_path):
+    record = finished[0]
+    path = records.save(record, tmp_path)
+    records.export_lines(tmp_path, tmp_path / "all.jsonl")
+    path.write_text("")
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert records.merge_lines(tmp_path / "all.jsonl", tmp_path) == (1, 0)
+    assert records.load(tmp_path, record["id"]) == record
 
 
 # ---- sweeps
@@ -460,6 +718,66 @@ def test_sweep_stays_inside_its_budget(finished, tmp_path):
     assert not (tmp_path / "known" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"minutes": math.nan}, {"minutes": -1.0}, {"jobs": -1}])
+def test_sweep_refuses_a_budget_that_is_none(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+        sweep([digits()], tmp_path / "results", **wrong)
+    assert not (tmp_path / "results").exists()
+
+
+def test_two_sweeps_on_one_folder_take_other_cells(tmp_path):
+    """The other sweep runs one cell all the while, and finishes another before its turn comes."""
+    taken, theirs, ours = (digits(epochs=1, seed=seed) for seed in (1, 2, 3))
+    finished_there = run(theirs, tmp_path / "other", progress=None)
+    said: list[str] = []
+
+    def progress(line: str) -> None:
+        said.append(line)
+        if "cells to run" in line:
+            records.save(finished_there, tmp_path)
+
+    with claim(tmp_path / "checkpoints" / f"{taken.id}.lock"):
+        outcome = sweep([taken, theirs, ours], tmp_path, jobs=1, progress=progress)
+    assert (outcome.done, outcome.known, outcome.left) == ([ours.id], [theirs.id], [taken.id])
+    assert any(line.startswith(f"{taken.id}: {taken.id} is being run by process ") for line in said)
+    assert not list(tmp_path.rglob("*.lock"))
+    assert sweep([taken], tmp_path, jobs=1, progress=said.append).done == [taken.id]
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_read(finished, tmp_path, monkeypatch):
+    """Between our look for a record and our claim."""
+    record, _ = finished
+
+    @contextlib.contextmanager
+    def late(path):
+        records.save(record, tmp_path)
+        yield
+
+    monkeypatch.setattr(run_module, "claim", late)
+    monkeypatch.setattr(run_module, "_train", None)
+    assert run(digits(), tmp_path, progress=None) == record
+
+
+def test_sweep_does_not_write_over_a_damaged_record(tmp_path):
+    path = records.path_of(tmp_path, digits().id)
+    path.parent.mkdir()
+    path.write_text("somebody's notes")
+    said: list[str] = []
+    with pytest.warns(RuntimeWarning, match="left out"):
+        outcome = sweep([digits()], tmp_path, jobs=1, progress=said.append)
+    assert outcome.left == [digits().id]
+    assert said[-1].startswith(f"{digits().id} is not run: {path} is no valid record; delete it")
+    assert path.read_text() == "somebody's notes"
+
+
+def test_plan_tells_what_a_sweep_would_do(finished, tmp_path):
+    record, _ = finished
+    records.save({**record, "seconds": 30.0}, tmp_path)  # of 3 epochs
+    longer, other = digits(epochs=6), digits(model="resnet20")
+    found = [(p.cell, p.known, p.seconds) for p in plan([digits(), longer, other], tmp_path)]
+    assert found == [(digits(), True, 30.0), (longer, False, 60.0), (other, False, None)]
+
+
 def test_commit_is_marked_where_any_part_of_the_package_differs(monkeypatch):
     asked = []
 
@@ -485,7 +803,11 @@ def test_sweep_side_by_side_equals_one_by_one(tmp_path):
         torch.set_num_threads(threads)
     assert {r["threads"] for r in records.load_all(tmp_path / "one")} == {1}, "as side by side"
     said: list[str] = []
-    sweep(cells, tmp_path / "two", jobs=2, progress=said.append)
+    claimed = digits(epochs=1, seed=9)  # by another process, for all that the workers know
+    with claim(tmp_path / "two" / "checkpoints" / f"{claimed.id}.lock"):
+        outcome = sweep([claimed, *cells], tmp_path / "two", jobs=2, progress=said.append)
+    assert outcome.left == [claimed.id]
+    assert any(line.startswith(f"{claimed.id}: ") for line in said)
     for cell in cells:
         one, two = (records.load(tmp_path / name, cell.id) for name in ("one", "two"))
         assert essence(one) == essence(two)

@@ -208,7 +208,7 @@ def test_torch_compile_finds_one_graph(name):
     ("wrong", "near"), [("resnet20w32", "resnet20_w32"), ("LeNet300", "lenet300")]
 )
 def test_an_unknown_name_is_answered_with_the_nearest(wrong, near):
-    with pytest.raises(LookupError, match=f"unknown model '{wrong}': the nearest is {near} "):
+    with pytest.raises(LookupError, match=rf"unknown model '{wrong}'; nearest: {near}\b"):
         models.create(wrong, num_classes=10)
 
 

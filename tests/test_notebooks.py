@@ -189,6 +189,79 @@ def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("cell", "given", "error", "message"),
+    [
+        ("epochs: int = 3  # of it", {"epochs": 0}, ValueError, "setting epochs = 0 must be"),
+        ("dataset: str = 'digits'  # name", {"dataset": "digit"}, LookupError, "nearest: digits"),
+        (
+            "sparsities: list[float] = [0.9]  # a\nbetas: list[float] = []  # b\n"
+            "seeds: list[int] = [0]  # c\nmethods: list[str] = ['random']  # d",
+            {"methods": ["randon"]},
+            LookupError,
+            "nearest: random",
+        ),
+    ],
+)
+def test_values_that_no_run_could_have_are_refused_at_the_door(
+    tmp_path, cell, given, error, message
+):
+    path = write_notebook(tmp_path / "a.ipynb", cell)
+    with pytest.raises(error, match=message):
+        execute(path, tmp_path / "out" / "a.ipynb", given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_and_the_results_count_from_the_same_folder(tmp_path, monkeypatch):
+    path = write_notebook(
+        tmp_path / "a.ipynb",
+        "results: str = 'default'  # folder\nn: int = 0  # none",
+        "from pathlib import Path\nfolder = Path(results)\nfolder.mkdir()\n"
+        "_ = (folder / 'said').write_text(results)",
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    execute(path, Path("copies/a.ipynb"), {})
+    execute(path, Path("copies/b.ipynb"), {"results": "given"})
+    for name in ("default", "given"):
+        folder = tmp_path / "here" / name
+        assert (folder / "said").read_text() == str(folder)
+    assert (tmp_path / "here" / "copies" / "b.ipynb").exists()
+
+
+def test_the_kernel_is_this_python_whatever_is_installed_or_named(tmp_path, monkeypatch):
+    """A long TMPDIR, as schedulers set it; a python3 of another Python; R in the metadata."""
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    long = tmp_path / ("scratch" * 12)
+    long.mkdir()
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(long))
+    path = write_notebook(
+        tmp_path / "a.ipynb",
+        "target: str = ''  # where to",
+        "import sys\n_ = open(target, 'w').write(sys.executable)",
+    )
+    whole = json.loads(path.read_text())
+    whole["metadata"] = {
+        "kernelspec": {"name": "ir", "display_name": "R", "language": "R"},
+        "language_info": {"name": "R"},
+    }
+    path.write_text(json.dumps(whole))
+    execute(path, tmp_path / "copy.ipynb", {"target": tmp_path / "said"})
+    assert (tmp_path / "said").read_text() == sys.executable
+
+
+def test_no_short_folder_for_sockets_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", "/x" * 60)
+    monkeypatch.setattr(notebooks.os, "access", lambda path, mode: False)
+    path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none")
+    with pytest.raises(OSError, match=r"TMPDIR, /x/x.*, is too long for the sockets"):
+        execute(path, tmp_path / "copy.ipynb", {})
+
+
 def test_failing_cell_raises_one_line_and_leaves_the_copy(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none", "1 / n")
     with pytest.raises(ChildProcessError) as caught:

@@ -1,5 +1,6 @@
 """The Snakemake workflow: the cells of a profile, and the records that any other run leaves."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,20 @@ def snakemake(results: Path, *options: str) -> str:
 
 def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
     """Two arms with two seeds, four methods, both arms and seeds in two precisions; the figures."""
-    text = snakemake(tmp_path, "--dry-run", "--quiet", "rules")
+    results = tmp_path / "it's a folder of $HOME"
+    text = snakemake(results, "--dry-run", "--printshellcmds")
     assert "cell          16" in text
     assert "figures        1" in text
+    commands = [
+        shlex.split(line.removeprefix("Shell command: "))
+        for line in text.splitlines()
+        if line.startswith("Shell command: ")
+    ]
+    assert len(commands) == 17
+    assert {command[-1] for command in commands} == {str(results)}
+    cells = [cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)]
+    wanted = {("-m", "ckasr", "run", *cell.flags(), "--results") for cell in cells}
+    assert {tuple(command[1:-1]) for command in commands if "run" in command} == wanted
 
 
 @pytest.mark.slow

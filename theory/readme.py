@@ -9,7 +9,7 @@ table is written by hand.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckasr.experiments.records import write_text
+from ckasr.storage import write_text
 from theory.report import stored
 from theory.verdict import Verdict
 

@@ -1,25 +1,23 @@
 """What is done with verdicts: the file, the figures, the table."""
 
 import json
-import os
 import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import theory
-from ckasr.experiments.records import write_text
+from ckasr.analysis import tables
+from ckasr.storage import replacing, write_text
 from theory.verdict import Verdict, as_json, corrected
 
 
 def draw(verdict: Verdict, folder: Path) -> Path:
     """Write `<folder>/<name>.png`, whole or not at all, the same bytes for the same verdict."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{verdict.name}.png"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     figure = theory.load(verdict.name).figure(verdict)
-    figure.savefig(part, format="png", metadata={"Software": None})
-    os.replace(part, path)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", metadata={"Software": None})
     return path
 
 
@@ -35,6 +33,14 @@ def save(verdicts: Sequence[Verdict], folder: Path) -> list[Verdict]:
     suite = corrected([known[name] for name in theory.NAMES if name in known])
     write_text(folder / "verdicts.json", as_json(suite))
     return suite
+
+
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table, for a notebook."""
+    head = ("check", "verdict", "the claim", "s", "reason")
+    rows = [(v.name, v.verdict, v.bearing, f"{v.seconds:.1f}", v.reason) for v in verdicts]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "\n".join(tables.markdown(head, escaped))
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

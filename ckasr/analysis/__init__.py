@@ -8,7 +8,7 @@ from .precision import chosen_precision, precision_rows, precision_table
 from .precision_figure import precision_differences
 from .statistics import Comparison, holm, paired_differences
 from .tables import runs_table
-from .verdict import verdict
+from .verdict import learned, similarity_verdict, verdict
 from .write import all_tables, save, write_all
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "groups",
     "holm",
     "layer_cka_maps",
+    "learned",
     "method_accuracy",
     "method_families",
     "methods_table",
@@ -28,6 +29,7 @@ __all__ = [
     "precision_table",
     "runs_table",
     "save",
+    "similarity_verdict",
     "training_curves",
     "verdict",
     "write_all",

@@ -1,6 +1,7 @@
 """Records sorted into what may be compared: a cell's arms, side by side, seed by seed."""
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ Record = Mapping[str, Any]
 _METHOD_FIELDS = {"method", "method_options", "distribution"}
 
 _DEFAULTS = Settings().to_dict()
+
+_READ = ("curves", "sparsity", "layer_cka", "weights", "device")
+"""Fields that tables and figures read, and that a record need not have."""
 
 
 class Arm(NamedTuple):
@@ -68,11 +72,16 @@ def arm_of(settings: Mapping[str, Any]) -> Arm:
 def cells(records: Iterable[Record]) -> list[Cell]:
     """All cells, by settings (longest schedule first) and sparsity; in each, arms by beta.
 
-    A record given twice (same id) counts once. Raises ValueError for two records of one setting
+    A record given twice (same id) counts once. One that lacks a field that tables and figures read
+    is named in a RuntimeWarning and left out. Raises ValueError for two records of one setting
     and seed, between which nothing could choose.
     """
     found: dict[str, Cell] = {}
     for record in records:
+        if missing := [name for name in _READ if name not in record]:
+            text = f"record {record['id']} is left out: it has no {', '.join(missing)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            continue
         settings = settings_of(record)
         shared = {
             name: value

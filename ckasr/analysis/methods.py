@@ -198,9 +198,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     average, sd = mean_and_sd(entry.accuracies)
     accuracy = NOTHING if average is None else f"{100 * average:.2f}"
     accuracy += "" if sd is None else f" ± {100 * sd:.2f}"
-    held_out = [
-        r["validation_accuracy"] for r in entry.runs if r["validation_accuracy"] is not None
-    ]
+    held_out = [value for r in entry.runs if (value := r.get("validation_accuracy")) is not None]
     appendix = lookup(settings, entry.arm)
     other = _synaptic_flow(entry)
     return (

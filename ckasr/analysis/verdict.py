@@ -1,7 +1,11 @@
 """What a comparison shows, by the decision rule of results/PLAN.md: the interval decides."""
 
+from collections.abc import Iterable
+from statistics import mean
+
+from .cells import Record
 from .paper import paper_difference
-from .statistics import Comparison
+from .statistics import Comparison, value_of
 
 FEWEST_PAIRS = 3
 MOST_DIVERGED = 1 / 5  # of the pairs
@@ -9,6 +13,8 @@ REPRODUCED = "reproduced"
 SMALLER = "positive, smaller than the paper's"
 NOT_REPRODUCED = "not reproduced"
 UNDECIDED = "undecided"
+COLLAPSE = 0.05
+"""Accuracy whose loss is a collapse: far more than any effect that the paper reports."""
 
 RULE = f"""\
 Verdict, by the t interval. Where the paper has a gain for the cell and the schedule is full: \
@@ -41,3 +47,28 @@ def too_little(comparison: Comparison) -> bool:
         or comparison.n < FEWEST_PAIRS
         or lost > MOST_DIVERGED * (comparison.n + lost)
     )
+
+
+def similarity_verdict(
+    similarity: tuple[float, float], accuracy: tuple[float, float], classes: int
+) -> str:
+    """Whether the term lowered the similarity of layers in a network that still works.
+
+    similarity, accuracy: without and with the term. It does not hold where the term cost more than
+    `COLLAPSE` of accuracy, where the network without it is at chance (below 2 / ``classes``), or
+    where a number is NaN: layers of a broken network may be as different as they like.
+    """
+    if not accuracy[0] >= 2 / classes:
+        return "not tested: the network without the term is at chance"
+    if not accuracy[1] >= accuracy[0] - COLLAPSE:
+        return "does not hold here: accuracy collapsed"
+    return "holds here" if similarity[1] < similarity[0] else "does not hold here"
+
+
+def learned(runs: Iterable[Record]) -> bool:
+    """Whether the mean test accuracy of the finished runs is above chance: 2 / classes or more."""
+    finished = [run for run in runs if run["status"] == "finished"]
+    if not finished:
+        return False
+    classes = max(run["sparsity"]["classes"] for run in finished)
+    return mean(value_of(run) for run in finished) >= 2 / classes

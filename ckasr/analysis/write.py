@@ -1,11 +1,10 @@
 """Writing what the records say: every figure and table, again and again the same bytes."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckasr.experiments.records import write_text
+from ckasr.storage import replacing, write_text
 
 from . import figures
 from .cells import Cell, Record, family_slug, percent, slug, studies
@@ -30,12 +29,9 @@ def save(figure: "Figure", path: Path | str) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"figures are written as PNG: name {path.name!r} must end in .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with style():
+    with style(), replacing(path) as part:
         # Matplotlib would name its own version in the file.
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-    os.replace(part, path)
     return path
 
 

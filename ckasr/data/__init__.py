@@ -1,6 +1,6 @@
 """Data: load a set by its name, split it, turn it into batches on the device."""
 
-from .datasets import NAMES, Dataset, data_root, fetch, load
+from .datasets import NAMES, Dataset, data_root, fetch, load, source_of
 from .loader import AUGMENTS, Batches, Plan, keyed_generator, split
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "fetch",
     "keyed_generator",
     "load",
+    "source_of",
     "split",
 ]

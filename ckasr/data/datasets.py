@@ -6,7 +6,6 @@ arrays.
 """
 
 import contextlib
-import difflib
 import io
 import os
 import socket
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from ckasr.names import nearest
 
 from .files import Arrays, Layout, binary, contents, idx, pickles
 from .loader import split
@@ -69,7 +70,7 @@ def load(name: str, root: Path | str | None = None, *, download: bool = False) -
     fetched first. Raises LookupError for an unknown name, FileNotFoundError for a missing file,
     ValueError for a truncated or altered one, and what `fetch` raises.
     """
-    source, root = _source(name), data_root(root)
+    source, root = source_of(name), data_root(root)
     if source.embedded:
         arrays = source.embedded()
     else:
@@ -103,7 +104,7 @@ def fetch(name: str, root: Path | str | None = None, timeout: float = 30) -> lis
     intact is not fetched again. `timeout` is in seconds without an answer. Raises LookupError
     for an unknown name, ConnectionError when the download fails.
     """
-    source, root = _source(name), data_root(root)
+    source, root = source_of(name), data_root(root)
     if source.embedded:
         return []
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -135,11 +136,10 @@ def fetch(name: str, root: Path | str | None = None, timeout: float = 30) -> lis
         socket.setdefaulttimeout(before)
 
 
-def _source(name: str) -> Source:
+def source_of(name: str) -> Source:
+    """What is known of a data set; raises LookupError, with the nearest names, for no set."""
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.3)
-        hint = f": the nearest is {near[0]}" if near else ""
-        raise LookupError(f"unknown data set {name!r}{hint} (there are {', '.join(SOURCES)})")
+        raise LookupError(f"unknown data set {name!r}{nearest(name, SOURCES)}")
     return SOURCES[name]
 
 

@@ -43,7 +43,9 @@ class Convolution:
             return 1, 1, (1, 1), (0, 0), (1, 1)
         padding = layer.padding
         if isinstance(padding, str):
-            half = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            half = [
+                d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+            ]
             padding = (half[0], half[1]) if padding == "same" else (0, 0)
         return layer.stride[0], layer.groups, layer.kernel_size, padding, layer.dilation
 
@@ -392,9 +394,7 @@ def _source(
     if residual is not None:
         keys.append(np.flatnonzero(residual & alive))
     used = np.unique(np.concatenate(keys)) if keys else NONE
-    return Source(
-        grid, used // stride // stride, used // stride % stride, used % stride, stride
-    )
+    return Source(grid, used // stride // stride, used // stride % stride, used % stride, stride)
 
 
 def _planes_of(rows: Rows, source: Source, grid: Grid) -> tuple[Indices, Indices]:

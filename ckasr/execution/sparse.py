@@ -111,7 +111,10 @@ class SparseExecution:
             if len(both) == 2:
                 found.append((module, name, both))
         units = [
-            unit for _, _, both in found for graph in both.values() for unit, _ in graph.units.values()
+            unit
+            for _, _, both in found
+            for graph in both.values()
+            for unit, _ in graph.units.values()
         ]
         if not units:
             return

@@ -213,9 +213,7 @@ class _Matcher:
         return (functions or methods) and nodes and not node.kwargs
 
 
-def rewritten(
-    found: Found, bind: Callable[[Unit], Callable[..., Tensor]]
-) -> Callable[..., Any]:
+def rewritten(found: Found, bind: Callable[[Unit], Callable[..., Tensor]]) -> Callable[..., Any]:
     """The forward of a followed module, with each unit in the place of its nodes."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}

@@ -429,7 +429,10 @@ class BoundUnit:
         out = at.buffers.take(key, whole.size, grid.numpy)
         target, step = out, whole.step
         if source.stride > 1:
-            target, step = take((plan.number, "to phases", i), source.phases.size), plan.read_step(i)
+            target, step = (
+                take((plan.number, "to phases", i), source.phases.size),
+                plan.read_step(i),
+            )
         dws = [np.empty(len(at.back.lists[k].where)) for k in readers]
         parts = [
             (

@@ -2,6 +2,6 @@
 
 from .run import OutOfTime, run
 from .settings import CKA_SR_FIELDS, Settings
-from .sweep import grid, sweep
+from .sweep import grid, plan, sweep
 
-__all__ = ["CKA_SR_FIELDS", "OutOfTime", "Settings", "grid", "run", "sweep"]
+__all__ = ["CKA_SR_FIELDS", "OutOfTime", "Settings", "grid", "plan", "run", "sweep"]

@@ -6,11 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from ckasr.storage import ClaimedError
 
 from . import records
 from .run import OutOfTime, on_gpu, own_stream, run, turns
@@ -27,7 +30,7 @@ GPU_JOBS = 4
 """Models that fill a large GPU at batch 128, by estimate: two to five; not measured yet."""
 
 Ended = list[tuple[Settings, records.Record | None]]
-"""Cells that came to an end, each with its record; None: stopped at its deadline, for later."""
+"""Cells that came to an end, each with its record; None: for a later sweep, as a line has said."""
 
 
 class Pool(Protocol):
@@ -74,6 +77,10 @@ class _Base:
     ) -> None:
         self.jobs, self.results, self.device, self.data = jobs, results, device, data
         self.progress, self.execution = progress, execution
+
+    def later(self, cell: Settings, why: str) -> tuple[Settings, None]:
+        self.progress(f"{cell.id}: {why}")
+        return cell, None
 
 
 class Turns(_Base):
@@ -125,7 +132,9 @@ class Turns(_Base):
             except StopIteration as end:
                 found.append((cell, end.value))
             except OutOfTime:
-                found.append((cell, None))
+                found.append(self.later(cell, "stopped at the budget; the next sweep resumes it"))
+            except ClaimedError as error:
+                found.append(self.later(cell, str(error)))
             self._all.remove(item)
         return found
 
@@ -174,7 +183,13 @@ class Workers(_Base):
             try:
                 found.append((cell, future.result()))
             except OutOfTime:
-                found.append((cell, None))
+                found.append(self.later(cell, "stopped at the budget; the next sweep resumes it"))
+            except ClaimedError as error:
+                found.append(self.later(cell, str(error)))
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    "a process of the sweep was killed, often for want of memory: use fewer --jobs"
+                ) from None
         return found
 
 

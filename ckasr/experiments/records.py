@@ -1,15 +1,31 @@
-"""Run records: one JSON file a finished run, and JSON-lines files to carry many of them about."""
+"""Run records: one JSON file a finished run, and JSON-lines files to carry many of them about.
+
+A record is believed only if it is what a run writes: UTF-8 JSON, named by the hash of its settings,
+each field of its type and in its range. The fields of `REQUIRED` must be there; the others may be
+missing, in which case a table or figure that needs them leaves the record out.
+"""
 
 import json
-import os
+import math
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ckasr.storage import write_text
+
+from .settings import Settings
+
 SCHEMA = 1
+STATUSES = ("finished", "diverged")
 Record = dict[str, Any]
 
 
 def path_of(results: Path, run_id: str) -> Path:
+    """Where the record of a run lies. Raises ValueError for an id that is not 12 hex digits."""
+    if not re.fullmatch(r"[0-9a-f]{12}", str(run_id)):
+        raise ValueError(f"{run_id!r} is no run id: it must be 12 hex digits")
     return results / "records" / f"{run_id}.json"
 
 
@@ -21,15 +37,22 @@ def save(record: Record, results: Path) -> Path:
 
 
 def load(results: Path, run_id: str) -> Record | None:
-    """The record of a run, or None if it has none."""
+    """The record of a run, or None if it has none. Raises ValueError for one that is not valid."""
     path = path_of(results, run_id)
-    return _parse(path.read_text(), str(path)) if path.exists() else None
+    return _read(path) if path.exists() else None
 
 
 def load_all(results: Path) -> list[Record]:
-    """All records under ``results``, ordered by what they ran."""
-    paths = sorted((results / "records").glob("*.json"))
-    records = [_parse(path.read_text(), str(path)) for path in paths]
+    """All valid records under ``results``, ordered by what they ran.
+
+    Every other ``.json`` file of the folder is named in a RuntimeWarning and left out.
+    """
+    records = []
+    for path in sorted((results / "records").glob("*.json")):
+        try:
+            records.append(_read(path))
+        except (ValueError, OSError) as error:
+            warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
     return sorted(records, key=_order)
 
 
@@ -43,42 +66,195 @@ def export_lines(results: Path, target: Path) -> int:
 def merge_lines(source: Path, results: Path) -> tuple[int, int]:
     """Take the records of a JSON-lines file in; returns how many were new, and how many known.
 
-    A record that is there already stays as it is. Raises ValueError, before anything is written,
-    for a line that is no record.
+    A valid record that is there already stays as it is. Of two lines with the same id the first is
+    taken; a second one that differs is named in a RuntimeWarning. Raises ValueError, before
+    anything is written, for lines that are no records, with their numbers.
     """
-    if not source.exists():
+    if not source.is_file():
         raise FileNotFoundError(f"no file {source} to merge records from")
-    lines = source.read_text().splitlines()
-    records = [
-        _parse(line, f"{source}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    new = [record for record in records if not path_of(results, record["id"]).exists()]
+    found: dict[str, Record] = {}
+    bad, again = [], 0
+    # Not splitlines: a JSON text may hold other line separators of Unicode.
+    for number, line in enumerate(source.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            record = _parse(line, where)
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        first = found.setdefault(record["id"], record)
+        if first is not record:
+            again += 1
+            if first != record:
+                warnings.warn(
+                    f"{where} is another record of {record['id']}: the first one is kept",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+    if bad:
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        raise ValueError(f"nothing is merged: {'; '.join(bad[:3])}{more}")
+    known = {record["id"] for record in load_all(results)} if found else set()
+    new = [record for run_id, record in found.items() if run_id not in known]
     for record in new:
         save(record, results)
-    return len(new), len(records) - len(new)
+    return len(new), len(found) - len(new) + again
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
-def _parse(text: str, where: str) -> Record:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error.msg}): delete it or merge it anew") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"{where} is no run record of schema {SCHEMA}")
+def _read(path: Path) -> Record:
+    record = _parse(path.read_bytes(), str(path))
+    if path.stem != record["id"]:
+        raise ValueError(
+            f"{path} is the record of {record['id']}: rename it to {record['id']}.json"
+        )
     return record
 
 
+def _parse(text: bytes, where: str) -> Record:
+    """The record a text holds; a ValueError of one line that begins with ``where`` if none."""
+    try:
+        record = json.loads(text.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not UTF-8: delete it or merge it anew") from None
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or str(error)
+        raise ValueError(f"{where} is not JSON ({reason}): delete it or merge it anew") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ValueError(f"{where} is no run record of schema {SCHEMA}")
+    if problem := _problem(record):
+        raise ValueError(f"{where} is not a valid run record: {problem}")
+    return record
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _problem(record: Record) -> str | None:
+    """What is wrong with a record of our schema; None: nothing."""
+    if missing := [name for name in REQUIRED if name not in record]:
+        return f"{', '.join(missing)} missing"
+    for name, (fine, rule) in FIELDS.items():
+        if name in record and not fine(record[name]):
+            return f"{name} must be {rule}"
+    given = record["settings"]
+    try:
+        settings = Settings.from_dict(given)
+    except (ValueError, LookupError) as error:
+        return f"settings: {error}"
+    written = settings.to_dict()
+    # Options are compared by the id: a method's default may stand in the record or not.
+    if wrong := [n for n in given if n != "method_options" and given[n] != written[n]]:
+        return f"its setting {wrong[0]} is {given[wrong[0]]!r}, a run has {written[wrong[0]]!r}"
+    if settings.id != record["id"]:
+        return f"its id is {record['id']!r}, that of its settings {settings.id!r}"
+    if record["status"] == "finished" and record["test_accuracy"] is None:
+        return "it is finished, but has no test_accuracy"
+    return None
+
+
+def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+    )
+
+
+def _count(value: Any) -> bool:
+    return _number(value, 0) and isinstance(value, int)
+
+
+def _share(value: Any) -> bool:
+    return _number(value, 0, 1)
+
+
+def _optional(fine: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fine(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_number, value))
+
+
+def _curves(value: Any) -> bool:
+    """Lists of one length by name: phases as text, all else as numbers or null."""
+    if not isinstance(value, dict) or not all(isinstance(c, list) for c in value.values()):
+        return False
+    return len({len(curve) for curve in value.values()}) <= 1 and all(
+        isinstance(item, str) if name == "phase" else item is None or _number(item)
+        for name, curve in value.items()
+        for item in curve
+    )
+
+
+def _report(value: Any) -> bool:
+    """As `ckasr.sparsity.report` writes it."""
+    if not isinstance(value, dict):
+        return False
+    counts = ("weights", "kept", "effective_kept", "filters", "dead_filters", "classes")
+    return (
+        all(_count(value[name]) for name in counts if name in value)
+        and all(_share(value[name]) for name in ("nominal", "effective") if name in value)
+        and value.get("kept", 0) <= value.get("weights", math.inf)
+        and isinstance(value.get("dead_layers", []), list)
+    )
+
+
+def _layer_cka(value: Any) -> bool:
+    """Names of layers and a square matrix of numbers."""
+    if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
+        return False
+    matrix = value.get("matrix")
+    return isinstance(matrix, list) and all(
+        isinstance(row, list)
+        and len(row) == len(matrix)
+        and all(item is None or _number(item) for item in row)
+        for row in matrix
+    )
+
+
+def _weights(value: Any) -> bool:
+    """Statistics of the weights; empty where no weight is left."""
+    if not isinstance(value, dict):
+        return False
+    bars = value.get("histogram")
+    return bars is None or (
+        isinstance(bars, dict)
+        and _numbers(bars.get("edges"))
+        and _numbers(bars.get("counts"))
+        and len(bars["edges"]) == len(bars["counts"]) + 1
+    )
+
+
+REQUIRED = ("schema", "id", "settings", "status", "test_accuracy")
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (lambda v: isinstance(v, str), "a text"),
+    "settings": (lambda v: isinstance(v, dict), "an object"),
+    "status": (lambda v: isinstance(v, str) and v in STATUSES, "finished or diverged"),
+    "test_accuracy": (_optional(_share), "null or in [0, 1]"),
+    "validation_accuracy": (_optional(_share), "null or in [0, 1]"),
+    "curves": (_curves, "an object of lists of one length"),
+    "sparsity": (_report, "an object of counts and shares"),
+    "layer_cka": (_optional(_layer_cka), "null or an object with layers and a square matrix"),
+    "weights": (_optional(_weights), "null or an object with a histogram"),
+    "seconds": (lambda v: _number(v, 0), "a number of seconds"),
+    "started": (lambda v: isinstance(v, str), "a text"),
+    "device": (lambda v: isinstance(v, str), "a text"),
+    "threads": (_count, "a count"),
+    "peak_memory_bytes": (_count, "a count"),
+    "versions": (lambda v: isinstance(v, dict), "an object"),
+    "commit": (lambda v: isinstance(v, str), "a text"),
+    "runs_in_process": (_count, "a count"),
+}
+"""Name of a field -> its test, and what the test asks for."""
+
+
 def _order(record: Record) -> tuple[Any, ...]:
-    s = record["settings"]
+    s = {**Settings().to_dict(), **record["settings"]}  # one older than a setting has its default
     names = ("dataset", "model", "method", "epochs", "sparsity", "beta", "seed")
     return (*(s[name] for name in names), record["id"])

@@ -3,10 +3,11 @@
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from ckasr.data import Batches, Dataset, keyed_generator, load, split
 from ckasr.execution import sparse_execution, summary
 from ckasr.regularizer import CKASR
 from ckasr.sparsity import report
+from ckasr.storage import check_writable, claim
 from ckasr.training import DivergedError, Engine, Recipe, accuracy, memory
 
 from . import records
@@ -50,7 +52,8 @@ def run(
     progress: gets one line an epoch; None: silence. deadline: of ``time.monotonic()``; past it the
     run stops after the epoch at hand with OutOfTime. data: root of the data sets; None:
     ``CKASR_DATA``. execution: ``auto``, ``dense`` or ``sparse``; see ``ckasr.execution.choose``.
-    Raises what bad settings or missing data raise, before anything is written.
+    Raises what bad settings or missing data raise, before anything is written, and ClaimedError
+    while another process trains the same run into the same folder.
     """
     turn = turns(
         settings,
@@ -61,7 +64,7 @@ def run(
         data=data,
         execution=execution,
     )
-    with own_stream(device):
+    with own_stream(device), closing(turn):
         while True:
             try:
                 next(turn)
@@ -105,6 +108,32 @@ def turns(
     if (record := records.load(results, settings.id)) is not None:
         kept.unlink(missing_ok=True)  # killed after the record was written
         return record
+    folder = results / "checkpoints"
+    check_writable(results / "records")
+    with claim(folder / f"{settings.id}.lock"):
+        # Another process may have finished the run before we claimed it.
+        if (record := records.load(results, settings.id)) is not None:
+            return record
+        for part in folder.glob(f"{settings.id}.pt.*.part"):  # of a process that was killed
+            part.unlink()
+        return (
+            yield from _train(
+                settings, results, device, progress, deadline, data, sharing, execution
+            )
+        )
+
+
+def _train(
+    settings: Settings,
+    results: Path,
+    device: str,
+    progress: Callable[[str], None] | None,
+    deadline: float,
+    data: Path | str | None,
+    sharing: int,
+    execution: str,
+) -> Generator[None, None, records.Record]:
+    """The run itself, from its checkpoint if there is one."""
     say = progress or (lambda line: None)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     _commit()
@@ -119,8 +148,8 @@ def turns(
     engine.say = say
     batch = (settings.batch_size, *dataset.input_shape)
     memory.check(engine.context.model, batch, settings.precision)
-    engine.checkpoint = kept
-    say(f"{settings.id}  {_title(settings)}  on {device_name(target)}")
+    engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
+    say(f"{settings.id}  {title(settings)}  on {device_name(target)}")
 
     status = "finished"
     try:
@@ -140,16 +169,16 @@ def turns(
         "id": settings.id,
         "settings": settings.to_dict(),
         "status": status,
-        "curves": {name: [_finite(v) for v in values] for name, values in engine.curves.items()},
+        "curves": _finite(engine.curves),
         "validation_accuracy": None,
         "test_accuracy": None,
         "sparsity": report(*method.counted(engine.context), dataset.input_shape),
         "measured": method.measured(),
         "layer_cka": None,
         "weights": None,
-        **_results(engine, settings, dataset, validation, status),
+        **_finite(_results(engine, settings, dataset, validation, status)),
         "seconds": sum(engine.curves["seconds"]),
-        "execution": summary(dict(zip(*(engine.curves[n] for n in ("phase", "execution"))))),
+        "execution": summary(_by_phase(engine.curves)),
         "started": started,
         **environment(target),
         "runs_in_process": sharing,
@@ -221,6 +250,7 @@ def _build(
         regularizer,
         execution=execution,
     )
+    engine.owner = settings.id
     return engine, validation
 
 
@@ -256,9 +286,7 @@ def _results(
     measured, name = (validation, "validation") if held_out else (engine.batches, "train")
     with execution:
         # Not the curve's last: a method may prune after the last epoch.
-        validated = (
-            accuracy(model, validation.in_order(), settings.precision) if held_out else None
-        )
+        validated = accuracy(model, validation.in_order(), settings.precision) if held_out else None
         tested = accuracy(model, test.in_order(), settings.precision)
     return {
         "validation_accuracy": validated,
@@ -283,8 +311,15 @@ def _load(name: str, data: Path | str | None) -> Dataset:
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name == "cpu":
+        return name
+    number = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if number is None:
+        raise ValueError(f"device {name!r} is not supported: use cpu, cuda, cuda:1 or auto")
+    if not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; use cpu")
+    if 0 < (count := torch.cuda.device_count()) <= int(number[1] or 0):
+        raise ValueError(f"device {name!r} asked for, but the last of {count} is cuda:{count - 1}")
     return name
 
 
@@ -349,10 +384,16 @@ def _commit() -> str:
 
 
 def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON cannot hold: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _title(s: Settings) -> str:
+def title(s: Settings) -> str:
+    """The run in words, for a progress line."""
     term = f"CKA-SR {s.variant} beta {s.beta:g}" if s.beta else "baseline"
     return (
         f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}, "
@@ -367,3 +408,8 @@ def _line(entry: dict[str, Any], count: int) -> str:
     if entry["validation_accuracy"] is not None:
         parts.append(f"validation {entry['validation_accuracy']:.2%}")
     return "  ".join([*parts, f"{entry['seconds']:.1f} s"])
+
+
+def _by_phase(curves: dict[str, list[Any]]) -> dict[str, str]:
+    """Execution of each phase."""
+    return dict(zip(curves["phase"], curves["execution"], strict=True))

@@ -10,13 +10,19 @@ from ckasr import data, methods, models
 from . import identity
 from .identity import CKA_SR_FIELDS
 
+MAX_EPOCHS = 10_000
+"""Epochs of a phase: the engine numbers an epoch's random draws by phase and epoch within these."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe.
 
     The annotations are the help texts of the command line. Raises ValueError for a value of the
-    wrong type or out of range, LookupError for a method or an option that does not exist.
+    wrong type or out of range, LookupError for a data set, a model, a method or an option that does
+    not exist. A setting that nothing reads is set to its default, so that a run has one id only:
+    ``distribution`` where the method chooses the densities by itself, ``decay`` without milestones,
+    and the settings of the term where beta is 0.
     """
 
     dataset: Annotated[str, ", ".join(data.NAMES)] = "cifar100"
@@ -38,7 +44,7 @@ class Settings:
     momentum: Annotated[float, "of SGD"] = 0.9
     nesterov: Annotated[bool, "momentum in Nesterov's form"] = True
     weight_decay: Annotated[float, "on every parameter, as in the recipe"] = 5e-4
-    milestones: Annotated[tuple[float, ...], "learning-rate drops, as epoch shares"] = (0.5, 0.75)
+    milestones: Annotated[tuple[float, ...], "learning-rate drops, epoch shares"] = (0.5, 0.75)
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
     augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
     validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
@@ -49,6 +55,8 @@ class Settings:
         for item in fields(self):
             value = _typed(item.name, getattr(self, item.name), _default(item))
             object.__setattr__(self, item.name, value)
+        data.source_of(self.dataset)
+        models.builder(self.model)
         # As the method reads them: "2", 2 and 2.0 are one setting, and so is what is default.
         chosen = methods.create(self.method, self.method_options)
         options = {
@@ -57,15 +65,12 @@ class Settings:
             if (value := getattr(chosen, item.name)) != item.default
         }
         object.__setattr__(self, "method_options", options)
-        if self.beta == 0:  # one baseline, whatever term the other arm has
-            for name in CKA_SR_FIELDS:
-                object.__setattr__(self, name, getattr(Settings, name))
         checks = {
             "sparsity": (0 <= self.sparsity < 1, "in [0, 1): the share of zeros"),
-            "beta": (math.isfinite(self.beta) and self.beta >= 0, "finite and not negative"),
+            "beta": (self.beta >= 0, "finite and not negative"),
             "samples": (self.samples == 0 or self.samples >= 4, "at least 4, or 0: whole batch"),
             "every": (self.every >= 1, "at least 1"),
-            "epochs": (self.epochs >= 1, "at least 1"),
+            "epochs": (1 <= self.epochs <= MAX_EPOCHS, f"from 1 to {MAX_EPOCHS}"),
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "learning_rate": (self.learning_rate > 0, "positive"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
@@ -88,11 +93,17 @@ class Settings:
                 self.augment in ("default", "crop-flip", "crop", "none"),
                 "default, crop-flip, crop or none",
             ),
+            "seed": (self.seed >= 0, "not negative"),
             "precision": (self.precision in ("fp32", "tf32", "bf16"), "fp32, tf32 or bf16"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:
                 raise ValueError(f"setting {name} = {getattr(self, name)!r} must be {rule}")
+        unread = [] if chosen.uses_distribution else ["distribution"]
+        unread += [] if self.milestones else ["decay"]
+        unread += [] if self.beta else CKA_SR_FIELDS  # one baseline, whatever the other arm's term
+        for name in unread:
+            object.__setattr__(self, name, getattr(Settings, name))
 
     @cached_property
     def id(self) -> str:
@@ -101,6 +112,20 @@ class Settings:
         What the hash leaves out does not depend on the defaults (see ``identity.py``).
         """
         return identity.run_id(self.to_dict())
+
+    def flags(self) -> list[str]:
+        """The options of ``ckasr run`` that give exactly these settings; defaults are left out."""
+        words = [f"--option={name}={value}" for name, value in self.method_options.items()]
+        for item in fields(self):
+            value, flag = getattr(self, item.name), item.name.replace("_", "-")
+            if item.name == "method_options" or value == item.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                words.append(f"--{flag}={text}")
+        return words
 
     @property
     def schedule(self) -> str:
@@ -142,8 +167,12 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     """The value as its setting's type; 1 and 1.0 must not hash differently."""
     kind = type(default)
     if kind is tuple and isinstance(value, list | tuple):
-        return tuple(float(v) for v in value)
+        return tuple(_typed(name, v, 0.0) for v in value)
     fine = isinstance(value, int | float) if kind is float else isinstance(value, kind)
     if not fine or (kind in (int, float) and isinstance(value, bool)):
         raise ValueError(f"setting {name} must be {kind.__name__}, got {value!r}")
+    if kind is int and abs(value) >= 2**63:
+        raise ValueError(f"setting {name} is too large: it must be below 2**63")
+    if kind is float and not (abs(value) < math.inf):
+        raise ValueError(f"setting {name} = {value} must be finite")
     return kind(value)

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ckasr.storage import check_writable
+
 from . import records
 from .pools import default_jobs, pool_of
 from .settings import Settings
@@ -61,11 +63,42 @@ def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """What a sweep did: ids of runs finished now, finished before, and left for the next sweep."""
+    """What a sweep did: ids of runs finished now, finished before, and left for the next sweep.
+
+    What another sweep finished meanwhile counts as finished before.
+    """
 
     done: list[str]
     known: list[str]
     left: list[str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a sweep before it begins.
+
+    known: whether it has a record. seconds: expected time of the run; None: no run of its data set,
+    model and method is known.
+    """
+
+    cell: Settings
+    known: bool
+    seconds: float | None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def plan(cells: Iterable[Settings], results: Path) -> list[Planned]:
+    """What `sweep` would do with these cells; nothing is written or trained."""
+    records_there = records.load_all(results)
+    have, costs = {record["id"] for record in records_there}, Costs(records_there)
+    unique = {cell.id: cell for cell in cells}
+    return [Planned(cell, i in have, costs.expected(cell)) for i, cell in unique.items()]
 
 
 def sweep(
@@ -79,23 +112,39 @@ def sweep(
     data: Path | str | None = None,
     lines: Path | None = None,
 ) -> Outcome:
-    """Run every cell that has no record yet.
+    """Run every cell that has no record yet, and that no other process is running.
 
     minutes: budget; no cell starts that is not expected to end inside it (by the time an epoch of
     its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
     jobs: runs side by side (``pools.py``): on a CPU processes of one thread each, on a GPU CUDA
     streams of one process; None: one a core on a CPU, 4 on a GPU.
     lines: a JSON-lines file that gets all records of ``results`` whenever a cell is done.
+    Raises ValueError for a budget or a number of jobs that is none, OSError where the results
+    cannot be written, before anything is trained.
     """
+    if not minutes >= 0:
+        raise ValueError(f"minutes={minutes} must be a number, not below 0")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs} must be at least 1")
     start = time.monotonic()
     deadline = start + 60 * minutes
     unique = {cell.id: cell for cell in cells}
-    have = {record["id"] for record in records.load_all(results)}
+    known = records.load_all(results)
+    have = {record["id"] for record in known}
     outcome = Outcome([], [i for i in unique if i in have], [i for i in unique if i not in have])
-    todo = [unique[i] for i in outcome.left]
+    # A file that is no valid record is not written over: it may be somebody's work.
+    damaged = [i for i in outcome.left if records.path_of(results, i).exists()]
+    todo = [unique[i] for i in outcome.left if i not in damaged]
     progress(f"{len(todo)} of {len(unique)} cells to run, {len(outcome.known)} have a record")
+    for run_id in damaged:
+        path = records.path_of(results, run_id)
+        progress(f"{run_id} is not run: {path} is no valid record; delete it to run the cell")
+    if todo:
+        check_writable(results / "records")
+        if lines is not None:
+            check_writable(lines.parent)
     jobs = min(jobs or default_jobs(device), max(1, len(todo)))
-    costs = _Costs(records.load_all(results))
+    costs = Costs(known)
 
     def finish(cell: Settings, record: records.Record) -> None:
         outcome.done.append(cell.id)
@@ -111,17 +160,21 @@ def sweep(
         while waiting or pool.running:
             while waiting and pool.running < jobs:
                 cell = waiting.pop(0)
+                if records.path_of(results, cell.id).exists():
+                    continue  # another sweep finished it
                 if costs.fits(cell, deadline):
                     pool.start(cell, deadline)
             for cell, record in pool.ended():
-                if record is None:
-                    progress(f"{cell.id} stopped at the budget; the next sweep resumes it")
-                else:
+                if record is not None:
                     finish(cell, record)
+    for run_id in [i for i in outcome.left if i not in damaged]:
+        if records.path_of(results, run_id).exists():
+            outcome.left.remove(run_id)
+            outcome.known.append(run_id)
     return outcome
 
 
-class _Costs:
+class Costs:
     """Expected seconds of a cell, from finished runs of its data set, model and method.
 
     Per epoch of the settings, so that a method of several trainings counts them all.
@@ -135,12 +188,18 @@ class _Costs:
             self.add(record)
 
     def add(self, record: records.Record) -> None:
+        if "seconds" not in record:
+            return
         settings = record["settings"]
         key = tuple(settings[name] for name in self.KIND)
         self.seconds.setdefault(key, []).append(record["seconds"] / settings["epochs"])
 
-    def fits(self, cell: Settings, deadline: float) -> bool:
-        left = deadline - time.monotonic()
+    def expected(self, cell: Settings) -> float | None:
+        """Seconds of a cell; None where no run of its kind is known."""
         measured = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
-        expected = median(measured) * cell.epochs if measured else 0
-        return left > 0 and expected <= left
+        return median(measured) * cell.epochs if measured else None
+
+    def fits(self, cell: Settings, deadline: float) -> bool:
+        """Whether a cell is expected to end before the deadline; one of unknown cost is tried."""
+        left = deadline - time.monotonic()
+        return left > 0 and (self.expected(cell) or 0) <= left

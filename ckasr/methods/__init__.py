@@ -1,8 +1,9 @@
 """Sparse-training methods, one file each, behind one interface (``method.py``)."""
 
-import difflib
 from dataclasses import fields
 from typing import Any
+
+from ckasr.names import nearest
 
 from .dense import Dense
 from .dlth import DLTH
@@ -52,19 +53,14 @@ def create(name: str, options: dict[str, Any] | None = None) -> Method:
     that is not of the option's type.
     """
     if name not in METHODS:
-        raise LookupError(f"unknown method {name!r}{_nearest(name, METHODS)}")
+        raise LookupError(f"unknown method {name!r}{nearest(name, METHODS)}")
     known = {field.name: field for field in fields(METHODS[name])}
     values = {}
     for key, value in (options or {}).items():
         if key not in known:
-            raise LookupError(f"method {name!r} has no option {key!r}{_nearest(key, known)}")
+            raise LookupError(f"method {name!r} has no option {key!r}{nearest(key, known)}")
         values[key] = _read(name, key, value, type(known[key].default))
     return METHODS[name](**values)
-
-
-def _nearest(name: str, names: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)
-    return f"; nearest: {', '.join(near)}" if near else "; it has no options"
 
 
 def _read(method: str, key: str, value: Any, kind: type) -> Any:

@@ -33,6 +33,7 @@ class DLTH(Method):
 
     name: ClassVar[str] = "dlth"
     summary: ClassVar[str] = "random weights, after a growing L2 emptied them (Bai et al. 2022)"
+    uses_distribution: ClassVar[bool] = True
 
     schedule: str = "budgeted"
     share: float = 0.5

@@ -26,6 +26,7 @@ class GMP(Method):
     summary: ClassVar[str] = (
         "smallest weights of each layer, gradually during training (Zhu & Gupta 2017)"
     )
+    uses_distribution: ClassVar[bool] = True
 
     begin: float = 0.0
     end: float = 0.75

@@ -94,6 +94,8 @@ class Method:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     """One line: what it prunes and when, and its source."""
+    uses_distribution: ClassVar[bool] = False
+    """Whether it reads ``context.distribution``; else that setting is no part of the run."""
 
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         """The trainings this method consists of; ``epochs`` is the recipe's length.

@@ -17,6 +17,7 @@ from .method import Context, Method
 class Random(Method):
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "random weights, before training (Liu et al. 2022)"
+    uses_distribution: ClassVar[bool] = True
 
     def prepare(self, context: Context) -> None:
         shapes = context.shapes()

@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 
 from .pretrained import load_pretrained
-from .registry import create, names, register
+from .registry import builder, create, names, register
 
 # A family registers its models when it is imported.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["create", "load_pretrained", "names", "register"]
+__all__ = ["builder", "create", "load_pretrained", "names", "register"]

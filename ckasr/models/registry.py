@@ -8,10 +8,11 @@ A new model is one file in this folder: a class, and a builder that `register` k
 Every module of the folder is imported with the package, so nothing else changes.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 
 from torch import nn
+
+from ckasr.names import nearest
 
 Builder = Callable[[int, tuple[int, int, int]], nn.Module]
 _builders: dict[str, Builder] = {}
@@ -34,22 +35,26 @@ def names() -> list[str]:
     return list(_builders)
 
 
+def builder(name: str) -> Builder:
+    """The function that builds a model; LookupError, with the nearest names, for no model."""
+    if name not in _builders:
+        raise LookupError(f"unknown model {name!r}{nearest(name, _builders)}")
+    return _builders[name]
+
+
 def create(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Module:
     """A freshly initialised model: (n, *input_shape) images to (n, num_classes) logits.
 
     input_shape is (C, H, W). The weights are drawn from torch's global generator. Raises
     LookupError for an unknown name, ValueError for sizes below 1.
     """
-    if name not in _builders:
-        near = difflib.get_close_matches(name, _builders, n=1, cutoff=0.3)
-        hint = f": the nearest is {near[0]}" if near else ""
-        raise LookupError(f"unknown model {name!r}{hint} (there are {', '.join(_builders)})")
+    build = builder(name)
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
     channels, height, width = input_shape
-    return _builders[name](num_classes, (channels, height, width))
+    return build(num_classes, (channels, height, width))
 
 
 def kaiming(model: nn.Module) -> None:

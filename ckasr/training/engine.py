@@ -72,6 +72,7 @@ class Engine:
     batches: the training set. validation: un-augmented batches to measure after each epoch, None
     to measure nothing. regularizer: makes the CKA-SR term for a model; None: the baseline arm.
     checkpoint: where the state is kept between epochs; None: nowhere.
+    owner: id of the run; a checkpoint of another one is refused.
     capture: how steps become a graph that is replayed; None: they run one kernel after the other.
         By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
     execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which chooses
@@ -86,6 +87,7 @@ class Engine:
     validation: Batches | None = None
     regularizer: Callable[[nn.Module], CKASR] | None = None
     checkpoint: Path | None = None
+    owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
     execution: str = "dense"
     say: Callable[[str], None] = lambda line: None
@@ -114,19 +116,21 @@ class Engine:
             self.batches.plan(0)  # says why there is none
         context.masks = dense_masks(context.model)
         context.steps_per_epoch = len(self.batches)
-        saved = checkpoint.load(self.checkpoint, self.device)
+        saved = checkpoint.load(self.checkpoint, self.device, self.owner)
         if saved is None:
             method.prepare(context)
         else:
-            self._restore(saved)
+            with checkpoint.restoring(self.checkpoint):
+                self._restore(saved)
         phases = method.phases(self.recipe.epochs, context)
         for index in range(saved["phase"] if saved else 0, len(phases)):
             phase = phases[index]
             self._start(phase)
             done = phase.start // len(self.batches)
             if saved is not None:
-                context.optimizer.load_state_dict(saved["optimizer"])
-                done, saved = saved["epoch"], None
+                with checkpoint.restoring(self.checkpoint):
+                    context.optimizer.load_state_dict(saved["optimizer"])
+                    done, saved = saved["epoch"], None
             else:
                 method.begin_phase(phase, context)
             yield from self._phase(index, phase, done)
@@ -256,9 +260,11 @@ class Engine:
             "method": self.method.state(),
             "curves": self.curves,
         }
-        checkpoint.save(self.checkpoint, state)
+        checkpoint.save(self.checkpoint, state, self.owner)
 
     def _restore(self, saved: dict[str, Any]) -> None:
+        if saved["curves"].keys() != set(CURVES):
+            raise KeyError("curves")
         self.method.restore(saved["method"], self.context)
         self.context.model.load_state_dict(saved["model"])
         self.context.masks.update(saved["masks"])

@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all, and locks that end with their process."""
+
+import errno
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+class ClaimedError(OSError):
+    """Another run, of this process or of another one, holds the lock."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and rename it to ``path`` when the block has ended.
+
+    A reader sees the old file or the new one, never a part of it. Each temporary name is used once,
+    so several processes can write the same file at the same time: the last rename wins. If the
+    block raises, the temporary file is removed and ``path`` stays as it was. Raises OSError, with
+    the path in the message, where the file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all (see `replacing`)."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError if files cannot be created in ``folder``; it need not exist, nothing is made.
+
+    Meant for the start of long work whose result goes there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write to {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write to {folder}: no permission to write to {there}")
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; raises ClaimedError if it is held already.
+
+    The operating system drops the lock when the process ends, however it ends, so a killed run
+    leaves nothing to clean up. The file is removed after the block, and so are the folders that
+    had to be made for it, if they are empty. Where the file system knows no locks there is a
+    warning, and the block runs without one.
+    """
+    import fcntl  # not on Windows
+
+    folders = [folder for folder in path.parents if not folder.exists()]
+    for attempt in itertools.count():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            # Another process may have removed the empty folder between the two calls.
+            if isinstance(error, FileNotFoundError) and attempt < 10:
+                continue
+            raise type(error)(f"cannot write {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the file after we opened it.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    break
+        except BlockingIOError:
+            owner = os.pread(file, 100, 0).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            raise ClaimedError(f"{path.stem} is being run by {owner}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            warnings.warn(
+                f"the file system of {path.parent} has no locks: run one sweep at a time on it",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            break
+        os.close(file)
+    try:
+        os.truncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} of {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(file)
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()

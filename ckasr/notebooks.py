@@ -356,9 +356,7 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
     text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained, {epochs} epochs in all"
     if None in seconds:
         return f"{text}. There is no record yet of {todo[0].cell.model} on {todo[0].cell.dataset}."
-    return (
-        f"{text}: about {duration(sum(seconds))} one after another, where such runs were measured."
-    )
+    return f"{text}: about {duration(sum(seconds))} one after another, by the runs on record."
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

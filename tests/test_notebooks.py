@@ -1,5 +1,6 @@
 """The wrapper around papermill, and every notebook held to the project's conventions."""
 
+import io
 import json
 import os
 import re
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic import record
 from typer.testing import CliRunner
 
 from ckasr import cli, notebooks
-from ckasr.experiments import records
+from ckasr.experiments import Settings, records
 from ckasr.experiments.sweep import Outcome
 from ckasr.methods import METHODS
 from ckasr.notebooks import ROOT, Parameter, declared, execute, read_profile
@@ -442,8 +444,45 @@ def test_notebook_runs_at_smoke_settings(path, tmp_path):
     assert steps, f"workflow/smoke.toml has no [notebooks.{path.stem}]"
     (finished,) = notebooks.run_steps(steps, tmp_path)
     assert json.loads(finished.result.read_text())
-    left = {record["id"] for record in records.load_all(tmp_path)}
+    outputs = [
+        output
+        for cell in json.loads(finished.executed.read_text())["cells"]
+        for output in cell.get("outputs", [])
+    ]
+    markdown = ["".join(o.get("data", {}).get("text/markdown", [])) for o in outputs]
+    assert markdown[0].startswith("**Cost:** "), "it says first what it will cost"
+    assert markdown[-1], "it ends with words"
+    stray = [
+        o for o in outputs if o["output_type"] == "execute_result" or o.get("name") == "stderr"
+    ]
+    assert not stray
+    left = {run["id"] for run in records.load_all(tmp_path)}
     assert left == {cell.id for cell in notebooks.cells(steps[0])}
+
+
+def test_a_term_that_ruins_the_network_does_not_hold(tmp_path):
+    (path,) = [path for path in NOTEBOOKS if path.stem == "01_plug_in_cka_sr"]
+    given = {"results": tmp_path, "beta": 50.0, "epochs": 5}
+    execute(path, tmp_path / "copy.ipynb", given, log=io.StringIO())
+    found = json.loads((tmp_path / f"{path.stem}.json").read_text())
+    assert found["mean_cka_with"] < found["mean_cka_without"]
+    assert found["validation_accuracy_with"] < found["validation_accuracy_without"] - 0.05
+    assert found["verdict"] == "does not hold here: accuracy collapsed"
+
+
+def test_cost_of_a_grid_comes_from_the_runs_on_record(tmp_path):
+    twin = [record(dataset="digits", seed=seed, epochs=4) for seed in (0, 1)]
+    cells = [Settings(dataset="digits", epochs=8, sparsity=0.9, seed=seed) for seed in (0, 1)]
+    for run in twin:
+        records.save(run, tmp_path)  # 12 seconds an epoch
+    said = (
+        "**Cost:** 2 of 2 runs are to be trained, 16 epochs in all: about 3 min one after another"
+    )
+    assert notebooks.cost(cells, tmp_path).startswith(said)
+    known = [Settings(dataset="digits", seed=seed, epochs=4) for seed in (0, 1)]
+    assert notebooks.cost(known, tmp_path).startswith("**Cost:** none; all 2 runs have a record")
+    unknown = Settings(dataset="mnist", model="lenet300", epochs=4)
+    assert notebooks.cost([unknown], tmp_path).endswith("no record yet of lenet300 on mnist.")
 
 
 def test_profile_of_all_methods_gives_the_runs_of_its_records():

@@ -1,7 +1,7 @@
 """CKA-SR (arXiv 2307.07389) for any PyTorch loop, and the sparse training it is tested on."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from ckasr.cka import (
     MinibatchCKA,
@@ -25,13 +25,25 @@ __all__ = [
     "linear_cka",
     "null_zscore",
     "rbf_cka",
+    "sparse_execution",
 ]
 
-_PACKAGES = ("analysis", "data", "experiments", "methods", "models", "sparsity", "training")
+_PACKAGES = (
+    "analysis",
+    "data",
+    "execution",
+    "experiments",
+    "methods",
+    "models",
+    "sparsity",
+    "training",
+)
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Packages on first use (``ckasr.models``), so that ``import ckasr`` costs little."""
     if name in _PACKAGES:
         return importlib.import_module(f"ckasr.{name}")
+    if name == "sparse_execution":
+        return importlib.import_module("ckasr.execution").sparse_execution
     raise AttributeError(f"module 'ckasr' has no attribute {name!r}")

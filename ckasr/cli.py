@@ -29,6 +29,7 @@ app.add_typer(records_app, name="records")
 app.add_typer(data_app, name="data")
 
 Results = Annotated[Path, typer.Option(help="Folder of records/ and checkpoints/.")]
+Execution = Annotated[str, typer.Option(help="auto, dense or sparse kernels (CPU, fp32).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU if there is one.")]
 DEFAULT_RESULTS = Path("results/runs")
 
@@ -103,12 +104,15 @@ def options(
 @app.command()
 @_with_settings()
 def run(
-    values: dict[str, Any], results: Results = DEFAULT_RESULTS, device: Device = "auto"
+    values: dict[str, Any],
+    results: Results = DEFAULT_RESULTS,
+    device: Device = "auto",
+    execution: Execution = "auto",
 ) -> None:
     """Train one network and write its record; a finished run is not trained again."""
     settings = Settings(**values)
     known = records.path_of(results, settings.id).exists()
-    record = run_settings(settings, results, device=device)
+    record = run_settings(settings, results, device=device, execution=execution)
     if known:
         print(f"{settings.id} has a record already: test accuracy {_accuracy(record)}")
     print(records.path_of(results, settings.id))
@@ -127,6 +131,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
     results: Results = DEFAULT_RESULTS,
     device: Device = "auto",
+    execution: Execution = "auto",
 ) -> None:
     """Run the missing cells of a grid, most wanted first, and stop inside a budget of minutes.
 
@@ -144,7 +149,13 @@ def sweep(
         _print_plan(cells, results)
         return
     outcome = run_sweep(
-        cells, results, minutes=minutes, jobs=jobs or None, device=device, lines=lines
+        cells,
+        results,
+        minutes=minutes,
+        jobs=jobs or None,
+        device=device,
+        lines=lines,
+        execution=execution,
     )
     print(
         f"{len(outcome.done)} cells done, {len(outcome.known)} known before, "

@@ -7,7 +7,7 @@ fixed before any result:
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
   interval and p-value;
-- a run without partner, or with a partner from another device, is named and left out.
+- a run without partner, or with a partner from another device or execution, is named and left out.
 """
 
 import warnings
@@ -113,6 +113,8 @@ def compare_sides(
             incomplete.append(f"seed {seed}: no {missing[0]}")
         elif len({run["device"] for run in pair.values()}) > 1:
             incomplete.append(f"seed {seed}: different devices")
+        elif len({run.get("execution", "dense") for run in pair.values()}) > 1:
+            incomplete.append(f"seed {seed}: dense and sparse execution")
         else:
             seeds.append(seed)
             values.append(tuple(value_of(run, outcome) for run in pair.values()))

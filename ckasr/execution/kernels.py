@@ -68,7 +68,7 @@ def _add4(out, x0, x1, x2, x3, w0, w1, w2, w3):
 
 @jit
 def _gather(out, x, offset, weight, first, end, at, n):
-    """out = sum of weight[k] * (plane of x at offset[k]) over first <= k < end, which is not empty."""
+    """out = sum of weight[k] * (plane of x at offset[k]) over first <= k < end (not empty)."""
     k = first
     if end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
@@ -699,7 +699,7 @@ def scatter_weight(flat, where, dw):
 
 @jit
 def pack(x, x_strides, images, height, width, out, base, image_step, row_step):
-    """Copy a tensor (N, C, H, W) of any strides, x its memory, into planes; base -1: not this one."""
+    """Copy a tensor (N, C, H, W), x its memory, into planes; base -1: not this channel."""
     for c in range(base.size):
         if base[c] < 0:
             continue

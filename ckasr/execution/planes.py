@@ -1,4 +1,4 @@
-"""How the data of sparse execution lies in memory: padded planes, and the buffers that hold them."""
+"""How the data of sparse execution lies in memory: padded planes, and buffers for them."""
 
 import math
 import mmap
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TILE_POINTS = 1200
-"""Points of a plane that are worked on at a time: 64 channels of them fill a third of 1 MB of L2."""
+"""Points of a plane that are worked on at a time: 64 channels of them are a third of 1 MB."""
 
 HUGE = 1 << 21
 

@@ -163,9 +163,9 @@ def sparse_execution(model: nn.Module, masks: Mapping[str, Tensor]) -> SparseExe
     whatever part of the model can be followed run on the CPU by kernels whose cost grows with the
     number of kept weights: convolutions (any stride, dilation and groups, with "same" padding),
     linear layers, the batch norms, ReLUs and sums of two behind them. Everything else runs as
-    before; ``repr`` of the handle says which is which. The mathematics is that of the dense network with
-    its pruned weights at zero, in train and in eval mode, for float32 and float64. Parameters, buffers,
-    state dict, optimiser and hooks stay the model's own.
+    before; ``repr`` of the handle says which is which. The mathematics is that of the dense network
+    with its pruned weights at zero, in train and in eval mode, for float32 and float64. Parameters,
+    buffers, state dict, optimiser and hooks stay the model's own.
 
     Args:
         model: any module on the CPU. Its pruned weights count as zero, whatever they hold.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import kernels
-from .planes import Buffers, Grid, Planes
 from .plan import NONE, Back, Convolution, Plan, Unit, make_plan
+from .planes import Buffers, Grid, Planes
 
 Take = Callable[[object, int], np.ndarray]
 """Gives memory by a name and a size."""
@@ -313,7 +313,7 @@ class BoundUnit:
                 size = plan.lists[j].y.size
                 self._to_virtual(at, k, j, take(("y", size, plan.grid.numpy), size))
         found: list[Tensor | None] = []
-        for i, source in enumerate(plan.sources):
+        for i in range(len(plan.sources)):
             if wanted[i]:
                 found.append(self._to_input(at, i, readers[i], take))
                 continue

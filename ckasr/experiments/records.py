@@ -185,7 +185,7 @@ def _curves(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(c, list) for c in value.values()):
         return False
     return len({len(curve) for curve in value.values()}) <= 1 and all(
-        isinstance(item, str) if name == "phase" else item is None or _number(item)
+        isinstance(item, str) if name in ("phase", "execution") else item is None or _number(item)
         for name, curve in value.items()
         for item in curve
     )
@@ -249,6 +249,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peak_memory_bytes": (_count, "a count"),
     "versions": (lambda v: isinstance(v, dict), "an object"),
     "commit": (lambda v: isinstance(v, str), "a text"),
+    "execution": (lambda v: isinstance(v, str), "a text"),
     "runs_in_process": (_count, "a count"),
 }
 """Name of a field -> its test, and what the test asks for."""

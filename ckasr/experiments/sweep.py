@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ckasr.execution import EXECUTIONS
 from ckasr.storage import check_writable
 
 from . import records
@@ -111,19 +112,27 @@ def sweep(
     progress: Callable[[str], None] = print,
     data: Path | str | None = None,
     lines: Path | None = None,
+    execution: str = "auto",
 ) -> Outcome:
     """Run every cell that has no record yet, and that no other process is running.
 
-    minutes: budget; no cell starts that is not expected to end inside it (by the time an epoch of
+    The arms of one seed, sparsity and method are a group: they start together, side by side where
+    ``jobs`` is more than 1, so that no pair is torn apart. Another group starts where all of it
+    finds room, or once nothing else runs.
+
+    minutes: budget; no group starts that is not expected to end inside it (by the time an epoch of
     its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
     jobs: runs side by side (``pools.py``): on a CPU processes of one thread each, on a GPU CUDA
     streams of one process; None: one a core on a CPU, 4 on a GPU.
     lines: a JSON-lines file that gets all records of ``results`` whenever a cell is done.
+    execution: ``auto``, ``dense`` or ``sparse``, as for ``run``.
     Raises ValueError for a budget or a number of jobs that is none, OSError where the results
     cannot be written, before anything is trained.
     """
     if not minutes >= 0:
         raise ValueError(f"minutes={minutes} must be a number, not below 0")
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     start = time.monotonic()
@@ -155,15 +164,22 @@ def sweep(
         elapsed = (time.monotonic() - start) / 60
         progress(f"{len(outcome.done)}/{len(todo)} cells done, {elapsed:.1f} min")
 
-    waiting = list(todo)
-    with pool_of(jobs, results, device, data, progress) as pool:
-        while waiting or pool.running:
-            while waiting and pool.running < jobs:
-                cell = waiting.pop(0)
-                if records.path_of(results, cell.id).exists():
-                    continue  # another sweep finished it
-                if costs.fits(cell, deadline):
-                    pool.start(cell, deadline)
+    waiting = groups(todo)
+    queue: list[Settings] = []  # cells of groups that have begun, where there was no room yet
+    width = max([jobs, *map(len, waiting)]) if jobs > 1 else 1
+    with pool_of(width, results, device, data, progress, execution) as pool:
+        while waiting or queue or pool.running:
+            while waiting and not queue:
+                if pool.running and pool.running + len(waiting[0]) > jobs:
+                    break
+                group = waiting.pop(0)
+                # Another sweep may have finished some of it.
+                group = [c for c in group if not records.path_of(results, c.id).exists()]
+                queue = group if costs.fit(group, deadline, jobs) else []
+                while queue and pool.running < width:
+                    pool.start(queue.pop(0), deadline)
+            while queue and pool.running < width:
+                pool.start(queue.pop(0), deadline)
             for cell, record in pool.ended():
                 if record is not None:
                     finish(cell, record)
@@ -174,16 +190,26 @@ def sweep(
     return outcome
 
 
-class Costs:
-    """Expected seconds of a cell, from finished runs of its data set, model and method.
+def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
+    """Cells that differ in the CKA-SR settings alone, together; in the order of their first."""
+    found: dict[str, list[Settings]] = {}
+    for cell in cells:
+        found.setdefault(cell.baseline().id, []).append(cell)
+    return list(found.values())
 
-    Per epoch of the settings, so that a method of several trainings counts them all.
+
+class Costs:
+    """Expected seconds of a cell, from finished runs of its data set, model, method and sparsity.
+
+    Per epoch of the settings, so that a method of several trainings counts them all. Where no run
+    of its sparsity is known, the slowest of the others counts: sparse execution takes the longer,
+    the more weights are kept.
     """
 
     KIND = ("dataset", "model", "method")
 
     def __init__(self, known: Iterable[records.Record]) -> None:
-        self.seconds: dict[tuple[str, ...], list[float]] = {}
+        self.seconds: dict[tuple[Any, ...], dict[float, list[float]]] = {}
         for record in known:
             self.add(record)
 
@@ -191,15 +217,24 @@ class Costs:
         if "seconds" not in record:
             return
         settings = record["settings"]
-        key = tuple(settings[name] for name in self.KIND)
-        self.seconds.setdefault(key, []).append(record["seconds"] / settings["epochs"])
+        kind = self.seconds.setdefault(tuple(settings[name] for name in self.KIND), {})
+        seconds = record["seconds"] / settings["epochs"]
+        kind.setdefault(settings["sparsity"], []).append(seconds)
 
     def expected(self, cell: Settings) -> float | None:
         """Seconds of a cell; None where no run of its kind is known."""
-        measured = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
-        return median(measured) * cell.epochs if measured else None
+        kind = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
+        if not kind:
+            return None
+        if cell.sparsity in kind:
+            return median(kind[cell.sparsity]) * cell.epochs
+        return max(map(median, kind.values())) * cell.epochs
 
-    def fits(self, cell: Settings, deadline: float) -> bool:
-        """Whether a cell is expected to end before the deadline; one of unknown cost is tried."""
-        left = deadline - time.monotonic()
-        return left > 0 and (self.expected(cell) or 0) <= left
+    def fit(self, cells: Sequence[Settings], deadline: float, jobs: int) -> bool:
+        """Whether cells that start together are expected to end before the deadline.
+
+        A cell of unknown cost is tried.
+        """
+        each = [self.expected(cell) or 0 for cell in cells]
+        longest = max(max(each, default=0), sum(each) / jobs)
+        return longest <= deadline - time.monotonic() > 0

@@ -143,13 +143,13 @@ def _differences(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features divided by their largest magnitude, and this magnitude.
+    """Features divided by their largest magnitude, and this magnitude (0 if they are all zero).
 
     No square of them can then overflow, and none that counts can underflow. CKA is free of scale,
     so the magnitude is a constant to autograd.
     """
-    largest = x.detach().abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
-    return x / largest, largest
+    largest = x.detach().abs().amax()
+    return x / largest.clamp_min(torch.finfo(x.dtype).tiny), largest
 
 
 class _Gram(torch.autograd.Function):
@@ -283,7 +283,7 @@ def _round_off(squared_errors: Tensor, estimator: str, eps: float) -> Tensor:
 
 def _inverse_norms(squares: Tensor, floor: Tensor) -> Tensor:
     """1 over the root of squared norms, 0 for those that are at most ``floor``, NaN for NaN."""
-    return torch.where(squares <= floor, math.inf, squares).rsqrt()
+    return squares.masked_fill(squares <= floor, math.inf).rsqrt()
 
 
 def unit_grams(features: Sequence[Tensor], estimator: Estimator = "unbiased") -> Tensor:
@@ -368,38 +368,39 @@ def _products_of_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_products` of the linear kernel without any ``(n, n)`` matrix.
 
-    With centred ``X`` and ``Y`` and the squared lengths ``a`` and ``b`` of their rows, the biased
-    product is ``|X'Y|^2`` and the unbiased one (from Song et al. 2012, eq. 5)
-    ``|X'Y|^2 - n / (n - 2) a'b + sum(a) sum(b) / ((n - 1) (n - 2))``.
+    Biased: ``|X'Y|^2`` of centred features. Unbiased: ``n (n - 3)`` times Song et al. 2012, eq. 5.
+    Let ``a`` hold the squared lengths of the rows of ``X``, and ``r = X X'1 - a`` the row sums of
+    its Gram matrix without the diagonal; ``b`` and ``q`` are those of ``Y``. The product is
+    ``|X'Y|^2 - a'b + sum(r) sum(q) / ((n - 1) (n - 2)) - 2 r'q / (n - 2)``.
     """
     n = len(layers[0])
-    pairs = [_rescale(_flatten(f, _double(f.device))) for f in layers]
-    # Centred again, as the formulas hold for centred features only, and their gradients too.
-    xs = [x - x.mean(0, keepdim=True) for x, _ in pairs]
-    scales = torch.stack([scale for _, scale in pairs])
-    rows: list[list[Tensor]] = []
-    for i, x in enumerate(xs):
-        before = [rows[j][i] for j in range(i)]
-        rows.append(before + [(x.T @ y).square().sum() for y in xs[i:]])
-    products = torch.stack([torch.stack(row) for row in rows])
+    xs, scales = zip(*[_rescale(_flatten(f, _double(f.device))) for f in layers], strict=True)
+    if estimator == "biased":
+        xs = [x - x.mean(0, keepdim=True) for x in xs]  # the gradient too must be of centred ones
+    upper = [[(x.T @ y).square().sum() for y in xs[i:]] for i, x in enumerate(xs)]
+    products = torch.stack(
+        [
+            torch.stack([upper[min(i, j)][abs(i - j)] for j in range(len(xs))])
+            for i in range(len(xs))
+        ]
+    )
     squares = torch.stack([x.square().sum(1) for x in xs])
-    sums = squares.sum(1)
-    with torch.no_grad():
-        eps = torch.stack([sums.new_tensor(torch.finfo(_float_dtype(f)).eps) for f in layers])
-        errors = sums.square()
-        if estimator == "unbiased":
-            errors = (errors - squares.square().sum(1)).clamp_min(0)
-        floor = (_ROUNDING_ERRORS * eps) ** 2 * errors
+    lengths, norms = squares.detach(), products.detach().diagonal()
+    errors = lengths.sum(1).square()
+    eps = torch.tensor([torch.finfo(_float_dtype(f)).eps for f in layers]).to(squares)
     if estimator == "unbiased":
-        # The difference below has rounding errors of its own.
-        own = _ROUNDING_ERRORS * torch.finfo(products.dtype).eps * products.diagonal().detach()
-        floor = torch.maximum(floor, own)
+        errors = (errors - lengths.square().sum(1)).clamp_min(0)
+        rows = torch.stack([x @ x.sum(0) for x in xs]) - squares
+        totals = rows.sum(1)
         products = (
             products
-            - n / (n - 2) * squares @ squares.T
-            + sums[:, None] * sums[None, :] / ((n - 1) * (n - 2))
+            - squares @ squares.T
+            - 2 / (n - 2) * rows @ rows.T
+            + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
         )
-    return products, floor, scales
+    # The differences above have rounding errors too: those of sums of n numbers in float64.
+    own = (_ROUNDING_ERRORS + n) * torch.finfo(products.dtype).eps * norms
+    return products, torch.maximum((_ROUNDING_ERRORS * eps) ** 2 * errors, own), torch.stack(scales)
 
 
 def _normalise(products: Tensor, floor: Tensor) -> Tensor:

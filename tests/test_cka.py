@@ -1,6 +1,7 @@
 """ckasr.cka against dcor, ckatorch and naive pairwise code, in values and gradients."""
 
 import itertools
+import math
 
 import dcor
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from ckatorch.core import cka_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ckasr
 from ckasr.cka import center, gram_linear, gram_rbf, hsic, unit_grams
@@ -94,9 +96,11 @@ def test_linear_cka_equals_ckatorch(estimator):
     assert ckasr.linear_cka(x, y, estimator).item() == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("n", [10, 40])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-def test_values_and_gradients_equal_the_pairwise_reference(estimator):
-    pair = features()[:2]
+def test_values_and_gradients_equal_the_pairwise_reference(estimator, n):
+    """10 samples of 6 and 9 features go by Gram matrices, 40 by products of features."""
+    pair = features(n)[:2]
     ours = value_and_gradients(lambda t: ckasr.linear_cka(*t, estimator), pair)
     naive = value_and_gradients(lambda t: naive_cka(*t, estimator), pair)
     torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-13)
@@ -180,20 +184,69 @@ def test_channels_last_changes_no_value_and_no_gradient():
     torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-13)
 
 
-def test_gradient_stands_double_backward_vmap_and_compile():
-    """The Gram matrix has a backward of its own."""
-    x, y, _ = features(6)
+CALLS = {
+    "linear": lambda x, y: ckasr.linear_cka(x, y),
+    "linear, biased": lambda x, y: ckasr.linear_cka(x, y, "biased"),
+    "rbf": lambda x, y: ckasr.rbf_cka(x, y, bandwidth=0.7),
+    "rbf, biased and wide": lambda x, y: ckasr.rbf_cka(x, y, estimator="biased", bandwidth=2),
+    "matrix": lambda x, y: ckasr.cka_matrix([x, y, 2 * y])[0, 2],
+    "loss": lambda x, y: ckasr.cka_sr_loss([[x, y]]),
+    "loss, aug": lambda x, y: ckasr.cka_sr_loss([[x, y]], "aug"),
+    "loss, adjacent": lambda x, y: ckasr.cka_sr_loss([[x], [y]], "paper", pairs="adjacent"),
+    "hsic": lambda x, y: ckasr.hsic(gram_linear(x), gram_rbf(y)),
+}
+
+
+@pytest.mark.parametrize("n", [5, 12])
+@pytest.mark.parametrize("call", CALLS)
+def test_function_transforms(call, n):
+    """5 samples go by Gram matrices, 12 by products of features."""
+    x, y, _ = features(n, (3, 4, 1))
+
+    def value(z):
+        return CALLS[call](z, y)
+
     leaf = x.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: ckasr.linear_cka(z, y), leaf)
-    assert torch.autograd.gradgradcheck(lambda z: ckasr.linear_cka(z, y), leaf)
-    gradient = torch.func.grad(lambda z: ckasr.linear_cka(z, y))
-    both = torch.func.vmap(gradient)(torch.stack([x, x.flip(0)]))
-    torch.testing.assert_close(both, torch.stack([gradient(x), gradient(x.flip(0))]))
+    (backward,) = torch.autograd.grad(value(leaf), leaf)
+    gradient = torch.func.grad(value)
+    torch.testing.assert_close(gradient(x), backward)
+    torch.testing.assert_close(torch.func.jacfwd(value)(x), backward)
+    batch = torch.stack([x, x.flip(0), x.square()])
+    torch.testing.assert_close(
+        torch.func.vmap(value)(batch), torch.stack([value(z) for z in batch])
+    )
+    torch.testing.assert_close(
+        torch.func.vmap(gradient)(batch), torch.stack([gradient(z) for z in batch])
+    )
+    second = torch.func.jacrev(gradient)(x)
+    torch.testing.assert_close(torch.func.jacfwd(gradient)(x), second)
+
+
+@pytest.mark.parametrize("n", [5, 8])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_derivatives_are_those_of_finite_differences(estimator, n):
+    x, y, _ = features(n, (3, 4, 1))
+    leaf = x.clone().requires_grad_()
+
+    def value(z):
+        return ckasr.linear_cka(z, y, estimator)
+
+    assert torch.autograd.gradcheck(value, leaf)
+    assert torch.autograd.gradgradcheck(value, leaf)
+
+
+def test_features_of_images_under_vmap_and_compile():
+    x, y, _ = features(6)
     images = torch.stack([x, x.flip(0)])[..., None, None].expand(-1, -1, -1, 2, 2)
     similar = torch.func.vmap(lambda z: ckasr.linear_cka(z, y))(images)
     torch.testing.assert_close(similar[1], ckasr.linear_cka(x.flip(0), y))
-    compiled = torch.compile(ckasr.linear_cka, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(torch.autograd.grad(compiled(leaf, y), leaf)[0], gradient(x))
+    for call in (ckasr.linear_cka, ckasr.rbf_cka, CALLS["loss"]):
+        leaf = x.clone().requires_grad_()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(leaf, y), leaf)[0],
+            torch.func.grad(lambda z, call=call: call(z, y))(x),
+        )
 
 
 def _split(tensors, sizes):
@@ -239,6 +292,229 @@ def test_dead_feature_gives_zero_and_no_gradient(offset, dtype, variant):
     torch.testing.assert_close(
         ckasr.cka_matrix([dead, alive]).diagonal(), torch.tensor([0, 1], dtype=dtype)
     )
+
+
+VARIANTS = {"unbiased": "official", "biased": "paper"}
+
+
+def everywhere(layers, estimator):
+    """The linear CKA matrix of the three functions that compute it, and the RBF one."""
+    meter = ckasr.MinibatchCKA(estimator)
+    meter.update(layers)
+    yield ckasr.cka_matrix(layers, estimator=estimator).double()
+    yield meter.compute()
+    pairs = [[ckasr.cka_sr_loss([[x], [y]], VARIANTS[estimator], pairs="adjacent") for y in layers]
+             for x in layers]  # fmt: skip
+    yield torch.tensor(pairs).double() / 2
+    yield ckasr.cka_matrix(layers, estimator=estimator, kernel="rbf").double()
+
+
+@pytest.mark.parametrize("n", [8, 80])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_broken_layer_has_no_similarity_at_all(bad, estimator, n):
+    """NaN with every layer, a dead one too; the other pairs keep their values."""
+    x, broken, y = (f.float() for f in features(n))
+    layers = [x, broken, y, torch.full((n, 3), 0.1)]
+    whole = list(everywhere(layers, estimator))
+    broken[n // 2, 1] = bad
+    for matrix, before in zip(everywhere(layers, estimator), whole, strict=True):
+        assert matrix[1].isnan().all()
+        assert matrix[:, 1].isnan().all()
+        rest = torch.tensor([0, 2, 3])
+        torch.testing.assert_close(matrix[rest][:, rest], before[rest][:, rest], rtol=0, atol=0)
+    for variant in ("official", "paper", "aug"):
+        assert ckasr.cka_sr_loss([[x, y], [broken, y]], variant).isnan()
+
+
+@pytest.mark.parametrize("n", [8, 80])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("scale", [1e-15, 1e-9, 1e11, 1e15])
+def test_scale_changes_nothing(scale, estimator, n):
+    layers = [f.float() for f in features(n)]
+    scaled = [layers[0] * scale, layers[1] / scale, layers[2]]
+    for matrix, same in zip(
+        everywhere(scaled, estimator), everywhere(layers, estimator), strict=True
+    ):
+        torch.testing.assert_close(matrix, same, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float32, 1e-36),
+        (torch.float32, 1e36),
+        (torch.float64, 1e-300),
+        (torch.float64, 1e300),
+    ],
+)
+@pytest.mark.parametrize("n", [8, 80])
+def test_matrices_stand_any_scale_of_their_dtype(dtype, scale, n):
+    layers = [f.to(dtype) for f in features(n)]
+    scaled = [layers[0] * scale, *layers[1:]]
+    for kernel in ("linear", "rbf"):
+        matrix, same = (ckasr.cka_matrix(z, kernel=kernel) for z in (scaled, layers))
+        torch.testing.assert_close(matrix, same, rtol=0, atol=2e-6)
+    one, other = ckasr.MinibatchCKA(), ckasr.MinibatchCKA()
+    # The first batch of the first layer is constant: its scale is that of the second batch.
+    for batch in ([torch.ones(n, 2, dtype=dtype), *layers[1:]], layers, layers[::-1]):
+        one.update(batch)
+        other.update([batch[0] * scale, *batch[1:]])
+    torch.testing.assert_close(one.compute(), other.compute(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [24, 600])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_one_huge_sample_does_not_make_a_layer_constant(estimator, width):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, width, generator=generator)
+    y = x[:, :20] + torch.randn(400, 20, generator=generator)
+    x[17] *= 1e5
+    grams = [center(gram_linear(z.double()), estimator) for z in (x, y)]
+    expected = ((grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())).item()
+    for matrix in list(everywhere([x, y], estimator))[:3]:
+        assert matrix[0, 1].item() == pytest.approx(expected, abs=2e-5)
+        assert matrix[0, 0].item() == pytest.approx(1, abs=2e-5)
+
+
+def equidistant(n, dtype):
+    return 7 * torch.eye(n, dtype=dtype) + 0.3
+
+
+def all_equal_but_one(n, dtype):
+    x = torch.full((n, 4), 0.7, dtype=dtype)
+    x[n // 3] = torch.tensor([0.1, -0.4, 2.3, 1e3], dtype=dtype)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [16, 200])
+@pytest.mark.parametrize("make", [equidistant, all_equal_but_one])
+def test_a_u_centred_gram_that_vanishes_is_dead_everywhere(make, n, dtype):
+    """Such a layer varies, but to the unbiased estimator as the sum of two row effects does."""
+    generator = torch.Generator().manual_seed(0)
+    empty = make(n, dtype)
+    alive = torch.randn(n, 5, generator=generator, dtype=dtype)
+    expected = torch.tensor([[0, 0], [0, 1]]).double()
+    for matrix in everywhere([empty, alive], "unbiased"):
+        torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-6)
+        assert (matrix[0] == 0).all()
+    for bandwidth in (0.1, 0.5, 100):
+        assert ckasr.rbf_cka(empty, alive, bandwidth=bandwidth) == 0
+    biased = ckasr.cka_matrix([empty, alive], estimator="biased")
+    torch.testing.assert_close(biased.diagonal(), torch.ones(2, dtype=dtype))
+    empty.requires_grad_()
+    ckasr.cka_matrix([empty, alive]).sum().backward()
+    assert (empty.grad == 0).all()
+
+
+def test_rounding_of_many_samples_is_no_similarity():
+    """Sums over samples round by more than one number does: 20 layers of 700 samples, one apart."""
+    generator = torch.Generator().manual_seed(8)
+    layers = torch.full((20, 700, 3), 0.7, dtype=torch.float64)
+    layers[:, 300] = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    assert (ckasr.cka_matrix(list(layers)) == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2500, 30), (1200, 700)])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_float32_is_accurate_at_thousands_of_samples(shape, estimator):
+    """2500 x 30 goes by products of features, 1200 x 700 by Gram matrices."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(shape, generator=generator)
+    y = torch.relu(x + torch.randn(shape, generator=generator))
+    wide = [z.double() - z.double().mean(0) for z in (x, y)]
+    if estimator == "biased":
+        expected = feature_space_cka(*wide).item()
+    else:
+        expected = naive_cka(*wide, "unbiased").item()
+    meter = ckasr.MinibatchCKA(estimator)
+    meter.update([x, y])
+    loss = ckasr.cka_sr_loss([[x, y]], VARIANTS[estimator]).item()
+    assert meter.compute()[0, 1].item() == pytest.approx(expected, abs=1e-6)
+    assert ckasr.linear_cka(x, y, estimator).item() == pytest.approx(expected, abs=1e-6)
+    assert loss == pytest.approx(2 + 2 * expected, abs=3e-6)
+    assert ckasr.linear_cka(x, x, estimator).item() == pytest.approx(1, abs=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_narrow_layers_need_no_gram_matrix(estimator):
+    generator = torch.Generator().manual_seed(5)
+    layers = [torch.randn(3000, d, generator=generator, requires_grad=True) for d in (6, 9, 1)]
+    with LargestTensor() as largest:
+        ckasr.linear_cka(*layers[:2], estimator).backward()
+        ckasr.cka_matrix(layers, estimator=estimator)[0, 1].backward()
+        ckasr.MinibatchCKA(estimator).update(layers)
+    assert largest.elements == 3000 * 9
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool])
+def test_integers_are_taken_exactly(dtype):
+    generator = torch.Generator().manual_seed(6)
+    counts = torch.randint(0, 2 if dtype == torch.bool else 100, (20, 7), generator=generator)
+    y = torch.randn(20, 5, generator=generator).double()
+    expected = ckasr.linear_cka(counts.double(), y).item()
+    given = ckasr.linear_cka(counts.to(dtype), y)
+    assert given.dtype == torch.float64
+    assert given.item() == pytest.approx(expected, abs=1e-14)
+    if dtype == torch.int64:
+        for offset in (2**40, 2**62, -(2**62)):
+            shifted = ckasr.cka_matrix([counts + offset, y])[0, 1]
+            assert shifted.item() == pytest.approx(expected, abs=1e-14)
+        # Differences that overflow int64.
+        ends = torch.tensor([-(2**63), 2**63 - 1, 0, 2**62, -(2**61), 5])[:, None]
+        assert ckasr.linear_cka(ends, ends.double()).item() == pytest.approx(1, abs=1e-14)
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 0.1, 0.3, 1, 1.2, 30])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_rbf_in_float32_has_the_value_of_float64(bandwidth, estimator):
+    """At 0.05 the kernel is near 1e-87 off the diagonal, at 30 near 1 - 1e-3."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(60, 300, generator=generator)
+    y = x + 0.3 * torch.randn(60, 300, generator=generator)
+    kernels = [gram_rbf(z.double(), bandwidth) for z in (x, y)]
+    x_kernel, y_kernel = (center(kernel, estimator) for kernel in kernels)
+    expected = (x_kernel * y_kernel).sum() / (x_kernel.norm() * y_kernel.norm())
+    ours = ckasr.rbf_cka(x, y, estimator=estimator, bandwidth=bandwidth)
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-4)
+    # A tenth of the bandwidth takes the kernel out of the range of float64 as well.
+    assert ckasr.rbf_cka(x, x, bandwidth=bandwidth / 10).item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_rbf_at_the_widest_bandwidth_is_linear(estimator):
+    x, y, _ = (f.float() for f in features(30))
+    linear = ckasr.linear_cka(x, y, estimator).item()
+    rbf = ckasr.rbf_cka(x, y, estimator=estimator, bandwidth=1e7)
+    assert rbf.item() == pytest.approx(linear, abs=1e-6)
+
+
+def test_rbf_of_mostly_equal_samples_takes_the_median_of_the_pairs_that_differ():
+    """Its bandwidth would have the unit of the features, if the median distance were 0."""
+    x, y = features(12)[:2]
+    x[:10] = x[0]
+    pairs = torch.pdist(x)
+    median = pairs[pairs > 1e-6].median()
+    expected = torch.exp(-(torch.cdist(x, x) ** 2) / (2 * 0.5**2 * median**2))
+    torch.testing.assert_close(gram_rbf(x, 0.5), expected)
+    value = ckasr.rbf_cka(x, y)
+    for scale in (1e-6, 1e6):
+        torch.testing.assert_close(ckasr.rbf_cka(x.float() * scale, y).item(), value.item())
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
@@ -335,9 +611,23 @@ def test_center_rows_sum_to_zero():
         (lambda x: ckasr.rbf_cka(x, x, bandwidth=0), "bandwidth must be positive"),
         (lambda x: ckasr.null_zscore(0.1, 3), "at least 4 samples"),
         (lambda x: ckasr.MinibatchCKA().compute(), "no minibatch"),
+        (lambda x: ckasr.rbf_cka(x, x, bandwidth=math.inf), "bandwidth must be positive"),
+        (lambda x: ckasr.cka_sr_loss([[x, x]], pairs=""), "unknown pairs"),
+        (lambda x: ckasr.cka_matrix([x, x[:, :0]]), r"layer 1 has no feature: shape \(10, 0\)"),
+        (lambda x: ckasr.linear_cka(x, x[0, 0]), "layer 1 must have a sample dimension"),
+        (lambda x: ckasr.linear_cka(x, x + 1j), "layer 1 is complex"),
+        (lambda x: ckasr.cka_sr_loss([[x, x + 1j]]), "layer 1 is complex"),
+        (lambda x: ckasr.MinibatchCKA().update([x + 1j]), "layer 0 is complex"),
+        (lambda x: gram_rbf(x + 1j), "the input is complex"),
+        (lambda x: ckasr.linear_cka(x, x.numpy()), "layer 1 must be a tensor .*, got ndarray"),
+        (lambda x: ckasr.linear_cka(x, x.to_sparse()), "layer 1 is a sparse tensor"),
+        (lambda x: ckasr.linear_cka(x.to(torch.uint64), x), "layer 0 is uint64"),
+        (lambda x: ckasr.cka_matrix(x), r"got one tensor of shape \(10, 6\)"),
+        (lambda x: ckasr.MinibatchCKA().update(x), "a list of tensors"),
+        (lambda x: ckasr.cka_sr_loss([x, x]), r"pass \[\[x, y\]\]"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((TypeError, ValueError), match=message) as error:
         call(features()[0])
     assert "\n" not in str(error.value)

@@ -131,8 +131,15 @@ class Planes:
         """Where the planes of channels begin; -1 stays -1: no plane."""
         return np.where(channels < 0, -1, self.grid.guard + channels * self.pitch)
 
-    def tensor(self, memory: Tensor) -> Tensor:
-        return memory.as_strided(self.shape, self.strides, self.grid.guard)
+    def tensor(self, memory: Tensor, flat: bool = False) -> Tensor:
+        """(N, C, H, W), or (N, C) where flat, on this memory.
+
+        Not a view for autograd, which would forbid to change it in place.
+        """
+        storage, guard = memory.untyped_storage(), self.grid.guard
+        end = 2 if flat else 4
+        tensor = torch.empty(0, dtype=memory.dtype)
+        return tensor.set_(storage, guard, self.shape[:end], self.strides[:end])
 
 
 @dataclass(frozen=True)

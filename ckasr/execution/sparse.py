@@ -153,7 +153,7 @@ class _Forward:
         return types.MethodType(type(self.module).forward, copy)
 
     def __reduce__(self) -> Any:
-        return types.MethodType, (type(self.module).forward, self.module)
+        return getattr, (self.module, "forward")  # of a module that has no forward of its own yet
 
 
 def sparse_execution(model: nn.Module, masks: Mapping[str, Tensor]) -> SparseExecution:

@@ -43,8 +43,8 @@ class Workspace:
         self.known: dict[int, Lent] = {}
         self.enabled = True
 
-    def lend(self, key: object, lent: Lent) -> Tensor:
-        tensor = lent.planes.tensor(self.buffers.lend(key, lent.memory))
+    def lend(self, key: object, lent: Lent, flat: bool) -> Tensor:
+        tensor = lent.planes.tensor(self.buffers.lend(key, lent.memory), flat)
         self.known[tensor.data_ptr()] = lent
         return tensor
 
@@ -217,8 +217,7 @@ class BoundUnit:
             _floor(self.unit.relu, grid), grid.mask, *grid.extent,
         )  # fmt: skip
         lent_out = Lent(frame.out, plan.out, plan.alive, self.unit.relu)
-        out = self.workspace.lend(key, lent_out)
-        return (out[:, :, 0, 0] if self.unit.linear else out), frame
+        return self.workspace.lend(key, lent_out, self.unit.linear), frame
 
     def _pack_input(self, plan: Plan, i: int, x: Tensor, take: Take) -> np.ndarray:
         planes, source = plan.inputs[i], plan.sources[i]
@@ -463,8 +462,7 @@ class BoundUnit:
                 whole.grid.row, whole.grid.height, whole.grid.width, grid.images,
             )  # fmt: skip
         gate = memory.ctypes.data if gated else 0
-        gradient = self.workspace.lend(key, Lent(out, whole, back.alive, False, gate))
-        return gradient[:, :, 0, 0] if self.unit.linear else gradient
+        return self.workspace.lend(key, lent, self.unit.linear)
 
 
 class _Function(torch.autograd.Function):

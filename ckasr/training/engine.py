@@ -93,6 +93,7 @@ class Engine:
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
+        self._sparse: SparseExecution | None = None
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
         self._collapsed: set[str] = set()
         self.device = next(self.context.model.parameters()).device
@@ -160,14 +161,15 @@ class Engine:
         )
         if self.execution != "dense":
             self.say(f"  {phase.name}: {execution} execution ({reason})")
-        sparse = sparse_execution(context.model, context.masks) if execution == "sparse" else None
+        if execution == "sparse":
+            self._sparse = sparse_execution(context.model, context.masks)
         regularizer = None
         if self.regularizer is not None and phase.term:
             regularizer = self.regularizer(context.model)
         step = self._step(regularizer)
         try:
             for epoch in range(done, phase.epochs):
-                entry = yield from self._epoch(index, phase, epoch, step, sparse)
+                entry = yield from self._epoch(index, phase, epoch, step)
                 entry["execution"] = execution
                 for name in CURVES:
                     self.curves[name].append(entry[name])
@@ -180,8 +182,9 @@ class Engine:
         finally:
             if regularizer is not None:
                 regularizer.remove()
-            if sparse is not None:
-                sparse.remove()
+            if self._sparse is not None:
+                self._sparse.remove()
+                self._sparse = None
 
     def _step(self, regularizer: CKASR | None) -> Step:
         parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
@@ -190,7 +193,7 @@ class Engine:
         return captured.CapturedStep(*parts, capture=self.capture)
 
     def _epoch(
-        self, index: int, phase: Phase, epoch: int, step: Step, sparse: SparseExecution | None
+        self, index: int, phase: Phase, epoch: int, step: Step
     ) -> Generator[None, None, dict[str, Any]]:
         start = time.perf_counter()
         context = self.context
@@ -209,7 +212,7 @@ class Engine:
         context.step = max(first, phase.start)
         step.start_epoch()
         draws = self.batches.draws(index * 10_000 + epoch)
-        version = context.masks.version
+        sparse, version = self._sparse, context.masks.version
         for draw in itertools.islice(draws, context.step - first, None):
             if sparse is not None:
                 sparse.enabled = not self.method.needs_dense_gradient(context)

@@ -144,10 +144,9 @@ def test_every_network_and_mask_gives_the_dense_numbers(data):
     masks = data.draw(masks_of(model))
     dense = prepared(model, masks, torch.float64)
     sparse = copy.deepcopy(dense)
-    x = torch.randn(
-        data.draw(st.sampled_from([1, 2, 3, 5, 33])), 3, *data.draw(st.sampled_from([(6, 6), (7, 9), (17, 13)])),
-        dtype=torch.float64,
-    )  # fmt: skip
+    images = data.draw(st.sampled_from([1, 2, 3, 5, 33]))
+    size = data.draw(st.sampled_from([(6, 6), (7, 9), (17, 13)]))
+    x = torch.randn(images, 3, *size, dtype=torch.float64)
     if data.draw(st.booleans()):
         x = x.contiguous(memory_format=torch.channels_last)
     if data.draw(st.booleans()):  # frozen batch norms

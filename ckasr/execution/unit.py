@@ -462,6 +462,7 @@ class BoundUnit:
                 whole.grid.row, whole.grid.height, whole.grid.width, grid.images,
             )  # fmt: skip
         gate = memory.ctypes.data if gated else 0
+        lent = Lent(out, whole, back.alive, False, gate)
         return self.workspace.lend(key, lent, self.unit.linear)
 
 

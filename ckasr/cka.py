@@ -17,8 +17,9 @@ are refused. These rules hold for every function of this module:
 * A constant layer has CKA 0 with every layer and itself, and gradient 0. So has a layer whose
   centred Gram matrix is zero up to the rounding errors of its features, as it has no direction. For
   the unbiased estimator that is so if all samples are equally far apart, or all equal but one.
-* No other scale matters: ``c * x`` has the CKA of ``x``. Only :func:`cka_sr_loss`, which runs in
-  every training step, is limited to float32 features between about 1e-18 and 1e18.
+* Scale does not matter: ``c * x`` has the CKA of ``x``, unless the sum of ``n`` features overflows,
+  which gives NaN. Only :func:`cka_sr_loss`, which runs in every training step, is limited further:
+  float32 features below about 1e-18 count as constant, and those above about 1e18 give NaN.
 """
 
 import math

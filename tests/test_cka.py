@@ -122,6 +122,17 @@ def test_rbf_cka_equals_a_direct_computation(estimator):
     assert ours.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
+def test_the_gradient_of_rbf_takes_the_median_as_a_constant():
+    x, y, _ = features(9)
+    width = torch.pdist(x).median()
+    leaf = x.clone().requires_grad_()
+    squares = (leaf[:, None] - leaf[None, :]).square().sum(-1)
+    kernels = torch.exp(-squares / (2 * width**2)), gram_rbf(y)
+    hsics = [hsic(kernels[i], kernels[j]) for i, j in ((0, 1), (0, 0), (1, 1))]
+    (expected,) = torch.autograd.grad(hsics[0] / (hsics[1] * hsics[2]).sqrt(), leaf)
+    torch.testing.assert_close(torch.func.grad(ckasr.rbf_cka)(x, y), expected)
+
+
 def test_rbf_tends_to_linear_at_large_bandwidth():
     x, y, _ = features()
     linear = ckasr.linear_cka(x, y, "biased").item()

@@ -24,6 +24,7 @@ class Lent:
     """What is known of a tensor that a unit put out, or of a gradient that one returned.
 
     gate: for a gradient, the address of the output of the ReLU in front of which it is; 0: of none.
+    version: autograd's count of changes in place, when it was lent.
     """
 
     memory: np.ndarray
@@ -31,6 +32,7 @@ class Lent:
     alive: np.ndarray
     relu: bool
     gate: int = 0
+    version: int = 0
 
 
 class Workspace:
@@ -45,13 +47,14 @@ class Workspace:
 
     def lend(self, key: object, lent: Lent, flat: bool) -> Tensor:
         tensor = lent.planes.tensor(self.buffers.lend(key, lent.memory), flat)
+        lent.version = tensor._version
         self.known[tensor.data_ptr()] = lent
         return tensor
 
     def find(self, tensor: Tensor, planes: Planes) -> Lent | None:
         """The planes behind a tensor of ours that nobody has changed; None for any other."""
         lent = self.known.get(tensor.data_ptr())
-        if lent is None or lent.planes != planes or tensor._version:
+        if lent is None or lent.planes != planes or tensor._version != lent.version:
             return None
         strides = zip(tensor.shape, tensor.stride(), planes.strides, strict=True)
         return lent if all(size == 1 or ours == theirs for size, ours, theirs in strides) else None

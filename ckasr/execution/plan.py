@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .planes import Grid, Planes, Scratch, Tiled
@@ -49,26 +48,31 @@ class Convolution:
             padding = (half[0], half[1]) if padding == "same" else (0, 0)
         return layer.stride[0], layer.groups, layer.kernel_size, padding, layer.dilation
 
-    @property
+    @cached_property
     def channels(self) -> int:
         return self.layer.weight.shape[0]
 
-    def constants(self) -> np.ndarray:
-        """(C,) what comes out of the norm for a filter without live weights: its input is its bias.
+    def constants(self, channels: Indices | slice = slice(None)) -> np.ndarray:
+        """What comes out of the norm for filters without live weights: their input is their bias.
 
-        Float64. The same for every pixel; in train mode the shift alone, as a batch without
-        variance has no deviation from its mean.
+        The same for every pixel; in train mode the shift alone, as a batch without variance has no
+        deviation from its mean.
         """
-        bias, norm = self.layer.bias, self.norm
-        b = np.zeros(self.channels) if bias is None else bias.detach().double().numpy()
+        norm = self.norm
+
+        def chosen(value: Tensor | None, otherwise: float) -> np.ndarray:
+            if value is None:
+                return np.full(self.channels, otherwise)[channels]
+            return value.detach().numpy()[channels]
+
         if norm is None:
-            return b
-        shift = 0.0 if norm.bias is None else norm.bias.detach().double().numpy()
+            return chosen(self.layer.bias, 0)
+        shift = chosen(norm.bias, 0)
         if norm.training:
-            return np.broadcast_to(shift, (self.channels,))
-        scale = 1.0 if norm.weight is None else norm.weight.detach().double().numpy()
-        mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
-        return shift + (b - mean) * scale / np.sqrt(var + norm.eps)
+            return shift
+        deviation = np.float64(chosen(self.layer.bias, 0)) - chosen(norm.running_mean, 0)
+        scale = chosen(norm.weight, 1) / np.sqrt(chosen(norm.running_var, 1) + norm.eps)
+        return shift + deviation * scale
 
 
 @dataclass
@@ -276,7 +280,7 @@ class Plan:
         convolutions = self.unit.convolutions
         for terms, channels in self.checked:
             if len(channels):
-                total = sum(convolutions[k].constants()[channels] for k in terms)
+                total = sum(convolutions[k].constants(channels) for k in terms)
                 if not np.all(total <= 0):
                     return False
         return True
@@ -294,20 +298,19 @@ def output_size(convolution: Convolution, size: tuple[int, int]) -> tuple[int, i
 def make_plan(
     unit: Unit,
     masks: Callable[[str], Tensor],
-    shapes: Sequence[tuple[int, ...]],
+    inputs: list[Planes],
     alive: Sequence[np.ndarray],
-    border: int,
-    dtype: torch.dtype,
 ) -> Plan:
     """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero."""
     convolutions = unit.convolutions
+    shapes = [planes.shape for planes in inputs]
     sizes: list[tuple[int, int]] = []
     for c in convolutions:
         size = shapes[-1 - c.source][2:] if c.source < 0 else sizes[c.source]
         sizes.append(output_size(c, size))
     first = unit.terms[0]
     size = sizes[first] if first >= 0 else shapes[-1 - first][2:]
-    grid = Grid(shapes[0][0], *size, border, dtype)
+    grid = Grid(shapes[0][0], *size, inputs[0].grid.border, inputs[0].grid.dtype)
 
     # Forward: which filters have live weights, which channels are then alive.
     rows: list[Rows] = []
@@ -348,7 +351,6 @@ def make_plan(
             stored[k][rows[reader].channel] = True
 
     residual_of = {-1 - k for k in unit.terms if k < 0}
-    inputs = [Planes(Grid(s[0], s[2], s[3], border, dtype), s[1]) for s in shapes]
     sources = [
         _source(i, unit, rows, grid, alive[i], out_alive if i in residual_of else None)
         for i in range(unit.inputs)

@@ -31,21 +31,21 @@ class Grid:
     border: int
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def row(self) -> int:
         return self.width + self.border
 
-    @property
+    @cached_property
     def image(self) -> int:
         """Points of an image with its border."""
         return (self.height + self.border) * self.row
 
-    @property
+    @cached_property
     def guard(self) -> int:
         """Zeros before and behind all planes: the largest shift, in whole cache lines."""
         return -(-(self.border * self.row + self.border) // 16) * 16
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """Pixels of a channel: what a batch norm averages over."""
         return self.images * self.height * self.width
@@ -55,7 +55,7 @@ class Grid:
         power = max(0, round(math.log2(TILE_POINTS / self.image)))
         return min(1 << power, self.images)
 
-    @property
+    @cached_property
     def tile(self) -> int:
         """Points of a tile."""
         return self.tile_images * self.image
@@ -107,23 +107,23 @@ class Planes:
         one = self.grid.tile_images == 1
         return max(self.channels, 1) * self.grid.image if one else self.grid.image
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Points between two tiles of a channel."""
         return self.image * self.grid.tile_images
 
-    @property
+    @cached_property
     def size(self) -> int:
         grid = self.grid
         if grid.tile_images == 1:
             return 2 * grid.guard + grid.images * self.image
         return 2 * grid.guard + max(self.channels, 1) * self.pitch
 
-    @property
+    @cached_property
     def strides(self) -> tuple[int, int, int, int]:
         return self.image, self.pitch, self.grid.row, 1
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int]:
         return self.grid.images, self.channels, self.grid.height, self.grid.width
 
@@ -149,11 +149,11 @@ class Tiled:
     grid: Grid
     planes: int
 
-    @property
+    @cached_property
     def step(self) -> int:
         return max(self.planes, 1) * self.grid.tile
 
-    @property
+    @cached_property
     def size(self) -> int:
         return self.step * self.grid.tiles
 
@@ -168,11 +168,11 @@ class Scratch:
     grid: Grid
     planes: int
 
-    @property
+    @cached_property
     def pitch(self) -> int:
         return -(-(self.grid.tile + self.grid.guard) // 16) * 16
 
-    @property
+    @cached_property
     def size(self) -> int:
         return self.grid.guard + max(self.planes, 1) * self.pitch
 

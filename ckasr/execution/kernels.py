@@ -104,7 +104,7 @@ def _gather(out, x, offset, weight, first, end, at, n):
 @jit
 def _masked_sums(y, acc, mask):
     """y = acc * mask; returns the sums of y and of its squares."""
-    s = acc[0] * 0
+    s = acc.dtype.type(0)
     q = s
     for i in range(acc.size):
         v = acc[i] * mask[i]
@@ -117,7 +117,7 @@ def _masked_sums(y, acc, mask):
 @jit
 def _one1(y, x0, w0, mask):
     """The same for a filter of one weight, without a plane for the sum."""
-    s = w0 * 0
+    s = y.dtype.type(0)
     q = s
     for i in range(y.size):
         v = w0 * x0[i] * mask[i]
@@ -129,7 +129,7 @@ def _one1(y, x0, w0, mask):
 
 @jit
 def _one2(y, x0, x1, w0, w1, mask):
-    s = w0 * 0
+    s = y.dtype.type(0)
     q = s
     for i in range(y.size):
         v = (w0 * x0[i] + w1 * x1[i]) * mask[i]
@@ -141,7 +141,7 @@ def _one2(y, x0, x1, w0, w1, mask):
 
 @jit
 def _one4(y, x0, x1, x2, x3, w0, w1, w2, w3, mask):
-    s = w0 * 0
+    s = y.dtype.type(0)
     q = s
     for i in range(y.size):
         v = (w0 * x0[i] + w1 * x1[i] + (w2 * x2[i] + w3 * x3[i])) * mask[i]
@@ -319,7 +319,7 @@ def combine(
 
 @jit
 def _sums(g, y):
-    s = g[0] * 0
+    s = g.dtype.type(0)
     q = s
     for i in range(g.size):
         s += g[i]
@@ -329,7 +329,7 @@ def _sums(g, y):
 
 @jit
 def _sum(g):
-    s = g[0] * 0
+    s = g.dtype.type(0)
     for i in range(g.size):
         s += g[i]
     return s
@@ -415,7 +415,7 @@ def _fill(d, d_base, g, g_base, g_step, y, y_base, y_step, coef, t, n, mask):
 
 @jit
 def _back_set1(out, x, d0, w0):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     for i in range(out.size):
         v0 = d0[i]
         out[i] = w0 * v0
@@ -425,7 +425,7 @@ def _back_set1(out, x, d0, w0):
 
 @jit
 def _back_add1(out, x, d0, w0):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     for i in range(out.size):
         v0 = d0[i]
         out[i] += w0 * v0
@@ -435,7 +435,7 @@ def _back_add1(out, x, d0, w0):
 
 @jit
 def _back_set2(out, x, d0, d1, w0, w1):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     s1 = s0
     for i in range(out.size):
         v0, v1, u = d0[i], d1[i], x[i]
@@ -447,7 +447,7 @@ def _back_set2(out, x, d0, d1, w0, w1):
 
 @jit
 def _back_add2(out, x, d0, d1, w0, w1):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     s1 = s0
     for i in range(out.size):
         v0, v1, u = d0[i], d1[i], x[i]
@@ -459,7 +459,7 @@ def _back_add2(out, x, d0, d1, w0, w1):
 
 @jit
 def _back_set4(out, x, d0, d1, d2, d3, w0, w1, w2, w3):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     s1 = s0
     s2 = s0
     s3 = s0
@@ -475,7 +475,7 @@ def _back_set4(out, x, d0, d1, d2, d3, w0, w1, w2, w3):
 
 @jit
 def _back_add4(out, x, d0, d1, d2, d3, w0, w1, w2, w3):
-    s0 = w0 * 0
+    s0 = out.dtype.type(0)
     s1 = s0
     s2 = s0
     s3 = s0
@@ -535,7 +535,7 @@ def _scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
 
 @jit
 def _dot(x, d0):
-    s0 = x[0] * 0
+    s0 = x.dtype.type(0)
     for i in range(x.size):
         s0 += d0[i] * x[i]
     return s0
@@ -544,10 +544,11 @@ def _dot(x, d0):
 @jit
 def _gate(out, acc, x, y, floor):
     """out = acc where x is above the floor, else 0; returns its sum and its sum times y."""
-    s = acc[0] * 0
-    q = s
+    zero = out.dtype.type(0)
+    s = zero
+    q = zero
     for i in range(acc.size):
-        v = acc[i] if x[i] > floor else acc[i] * 0
+        v = acc[i] if x[i] > floor else zero
         out[i] = v
         s += v
         q += v * y[i]
@@ -595,15 +596,16 @@ def backward_to_virtual(
 
 @jit
 def _gated_copy(out, g, x, floor):
+    zero = out.dtype.type(0)
     for i in range(out.size):
-        out[i] = g[i] if x[i] > floor else g[i] * 0
+        out[i] = g[i] if x[i] > floor else zero
 
 
 @jit
 def _gated_sum(out, acc, g, x, floor):
+    zero = out.dtype.type(0)
     for i in range(out.size):
-        v = acc[i] + g[i]
-        out[i] = v if x[i] > floor else v * 0
+        out[i] = acc[i] + g[i] if x[i] > floor else zero
 
 
 @jit
@@ -698,37 +700,17 @@ def scatter_weight(flat, where, dw):
 
 
 @jit
-def pack(x, x_strides, images, height, width, out, base, image_step, row_step):
-    """Copy a tensor (N, C, H, W), x its memory, into planes; base -1: not this channel."""
-    for c in range(base.size):
-        if base[c] < 0:
-            continue
-        for n in range(images):
-            for h in range(height):
-                i = n * x_strides[0] + c * x_strides[1] + h * x_strides[2]
-                o = base[c] + n * image_step + h * row_step
-                for w in range(width):
-                    out[o + w] = x[i + w * x_strides[3]]
-
-
-@jit
-def pack_gated(g, g_strides, images, height, width, x, out, base, image_step, row_step, floor):
-    """The same for a gradient g in front of a ReLU whose output planes are x, laid out as out."""
-    for c in range(base.size):
-        if base[c] < 0:
-            continue
-        for n in range(images):
-            for h in range(height):
-                i = n * g_strides[0] + c * g_strides[1] + h * g_strides[2]
-                o = base[c] + n * image_step + h * row_step
-                if g_strides[3] == 1:
-                    for w in range(width):
-                        v = g[i + w]
-                        out[o + w] = v if x[o + w] > floor else v * 0
-                else:
-                    for w in range(width):
-                        v = g[i + w * g_strides[3]]
-                        out[o + w] = v if x[o + w] > floor else v * 0
+def gate(g, x, base, step, floor, tile, tiles, last):
+    """Set the planes of a gradient to zero where the ReLU's output x, laid out alike, is zero."""
+    zero = g.dtype.type(0)
+    for t in range(tiles):
+        n = tile if t < tiles - 1 else last
+        for c in range(base.size):
+            i = base[c] + t * step
+            p = g[i : i + n]
+            q = x[i : i + n]
+            for k in range(n):
+                p[k] = p[k] if q[k] > floor else zero
 
 
 @jit

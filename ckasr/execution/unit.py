@@ -239,11 +239,9 @@ class BoundUnit:
         return self.workspace.lend(key, lent_out, self.unit.linear), frame
 
     def _pack_input(self, plan: Plan, i: int, x: Tensor, take: Take) -> np.ndarray:
-        planes, source = plan.inputs[i], plan.sources[i]
+        planes = plan.inputs[i]
         memory = take((plan.number, "input", i), planes.size)
-        base = np.full(planes.channels, -1, np.int64)
-        base[source.channel] = planes.base(source.channel)
-        _pack(x, memory, base, planes)
+        planes.tensor(torch.from_numpy(memory)).copy_(x)
         return memory
 
     def _split_input(self, plan: Plan, i: int, x: np.ndarray, take: Take) -> np.ndarray:
@@ -353,15 +351,11 @@ class BoundUnit:
         if known is not None and known.gate == gate:
             return known.memory, known.alive
         memory = take((plan.number, "gradient"), plan.out.size)
-        base = np.full(plan.out.channels, -1, np.int64)
-        base[plan.outs] = plan.out_base
+        plan.out.tensor(torch.from_numpy(memory)).copy_(grad)
         if self.unit.relu:
-            kernels.pack_gated(
-                *_memory(grad), grid.images, grid.height, grid.width, frame.out, memory, base,
-                plan.out.image, grid.row, _floor(True, grid),
+            kernels.gate(
+                memory, frame.out, plan.out_base, plan.out.step, _floor(True, grid), *grid.extent
             )  # fmt: skip
-        else:
-            _pack(grad, memory, base, plan.out)
         return memory, None
 
     def _through_norm(
@@ -580,16 +574,3 @@ def _floor(relu: bool, grid: Grid) -> Any:
 def _flat(weight: Tensor) -> np.ndarray:
     """A dense tensor's memory as a vector."""
     return weight.detach().as_strided((weight.numel(),), (1,)).numpy()
-
-
-def _memory(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The memory that a tensor of any strides spans, and its strides."""
-    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return x.detach().as_strided((span,), (1,)).numpy(), x.stride()
-
-
-def _pack(x: Tensor, memory: np.ndarray, base: np.ndarray, planes: Planes) -> None:
-    grid = planes.grid
-    kernels.pack(
-        *_memory(x), grid.images, grid.height, grid.width, memory, base, planes.image, grid.row
-    )  # fmt: skip

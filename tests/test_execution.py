@@ -300,6 +300,52 @@ def test_masks_that_change_are_taken_over():
                 w.copy_(torch.randn(w.shape, dtype=w.dtype) * changed[n])
     handle.update(changed)
     assert_same(results(sparse, x, changed), results(dense, x, changed), EXACT)
+    # In place and without a word.
+    with torch.no_grad():
+        changed["blocks.0.conv1.weight"][0] = False
+        for model in (dense, sparse):
+            model.blocks[0].conv1.weight[0] = 0
+    assert_same(results(sparse, x, changed), results(dense, x, changed), EXACT)
+
+
+def test_another_type_and_new_parameters():
+    dense, masks = small()
+    sparse = copy.deepcopy(dense)
+    sparse_execution(sparse, masks)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    results(sparse, x, masks)
+    results(dense, x, masks)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, EXACT)):
+        for model in (dense, sparse):
+            model.to(dtype)
+        sparse.load_state_dict(dense.state_dict())
+        assert_same(
+            results(sparse, x.to(dtype), masks), results(dense, x.to(dtype), masks), tolerance
+        )
+    state = {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in small()[0].state_dict().items()
+    }
+    for model in (dense, sparse):
+        model.load_state_dict(copy.deepcopy(state), assign=True)
+    assert_same(results(sparse, x, masks), results(dense, x, masks), EXACT)
+
+
+def test_between_units_nothing_is_copied(monkeypatch):
+    """Only the images come in, and the gradient behind the last unit."""
+    model, masks = small()
+    handle = sparse_execution(model, masks)
+    taken = []
+    plain = handle.units[0].workspace.buffers.take
+    monkeypatch.setattr(
+        handle.units[0].workspace.buffers,
+        "take",
+        lambda key, *rest: taken.append(key) or plain(key, *rest),
+    )
+    model(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+    copies = [key for key in taken if key[1] in ("input", "gradient")]
+    # The images, the mean's input gradient, the head's input, and the loss's gradient.
+    assert len(copies) == 4, copies
 
 
 def test_a_channel_taken_for_zero_is_computed_once_its_shift_rises():

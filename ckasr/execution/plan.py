@@ -7,7 +7,7 @@ channels; it says nothing of the values of the weights.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -297,11 +297,14 @@ def output_size(convolution: Convolution, size: tuple[int, int]) -> tuple[int, i
 
 def make_plan(
     unit: Unit,
-    masks: Callable[[str], Tensor],
+    masks: Sequence[Tensor],
     inputs: list[Planes],
     alive: Sequence[np.ndarray],
 ) -> Plan:
-    """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero."""
+    """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero.
+
+    masks: of each convolution.
+    """
     convolutions = unit.convolutions
     shapes = [planes.shape for planes in inputs]
     sizes: list[tuple[int, int]] = []
@@ -318,7 +321,7 @@ def make_plan(
     checked: list[tuple[list[int], Indices]] = []
     for k, c in enumerate(convolutions):
         before = alive[-1 - c.source] if c.source < 0 else living[c.source]
-        every = kept_rows(c, masks(c.name))
+        every = kept_rows(c, masks[k].cpu())
         rows.append(every[before[every.channel]])
         live = np.zeros(c.channels, bool)
         live[rows[k].filter] = True

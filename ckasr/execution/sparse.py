@@ -55,10 +55,10 @@ class SparseExecution:
             self._workspace.enabled = value
 
     def update(self, masks: Mapping[str, Tensor] | None = None) -> None:
-        """Take over new masks, or (None) those given before, which were changed in place.
+        """Take over new masks, or (None) forget what belongs to masks that have changed since.
 
         Plans are made anew at the next forward. Between a forward and its backward the masks must
-        not change.
+        not change. Raises ValueError as :func:`sparse_execution` does.
         """
         if masks is not None:
             check_masks(prunable(self.model), masks)
@@ -118,7 +118,7 @@ class SparseExecution:
         ]
         if not units:
             return
-        self._workspace = Workspace(lambda name: self._masks[name].cpu(), _border(units))
+        self._workspace = Workspace(lambda name: self._masks[name], _border(units))
         bound: dict[tuple[str, ...], BoundUnit] = {}
 
         def bind(unit: "Unit") -> BoundUnit:
@@ -170,7 +170,8 @@ def sparse_execution(model: nn.Module, masks: Mapping[str, Tensor]) -> SparseExe
     Args:
         model: any module on the CPU. Its pruned weights count as zero, whatever they hold.
         masks: bool mask of every prunable weight by name, as :class:`ckasr.sparsity.Masks` holds
-            them. Changed masks must be told by ``handle.update()``.
+            them. Masks that change in place are noticed; ``handle.update()`` takes others, and
+            lets go of the memory of the old ones.
 
     Returns:
         the handle.

@@ -112,10 +112,10 @@ class BoundUnit:
         self.workspace = workspace
         self.border = 0 if unit.linear else workspace.border
         self._buffers = workspace.buffers
-        self._plans: dict[object, tuple[Plan, list[np.ndarray | None]]] = {}
-        self._planes: dict[tuple[torch.Size, ...], list[Planes]] = {}
+        self._plans: dict[object, tuple[Plan, list[Any]]] = {}
+        """With what the key names by its identity, so that nothing else gets its name."""
+        self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
-        self._weights = [c.layer.weight for c in unit.convolutions]
         self._hooks = [table for module in unit.modules for table in _hook_tables(module)]
         self.plain_calls = 0
 
@@ -177,13 +177,13 @@ class BoundUnit:
         if self._buffers is not space.buffers:
             self._plans.clear()
             self._buffers = space.buffers
-        shapes = tuple(x.shape for x in inputs)
+        shapes = inputs[0].dtype, *(x.shape for x in inputs)
         if shapes not in self._planes:
             self._planes[shapes] = [
-                Planes(Grid(s[0], s[2], s[3], self.border, x.dtype), s[1])
-                for s, x in zip(shapes, inputs, strict=True)
+                Planes(Grid(len(x), *x.shape[2:], self.border, x.dtype), x.shape[1]) for x in inputs
             ]
         planes = self._planes[shapes]
+        masks = [space.masks(c.name) for c in self.unit.convolutions]
         lent = [space.find(x, p) for x, p in zip(inputs, planes, strict=True)]
         alive = [None if known is None else known.alive for known in lent]
         key = (
@@ -191,7 +191,9 @@ class BoundUnit:
             # By identity: a plan puts out the same array at every step, and is kept with it.
             tuple(map(id, alive)),
             tuple(n.training for n in self._norms),
-            tuple(w.stride() for w in self._weights),
+            tuple(c.layer.weight.stride() for c in self.unit.convolutions),
+            # Masks that somebody changed, in place or for others, without a word.
+            tuple((id(m), m._version) for m in masks),
         )
         plan, _ = self._plans.get(key, (None, None))
         if plan is None or not plan.holds():
@@ -199,8 +201,8 @@ class BoundUnit:
                 np.ones(p.channels, bool) if a is None else a
                 for p, a in zip(planes, alive, strict=True)
             ]
-            plan = make_plan(self.unit, space.masks, planes, every)
-            self._plans[key] = plan, alive
+            plan = make_plan(self.unit, masks, planes, every)
+            self._plans[key] = plan, [*alive, *masks]
         return plan, lent
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, Frame]:

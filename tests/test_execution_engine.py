@@ -1,0 +1,129 @@
+"""The engine under sparse execution: same results, recorded, resumed bit for bit."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckasr.analysis.statistics import compare
+from ckasr.data import load
+from ckasr.experiments import Settings, run, sweep
+from ckasr.experiments.run import OutOfTime, _build
+from ckasr.experiments.sweep import groups
+from ckasr.methods import create
+from ckasr.training import Engine
+
+pytest.importorskip("numba")
+
+
+def cell(**changes: object) -> Settings:
+    values = {
+        "dataset": "digits",
+        "model": "resnet20",
+        "sparsity": 0.98,
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "validation": 200,
+    }
+    return Settings(**values | changes)
+
+
+def trained(settings: Settings, execution: str) -> Engine:
+    method = create(settings.method, settings.method_options)
+    cpu = torch.device("cpu")
+    engine, _ = _build(settings, method, load("digits"), cpu, execution)
+    for _ in engine.epochs():
+        pass
+    return engine
+
+
+def test_both_executions_train_the_same_network(tmp_path: Path):
+    settings = cell(beta=1e-3)
+    dense, sparse = (
+        run(settings, tmp_path / kind, device="cpu", progress=None, execution=kind)
+        for kind in ("dense", "sparse")
+    )
+    assert (dense["execution"], sparse["execution"]) == ("dense", "sparse")
+    assert sparse["id"] == dense["id"]
+    for name in ("loss", "term", "gradient_ratio"):
+        # Rounding alone tells them apart, and grows from step to step: the first epoch only.
+        assert sparse["curves"][name][0] == pytest.approx(dense["curves"][name][0], rel=5e-3), name
+    assert sparse["test_accuracy"] == pytest.approx(dense["test_accuracy"], abs=0.03)
+    assert sparse["sparsity"] == dense["sparsity"]
+
+
+def test_auto_is_said_and_recorded(tmp_path: Path):
+    lines: list[str] = []
+    record = run(cell(epochs=1), tmp_path, device="cpu", progress=lines.append)
+    assert record["execution"] == "sparse"
+    assert any("sparse execution (density 0.02" in line for line in lines)
+    levels = cell(epochs=1, method="lth", method_options={"levels": "0.5,0.98"})
+    record = run(levels, tmp_path, device="cpu", progress=None)
+    assert record["execution"] == "level 0 dense, level 1 dense, level 2 sparse"
+    assert record["curves"]["execution"] == ["dense", "dense", "sparse"]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path):
+    settings = cell(beta=1e-3, epochs=3)
+    whole = run(settings, tmp_path / "whole", device="cpu", progress=None)
+    for _ in range(4):
+        try:
+            parts = run(
+                settings, tmp_path / "parts", device="cpu", progress=None, deadline=time.monotonic()
+            )
+        except OutOfTime:
+            continue
+    assert parts["execution"] == "sparse"
+    for name in ("loss", "term", "validation_accuracy"):
+        assert parts["curves"][name] == whole["curves"][name], name
+    assert parts["test_accuracy"] == whole["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("rigl", {"every": 4}), ("set", {"every": 4}), ("gmp", {"every": 3})],
+)
+def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
+    """Rounding may tip a few choices; a gradient of zeros, or masks of before, would tip most."""
+    settings = cell(method=method, method_options=options, sparsity=0.9)
+    dense, sparse = (trained(settings, execution).context for execution in ("dense", "sparse"))
+    kept = {name: int(mask.sum()) for name, mask in dense.masks.items()}
+    assert {name: int(mask.sum()) for name, mask in sparse.masks.items()} == kept
+    both = sum(int((mask & sparse.masks[name]).sum()) for name, mask in dense.masks.items())
+    assert both > 0.85 * sum(kept.values())
+    for name, p in sparse.model.named_parameters():
+        if name in sparse.masks:
+            assert not p[~sparse.masks[name]].any()
+
+
+def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path):
+    cells = [cell(epochs=1, seed=s, beta=b) for b in (0.0, 1e-3) for s in (0, 1)]
+    assert [[(c.seed, c.beta) for c in group] for group in groups(cells)] == [
+        [(0, 0.0), (0, 1e-3)],
+        [(1, 0.0), (1, 1e-3)],
+    ]
+    lines: list[str] = []
+    outcome = sweep(cells, tmp_path, jobs=2, device="cpu", progress=lines.append)
+    assert len(outcome.done) == 4
+    begun = [line.split()[0] for line in lines if "sparsity 0.98" in line]
+    assert set(begun[:2]) == {cells[0].id, cells[2].id}
+    with pytest.raises(ValueError, match="execution 'quick' is unknown"):
+        sweep(cells, tmp_path, execution="quick")
+
+
+def test_arms_of_two_executions_are_no_pair(tmp_path: Path):
+    from ckasr.analysis.cells import cells as sorted_cells
+
+    records = []
+    for seed in range(3):
+        for beta in (0.0, 1e-3):
+            execution = "dense" if seed == 0 and beta else "sparse"
+            settings = cell(epochs=1, seed=seed, beta=beta)
+            records.append(
+                run(settings, tmp_path, device="cpu", progress=None, execution=execution)
+            )
+    (found,) = sorted_cells(records)
+    comparison = compare(found, next(arm for arm in found.arms if arm.beta))
+    assert comparison.n == 2
+    assert any("seed 0: dense and sparse execution" in text for text in comparison.incomplete)

@@ -197,6 +197,8 @@ def figures(
     for folder in folders:
         for path in analysis.write_all(_records(folder), folder):
             print(path)
+    for path in analysis.write_executions(folders):
+        print(path)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Analysis: statistics, tables and figures, from run records alone."""
 
 from .cells import groups
+from .execution import execution_curves, execution_table, write_executions
 from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
@@ -16,6 +17,8 @@ __all__ = [
     "accuracy_vs_sparsity",
     "all_tables",
     "chosen_precision",
+    "execution_curves",
+    "execution_table",
     "groups",
     "holm",
     "layer_cka_maps",
@@ -33,4 +36,5 @@ __all__ = [
     "training_curves",
     "verdict",
     "write_all",
+    "write_executions",
 ]

@@ -10,7 +10,6 @@ fixed before any result:
 - a run without partner, or with a partner from another device or execution, is named and left out.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 from .cells import BASELINE, Arm, Cell, Record, cells
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999
 EXACT_UP_TO = 20  # pairs: a million sign flips
 
 Interval = tuple[float, float]
@@ -41,7 +39,6 @@ class Comparison:
     incomplete: tuple[str, ...] = ()  # "seed 4: no baseline", "seed 5: different devices"
     mean: float | None = None
     t_interval: Interval | None = None
-    bootstrap_interval: Interval | None = None
     p: float | None = None  # exact sign-flip, two-sided
     note: str = ""
 
@@ -169,30 +166,6 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return mean - half, mean + half
 
 
-def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """BCa bootstrap interval of the mean (Efron 1987), 9999 resamples, fixed seed.
-
-    None for fewer than three values, no spread, or where BCa is not defined.
-    """
-    import numpy as np
-    from scipy import stats
-
-    if len(values) < 3 or _all_equal(values):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (np.asarray(values),),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        )
-    low, high = map(float, result.confidence_interval)
-    return (low, high) if np.isfinite([low, high]).all() else None
-
-
 def sign_flip_p(values: Sequence[float]) -> float | None:
     """Two-sided p-value of the mean under random signs; None without values.
 
@@ -233,17 +206,12 @@ def _estimate(differences: Sequence[float]) -> dict[str, Any]:
     found = {
         "mean": mean_and_sd(differences)[0],
         "t_interval": t_interval(differences),
-        "bootstrap_interval": bootstrap_interval(differences),
         "p": sign_flip_p(differences),
     }
     if n < 2:
         note = "an interval needs two pairs" if n else "no complete pair"
     elif _all_equal(differences):
         note = f"all {n} differences are equal: no interval"
-    elif n < 3:
-        note = "the bootstrap needs three pairs"
-    elif found["bootstrap_interval"] is None:
-        note = "BCa is not defined for these differences"
     else:
         note = ""
     return {**found, "note": note}

@@ -17,7 +17,6 @@ COLUMNS = (
     "dead classes",
     "difference, points",
     "t 95 %",
-    "BCa 95 %",
     "p",
     "Holm p",
     "paper, %",
@@ -27,7 +26,7 @@ COLUMNS = (
 
 LEGEND = f"""\
 Test accuracy after the last epoch. Difference: arm minus baseline, mean over pairs of the same \
-seed, mask and data order; intervals of that mean by Student's t and by BCa bootstrap; p by exact \
+seed, mask and data order; interval of that mean by Student's t; p by exact \
 two-sided sign flips; Holm p corrected over the table. Effective sparsity counts only weights on a \
 path from input to output; a dead class has no such path; both are means over seeds.
 
@@ -79,12 +78,11 @@ def _row(
     classes = reports[0]["classes"]
     published = lookup(cell.settings, arm)
     if comparison is None:
-        compared = (NOTHING,) * 5
+        compared = (NOTHING,) * 4
     else:
         compared = (
             NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
             interval_text(comparison.t_interval),
-            interval_text(comparison.bootstrap_interval),
             _p(comparison.p),
             _p(holm_p),
         )

@@ -1,13 +1,14 @@
 """Paired differences between the arms of a comparison, with intervals and exact p-values.
 
 A *pair* is two finished runs that differ in the CKA-SR settings alone (in `precision.py`: in the
-precision alone): same seed, hence the same initial weights, mask, order and augmentation. Rules,
-fixed before any result:
+precision alone, in `aa.py`: in the order of the images alone): same seed, hence the same initial
+weights, mask, order and augmentation. Rules, fixed before any result:
 
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
   interval and p-value;
-- a run without partner, or with a partner from another device or execution, is named and left out.
+- a run without partner, or with a partner from another device, execution or commit, is named and
+  left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,6 +113,8 @@ def compare_sides(
             incomplete.append(f"seed {seed}: different devices")
         elif len({run.get("execution", "dense") for run in pair.values()}) > 1:
             incomplete.append(f"seed {seed}: dense and sparse execution")
+        elif len({run.get("commit") for run in pair.values()}) > 1:
+            incomplete.append(f"seed {seed}: different commits")
         else:
             seeds.append(seed)
             values.append(tuple(value_of(run, outcome) for run in pair.values()))
@@ -157,13 +160,18 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def t_interval(values: Sequence[float]) -> Interval | None:
     """Student-t interval of the mean; None for fewer than two values or no spread."""
-    from scipy import stats
-
     mean, sd = mean_and_sd(values)
     if not sd or _all_equal(values):
         return None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / len(values) ** 0.5
+    half = half_width(sd, len(values))
     return mean - half, mean + half
+
+
+def half_width(sd: float, n: int) -> float:
+    """Half of the Student-t interval of the mean of n values (two or more) with this spread."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
 
 
 def sign_flip_p(values: Sequence[float]) -> float | None:

@@ -38,6 +38,7 @@ OTHER = {
     "decay": 0.2,
     "augment": "none",
     "validation": 0,
+    "order_seed": 7,
     "precision": next(name for name in ("fp32", "bf16") if name != Settings().precision),
 }
 
@@ -104,6 +105,14 @@ class TestPairing:
         (found,) = paired_differences(runs)
         assert found.seeds == (0,)
         assert found.incomplete == ("seed 1: different devices",)
+
+    def test_runs_of_different_commits_are_no_pair(self):
+        runs = pairs([0.5, 0.5], [0.6, 0.9])
+        for run, commit in zip(runs, ("a", "a", "a", "a+"), strict=True):
+            run["commit"] = commit
+        (found,) = paired_differences(runs)
+        assert found.seeds == (0,)
+        assert found.incomplete == ("seed 1: different commits",)
 
     def test_the_same_record_twice_counts_once(self):
         runs = pairs([0.5, 0.6], [0.5, 0.6])

@@ -17,6 +17,7 @@ from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
 from ckasr.experiments.run import title
 from ckasr.experiments.sweep import duration
+from ckasr.storage import write_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,7 @@ Results = Annotated[Path, typer.Option(help="Folder of records/ and checkpoints/
 Execution = Annotated[str, typer.Option(help="auto, dense or sparse kernels (CPU, fp32).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU if there is one.")]
 DEFAULT_RESULTS = Path("results/runs")
+CLAIMS = Path("results/claims.md")
 
 
 def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -188,17 +190,25 @@ def figures(
         list[Path] | None, typer.Option(help="Folder(s) with records/; default: all in results/.")
     ] = None,
 ) -> None:
-    """Rebuild every figure and table from the records alone; nothing is trained."""
+    """Rebuild every figure and table from the records alone; nothing is trained.
+
+    For all folders in results/, also the table of the paper's claims, results/claims.md.
+    """
     from ckasr import analysis
 
     folders = results or sorted(path.parent for path in Path("results").glob("*/records"))
     if not folders:
         raise FileNotFoundError("no results/*/records to draw; run `make reproduce` first")
-    for folder in folders:
-        for path in analysis.write_all(_records(folder), folder):
+    found = {folder: _records(folder) for folder in folders}
+    for folder, runs in found.items():
+        for path in analysis.write_all(runs, folder):
             print(path)
     for path in analysis.write_executions(folders):
         print(path)
+    if not results:
+        table = analysis.claims_table({folder.name: runs for folder, runs in found.items()})
+        write_text(CLAIMS, table)
+        print(CLAIMS)
 
 
 @app.command()

@@ -79,6 +79,17 @@ def test_table_and_figures_come_from_records(results, tmp_path):
     assert all(path.is_file() for path in written)
 
 
+def test_figures_of_all_folders_write_the_table_of_claims(results, tmp_path, monkeypatch):
+    """From every folder under results/; one folder alone leaves the table as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine").symlink_to(results)
+    ckasr("figures", results)
+    assert not Path("results/claims.md").exists()
+    assert ckasr("figures").splitlines()[-1] == "results/claims.md"
+    assert "not run yet" in Path("results/claims.md").read_text()
+
+
 def test_records_travel(results, tmp_path):
     lines = tmp_path / "all.jsonl"
     ckasr(f"records export {lines}", results)

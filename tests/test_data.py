@@ -107,6 +107,24 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
             assert not torch.equal(draw, before)
 
 
+@pytest.mark.parametrize("augment", data.AUGMENTS)
+def test_an_order_seed_changes_the_order_and_nothing_else(augment):
+    """Each image keeps its crop and flip of the epoch."""
+
+    def draws(**options):
+        return make(augment=augment, drop_last=False, **options).plan(4)
+
+    def by_image(plan):
+        return sorted(zip(*(draw.tolist() for draw in plan), strict=True))
+
+    seeds_own, first, second = draws(), draws(order_seed=0), draws(order_seed=1)
+    assert by_image(first) == by_image(second) == by_image(seeds_own)
+    assert len({tuple(plan.order.tolist()) for plan in (seeds_own, first, second)}) == 3
+    assert torch.equal(draws(order_seed=-1).order, seeds_own.order)
+    assert torch.equal(draws(order_seed=0).order, first.order)
+    assert not torch.equal(draws(order_seed=0, seed=4).order, first.order)
+
+
 def test_arms_that_differ_in_augmentation_alone_share_order_and_crops():
     crop, both, none = (make(augment=augment).plan(0) for augment in ("crop", "crop-flip", "none"))
     assert torch.equal(crop.order, both.order)

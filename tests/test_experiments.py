@@ -20,6 +20,7 @@ from ckasr.data import load
 from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, plan, records, run, sweep
 from ckasr.experiments import run as run_function
 from ckasr.experiments.run import _build
+from ckasr.experiments.sweep import groups as run_groups
 from ckasr.methods import create
 from ckasr.storage import claim
 
@@ -665,6 +666,35 @@ def test_grid_pairs_the_precisions_inside_an_arm():
     ]
     bf16 = Settings(precision="bf16")
     assert grid(bf16, sparsities=[0.95], betas=[0], seeds=[0])[0].precision == "bf16"
+
+
+def test_pairs_of_orders_stay_together():
+    """The runs of an A/A pair start side by side, like the arms of a comparison."""
+    cells = grid(Settings(), sparsities=[0.95], betas=[0], seeds=[0, 1], order_seeds=[-1, 0])
+    assert [(cell.seed, cell.order_seed) for cell in cells] == [(0, -1), (0, 0), (1, -1), (1, 0)]
+    assert run_groups(cells) == [cells[:2], cells[2:]]
+    reordered = Settings(order_seed=3)
+    assert grid(reordered, sparsities=[0.9], betas=[0], seeds=[0])[0].order_seed == 3
+
+
+def test_an_order_seed_leaves_weights_mask_and_split_as_they_are():
+    def built(order_seed):
+        settings = digits(epochs=1, order_seed=order_seed)
+        engine, validation = _build(settings, create("random"), load("digits"), torch.device("cpu"))
+        weights = {k: v.clone() for k, v in engine.context.model.state_dict().items()}
+        for _ in engine.epochs():
+            pass
+        split_ = {"train": engine.batches.images, "validation": validation.images}
+        same = weights | split_ | {f"mask {k}": v for k, v in engine.context.masks.items()}
+        return same, engine.batches.plan(0).order, engine.context.model.state_dict()
+
+    (same, order, trained), (other, reordered, other_trained) = built(-1), built(0)
+    assert same.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in same.items())
+    assert not torch.equal(order, reordered)
+    assert any(not torch.equal(value, other_trained[name]) for name, value in trained.items())
+    with pytest.raises(ValueError, match=r"^setting order_seed = -2 must be"):
+        digits(order_seed=-2)
 
 
 def test_grid_reads_the_options_behind_a_method():

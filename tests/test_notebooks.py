@@ -524,6 +524,16 @@ def test_profiles_of_the_plan_are_its_grid_and_the_default_of_the_command_line(m
         assert notebooks.cells(step) == [replace(cell, **other) for cell in asked]
 
 
+def test_the_profile_of_the_a_a_check_is_twenty_pairs_of_baselines():
+    """results/PLAN.md: nothing but the order of the images differs within a pair."""
+    (step,) = read_profile("verdict00_aa").steps
+    cells = notebooks.cells(step)
+    assert len(cells) == 40
+    for seed, (first, second) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
+        assert first == Settings(seed=seed, sparsity=0.998, epochs=40)
+        assert second == replace(first, order_seed=0)
+
+
 def test_only_a_notebook_of_a_grid_has_cells():
     assert notebooks.cells(read_profile("demo").steps[0]) == []
     assert len({cell.id for cell in notebooks.cells(read_profile("cpu").steps[0])}) == 18

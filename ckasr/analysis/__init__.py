@@ -1,6 +1,8 @@
 """Analysis: statistics, tables and figures, from run records alone."""
 
+from .aa import aa_checks, aa_table
 from .cells import groups
+from .claims import claims_table
 from .execution import execution_curves, execution_table, write_executions
 from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
 from .methods import method_families, methods_table
@@ -14,9 +16,12 @@ from .write import all_tables, save, write_all
 
 __all__ = [
     "Comparison",
+    "aa_checks",
+    "aa_table",
     "accuracy_vs_sparsity",
     "all_tables",
     "chosen_precision",
+    "claims_table",
     "execution_curves",
     "execution_table",
     "groups",

@@ -23,12 +23,11 @@ COLUMNS = (
     "pairs",
     "difference, points",
     "t 95 %",
-    "BCa 95 %",
     "verdict",
 )
 LEGEND = f"""\
 Test accuracy after the last epoch, in {OTHER} minus in {REFERENCE}: mean over pairs of the same \
-seed, mask, weights and data order; intervals of that mean by Student's t and by BCa bootstrap. \
+seed, mask, weights and data order; interval of that mean by Student's t. \
 The effect of CKA-SR is its accuracy minus the baseline's, in points, in each precision.
 
 Verdict, by the t interval: *{SAME}* if all of it lies within {100 * MARGIN:g} point either way; \
@@ -185,6 +184,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(c.n),
         NOTHING if c.mean is None else f"{100 * c.mean:+.2f}",
         interval_text(c.t_interval),
-        interval_text(c.bootstrap_interval),
         row.verdict,
     )

@@ -1,16 +1,16 @@
 """Paired differences between the arms of a comparison, with intervals and exact p-values.
 
 A *pair* is two finished runs that differ in the CKA-SR settings alone (in `precision.py`: in the
-precision alone): same seed, hence the same initial weights, mask, order and augmentation. Rules,
-fixed before any result:
+precision alone, in `aa.py`: in the order of the images alone): same seed, hence the same initial
+weights, mask, order and augmentation. Rules, fixed before any result:
 
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
   interval and p-value;
-- a run without partner, or with a partner from another device or execution, is named and left out.
+- a run without partner, or with a partner from another device, execution or commit, is named and
+  left out.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 from .cells import BASELINE, Arm, Cell, Record, cells
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999
 EXACT_UP_TO = 20  # pairs: a million sign flips
 
 Interval = tuple[float, float]
@@ -41,7 +40,6 @@ class Comparison:
     incomplete: tuple[str, ...] = ()  # "seed 4: no baseline", "seed 5: different devices"
     mean: float | None = None
     t_interval: Interval | None = None
-    bootstrap_interval: Interval | None = None
     p: float | None = None  # exact sign-flip, two-sided
     note: str = ""
 
@@ -115,6 +113,8 @@ def compare_sides(
             incomplete.append(f"seed {seed}: different devices")
         elif len({run.get("execution", "dense") for run in pair.values()}) > 1:
             incomplete.append(f"seed {seed}: dense and sparse execution")
+        elif len({run.get("commit") for run in pair.values()}) > 1:
+            incomplete.append(f"seed {seed}: different commits")
         else:
             seeds.append(seed)
             values.append(tuple(value_of(run, outcome) for run in pair.values()))
@@ -160,37 +160,18 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def t_interval(values: Sequence[float]) -> Interval | None:
     """Student-t interval of the mean; None for fewer than two values or no spread."""
-    from scipy import stats
-
     mean, sd = mean_and_sd(values)
     if not sd or _all_equal(values):
         return None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / len(values) ** 0.5
+    half = half_width(sd, len(values))
     return mean - half, mean + half
 
 
-def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """BCa bootstrap interval of the mean (Efron 1987), 9999 resamples, fixed seed.
-
-    None for fewer than three values, no spread, or where BCa is not defined.
-    """
-    import numpy as np
+def half_width(sd: float, n: int) -> float:
+    """Half of the Student-t interval of the mean of n values (two or more) with this spread."""
     from scipy import stats
 
-    if len(values) < 3 or _all_equal(values):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (np.asarray(values),),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        )
-    low, high = map(float, result.confidence_interval)
-    return (low, high) if np.isfinite([low, high]).all() else None
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
 
 
 def sign_flip_p(values: Sequence[float]) -> float | None:
@@ -233,17 +214,12 @@ def _estimate(differences: Sequence[float]) -> dict[str, Any]:
     found = {
         "mean": mean_and_sd(differences)[0],
         "t_interval": t_interval(differences),
-        "bootstrap_interval": bootstrap_interval(differences),
         "p": sign_flip_p(differences),
     }
     if n < 2:
         note = "an interval needs two pairs" if n else "no complete pair"
     elif _all_equal(differences):
         note = f"all {n} differences are equal: no interval"
-    elif n < 3:
-        note = "the bootstrap needs three pairs"
-    elif found["bootstrap_interval"] is None:
-        note = "BCa is not defined for these differences"
     else:
         note = ""
     return {**found, "note": note}

@@ -4,9 +4,17 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 
 from .cells import BASELINE, Arm, Cell, Record, families, percent, studies, title
-from .paper import SELECTION, deviations, lookup, paper_difference
+from .paper import (
+    CLAIM_TERMS,
+    LOTTERY_TERMS,
+    SELECTION,
+    claim_beside,
+    deviations,
+    lookup,
+    paper_difference,
+)
 from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
-from .verdict import RULE, verdict
+from .verdict import RULE, place, verdict, verdict_on_claim
 
 NOTHING = "-"
 COLUMNS = (
@@ -17,7 +25,6 @@ COLUMNS = (
     "dead classes",
     "difference, points",
     "t 95 %",
-    "BCa 95 %",
     "p",
     "Holm p",
     "paper, %",
@@ -27,9 +34,10 @@ COLUMNS = (
 
 LEGEND = f"""\
 Test accuracy after the last epoch. Difference: arm minus baseline, mean over pairs of the same \
-seed, mask and data order; intervals of that mean by Student's t and by BCa bootstrap; p by exact \
+seed, mask and data order; interval of that mean by Student's t; p by exact \
 two-sided sign flips; Holm p corrected over the table. Effective sparsity counts only weights on a \
-path from input to output; a dead class has no such path; both are means over seeds.
+path from input to output; a dead class has no such path; both are means over seeds. In brackets \
+behind the paper's difference: whether it lies inside our interval, above or below it.
 
 {RULE}
 """
@@ -61,8 +69,14 @@ def group_table(group: Sequence[Cell]) -> str:
         for cell in group
         for arm in cell.arms
     ]
+    claimed = [row for comparison in comparisons if (row := _claim_row(comparison))]
+    rows += claimed
     lines = [f"### {title(group[0].settings)}", "", *markdown(COLUMNS, rows), ""]
     lines += [f"- {note}" for note in _notes(group, comparisons)]
+    if claimed:
+        lines.append(f"- {CLAIM_TERMS}")
+        if group[0].settings["dataset"] == "mnist":
+            lines.append(f"- {LOTTERY_TERMS}")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -79,12 +93,11 @@ def _row(
     classes = reports[0]["classes"]
     published = lookup(cell.settings, arm)
     if comparison is None:
-        compared = (NOTHING,) * 5
+        compared = (NOTHING,) * 4
     else:
         compared = (
             NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
             interval_text(comparison.t_interval),
-            interval_text(comparison.bootstrap_interval),
             _p(comparison.p),
             _p(holm_p),
         )
@@ -101,14 +114,38 @@ def _row(
     )
 
 
+def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
+    """The abstract's gain against our interval; None where it claims nothing."""
+    settings, arm = comparison.cell.settings, comparison.arm
+    claim = claim_beside(settings)
+    if claim is None:
+        return None
+    elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
+    return (
+        percent(settings["sparsity"]),
+        f"abstract's claim{elsewhere}; ours: {arm.label}",
+        f"{comparison.n} pairs",
+        NOTHING,
+        NOTHING,
+        NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+        interval_text(comparison.t_interval),
+        NOTHING,
+        NOTHING,
+        NOTHING,
+        _placed(claim.gain, comparison.t_interval),
+        verdict_on_claim(comparison, claim),
+    )
+
+
 def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
     difference = paper_difference(cell.settings, arm)
-    if difference is None:
-        return NOTHING
-    if interval is None:
-        return f"{100 * difference:+.2f}"
-    within = interval[0] <= difference <= interval[1]
-    return f"{100 * difference:+.2f} ({'inside' if within else 'outside'})"
+    return NOTHING if difference is None else _placed(difference, interval)
+
+
+def _placed(difference: float, interval: Interval | None) -> str:
+    """A published difference in points, and where it lies with respect to our interval."""
+    where = "" if interval is None else f" ({place(difference, interval)})"
+    return f"{100 * difference:+.2f}{where}"
 
 
 def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str]:

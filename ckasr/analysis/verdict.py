@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from statistics import mean
 
 from .cells import Record
-from .paper import paper_difference
-from .statistics import Comparison, value_of
+from .paper import Claim, paper_difference
+from .statistics import Comparison, Interval, value_of
 
 FEWEST_PAIRS = 3
 MOST_DIVERGED = 1 / 5  # of the pairs
@@ -27,16 +27,41 @@ one pair in five diverged."""
 
 def verdict(comparison: Comparison) -> str:
     """The word of `RULE` for a comparison of test accuracies."""
+    return verdict_on(comparison, paper_difference(comparison.cell.settings, comparison.arm))
+
+
+def verdict_on(comparison: Comparison, gain: float | None) -> str:
+    """The word of `RULE` with this gain, a fraction of 1, as the paper's; None: it has none."""
     if too_little(comparison):
         return UNDECIDED
     low, high = comparison.t_interval
-    gain = paper_difference(comparison.cell.settings, comparison.arm)
     # Short schedules do not test the claim, which is about converged networks.
     if gain is None or gain <= 0 or comparison.cell.settings["schedule"] != "full":
         return "positive" if low > 0 else "negative" if high < 0 else "no difference shown"
     if low > 0:
         return REPRODUCED if high >= gain else SMALLER
     return UNDECIDED if high >= gain else NOT_REPRODUCED
+
+
+def verdict_on_claim(comparison: Comparison, claim: Claim) -> str:
+    """The word of `RULE` for a claim of the paper, or why this comparison does not test it."""
+    settings = comparison.cell.settings
+    if settings["dataset"] != claim.dataset:
+        return f"not tested: claimed on {claim.dataset}"
+    if settings["schedule"] != "full":
+        return "not tested: short schedule"
+    return verdict_on(comparison, claim.gain)
+
+
+def difference_shown(comparison: Comparison) -> bool:
+    """Whether the rule without a gain of the paper's says positive or negative."""
+    return verdict_on(comparison, None) in ("positive", "negative")
+
+
+def place(gain: float, interval: Interval) -> str:
+    """Where a published gain lies: inside our interval, above or below it."""
+    low, high = interval
+    return "above" if gain > high else "below" if gain < low else "inside"
 
 
 def too_little(comparison: Comparison) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ckasr.storage import replacing, write_text
 
 from . import figures
+from .aa import aa_checks, aa_table
 from .cells import Cell, Record, family_slug, percent, slug, studies
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
@@ -43,6 +44,8 @@ def all_tables(records: Iterable[Record]) -> dict[str, str]:
         tables["methods"] = methods_table(records)
     if precision_rows(records):
         tables["precision"] = precision_table(records)
+    if aa_checks(records):
+        tables["aa"] = aa_table(records)
     return tables
 
 

@@ -1,7 +1,8 @@
 """Batches of a data set that lives on the device as uint8, augmented there.
 
 Order, crops and flips come from CPU generators keyed by the seed and the epoch. So every device
-sees the same batches, both arms of a comparison do, and any epoch can be replayed alone.
+sees the same batches, both arms of a comparison do, and any epoch can be replayed alone. An order
+seed changes the order and nothing else: each image keeps its crop and its flip of that epoch.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ class Batches:
     are x (B, C, H, W), channels_last, of `dtype`, normalised by `mean` and `std` (a channel each,
     for pixels in [0, 1]), and y (B,) int64. Augmentation as in the paper's recipe: "crop" is a
     random crop after padding by 4 black pixels (before normalisation), "crop-flip" also mirrors
-    half of the images, "none" leaves them.
+    half of the images, "none" leaves them. order_seed: reorders the images of every epoch, each
+    with its crop and flip; -1: the order that ``seed`` gives.
 
     Nothing waits for the device. `plan(e)` draws a whole epoch at once, and `batch` makes a batch
     of any slice of it by device operations alone, so a CUDA graph can be captured of it.
@@ -92,6 +94,7 @@ class Batches:
         batch_size: int,
         augment: str = "none",
         seed: int = 0,
+        order_seed: int = -1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         drop_last: bool = True,
@@ -114,6 +117,7 @@ class Batches:
 
         self.batch_size, self.seed, self.drop_last, self.dtype = batch_size, seed, drop_last, dtype
         self.augment, self.device = augment, torch.device(device)
+        self.order_seed = order_seed
         self.labels = labels.to(self.device, torch.int64)
         pad = 0 if augment == "none" else PADDING
         if pad:
@@ -150,7 +154,7 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def plan(self, epoch: int) -> Plan:
-        """All draws of one epoch: a function of seed and epoch, whatever was drawn before.
+        """All draws of one epoch: a function of the seeds and the epoch, whatever was drawn before.
 
         Raises ValueError when the images do not fill one batch.
         """
@@ -174,6 +178,10 @@ class Batches:
         used = min(len(self) * self.batch_size, count)
         index = self._grid.dtype
         draws = order, corner.to(index), flip.to(index)
+        if self.order_seed >= 0:
+            key = "reorder", self.seed, self.order_seed, epoch
+            places = torch.randperm(count, generator=keyed_generator(*key))
+            draws = tuple(draw[places] for draw in draws)
         return Plan(*(self._send(draw[:used]) for draw in draws))
 
     def batch(self, order: Tensor, corner: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "validation": 5000,
     "precision": "fp32",
     "seed": 0,
+    "order_seed": -1,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "snip": {"samples": 10, "train_mode": True},

@@ -214,6 +214,7 @@ def _build(
             batch_size=size,
             augment=augment,
             seed=settings.seed,
+            order_seed=settings.order_seed,
             device=device,
         )
 
@@ -395,8 +396,9 @@ def _finite(value: Any) -> Any:
 def title(s: Settings) -> str:
     """The run in words, for a progress line."""
     term = f"CKA-SR {s.variant} beta {s.beta:g}" if s.beta else "baseline"
+    order = f" order {s.order_seed}" if s.order_seed >= 0 else ""
     return (
-        f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}, "
+        f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}{order}, "
         f"{s.epochs} epochs"
     )
 

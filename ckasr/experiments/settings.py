@@ -50,6 +50,7 @@ class Settings:
     validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
     precision: Annotated[str, "fp32, tf32 (convolutions on a GPU) or bf16 (autocast)"] = "fp32"
     seed: Annotated[int, "of weights, masks, split, order and augmentation"] = 0
+    order_seed: Annotated[int, "reorders the training images (A/A check); -1: as seed has it"] = -1
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -94,6 +95,7 @@ class Settings:
                 "default, crop-flip, crop or none",
             ),
             "seed": (self.seed >= 0, "not negative"),
+            "order_seed": (self.order_seed >= -1, "not negative, or -1: the order of the seed"),
             "precision": (self.precision in ("fp32", "tf32", "bf16"), "fp32, tf32 or bf16"),
         }
         for name, (fine, rule) in checks.items():

@@ -25,21 +25,34 @@ def grid(
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    order_seeds: Sequence[int] | None = None,
 ) -> list[Settings]:
     """Cells in the order in which they are worth having, each once.
 
-    Seeds go slowest, betas and precisions fastest: whenever a sweep stops, it leaves complete
-    pairs, and every sparsity once before any twice.
+    Seeds go slowest, betas, precisions and order seeds fastest: whenever a sweep stops, it leaves
+    complete pairs, and every sparsity once before any twice.
 
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
-    is asked for. methods, precisions: None: that of ``base``. Raises ValueError for an option that
-    is not name=value, LookupError for a method or an option that does not exist.
+    is asked for. methods, precisions, order_seeds: None: that of ``base``. Raises ValueError for an
+    option that is not name=value, LookupError for a method or an option that does not exist.
     """
     cells = [
-        replace(base, seed=seed, beta=beta, precision=precision, **_method(base, method, sparsity))
-        for seed, method, sparsity, beta, precision in itertools.product(
-            seeds, methods or [base.method], sparsities, betas, precisions or [base.precision]
+        replace(
+            base,
+            seed=seed,
+            beta=beta,
+            precision=precision,
+            order_seed=order_seed,
+            **_method(base, method, sparsity),
+        )
+        for seed, method, sparsity, beta, precision, order_seed in itertools.product(
+            seeds,
+            methods or [base.method],
+            sparsities,
+            betas,
+            precisions or [base.precision],
+            order_seeds or [base.order_seed],
         )
     ]
     return list({cell.id: cell for cell in cells}.values())
@@ -191,10 +204,14 @@ def sweep(
 
 
 def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
-    """Cells that differ in the CKA-SR settings alone, together; in the order of their first."""
+    """Cells that differ in the CKA-SR settings or the order of the images alone, together.
+
+    The groups are in the order of their first cells.
+    """
     found: dict[str, list[Settings]] = {}
     for cell in cells:
-        found.setdefault(cell.baseline().id, []).append(cell)
+        shared = replace(cell.baseline(), order_seed=Settings.order_seed)
+        found.setdefault(shared.id, []).append(cell)
     return list(found.values())
 
 

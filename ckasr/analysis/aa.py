@@ -1,0 +1,164 @@
+"""The A/A check: how often the decision rule finds a difference where there is none.
+
+A pair is two runs that differ in nothing but the order of the training images (the setting
+``order_seed``), so any difference between them is chance. The pairs are cut into groups of five, in
+the order of their seeds, and each group is judged as if it were a comparison of five seeds.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cells import Arm, Record, cells, percent, title
+from .statistics import (
+    CONFIDENCE,
+    Comparison,
+    compare_sides,
+    half_width,
+    mean_and_sd,
+    of_values,
+)
+from .tables import NOTHING, interval_text, markdown
+from .verdict import difference_shown, verdict
+
+SIZE = 5
+"""Pairs of a group: the seeds of the comparisons that the rule is used for."""
+
+COLUMNS = ("seeds", "pairs", "difference, points", "t 95 %", "called")
+
+LEGEND = """\
+Test accuracy after the last epoch, with the images reordered minus in the order of the seed. The \
+runs of a pair share seed, initial weights, mask, split, and the crop and flip of every image in \
+every epoch. "Called" is the word of the decision rule for these pairs alone. The smallest \
+difference is Student's t quantile (97.5 %) times the standard deviation of the paired differences \
+over the root of the number of pairs: a mean difference of that size just excludes 0, and a true \
+difference of that size is found about every second time.
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """All pairs of one cell and arm, and the same pairs cut into groups of `SIZE`."""
+
+    whole: Comparison
+    groups: tuple[Comparison, ...]
+    order_seeds: tuple[int, int]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the runs of a pair have in common."""
+        return _shared(self.whole.cell.settings)
+
+    @property
+    def called(self) -> int:
+        """Groups that the rule calls positive or negative, although nothing differs."""
+        return sum(difference_shown(group) for group in self.groups)
+
+    @property
+    def left_over(self) -> int:
+        """Pairs that fill no group."""
+        return self.whole.n - SIZE * len(self.groups)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the differences, as a fraction of 1; None below two pairs."""
+        return mean_and_sd(self.whole.differences)[1]
+
+    def smallest_difference(self, pairs: int = SIZE) -> float | None:
+        """What so many pairs could have seen, as a fraction of 1; None without a spread."""
+        return None if self.spread is None else half_width(self.spread, pairs)
+
+    @property
+    def text(self) -> str:
+        """The result in one sentence or two."""
+        n = len(self.groups)
+        if not n or self.spread is None:
+            return f"{self.whole.n} complete pairs: {SIZE} are needed for the first group"
+        chance = 1 - CONFIDENCE**n
+        return (
+            f"{self.called} of {n} groups of {SIZE} pairs ({100 * self.called / n:.3g} %) are "
+            f"called positive or negative, where {100 * (1 - CONFIDENCE):.3g} % are expected (one "
+            f"or more of {n} by chance in {100 * chance:.0f} % of such checks). The differences "
+            f"of the {self.whole.n} pairs have a standard deviation of {100 * self.spread:.2f} "
+            f"points; the smallest difference that {SIZE} pairs could have seen is "
+            f"{100 * self.smallest_difference():.2f} points"
+        )
+
+
+def aa_checks(records: Iterable[Record]) -> list[Check]:
+    """A check for each cell and arm that was run in more than one order of the images.
+
+    The lowest ``order_seed`` is compared with each of the others.
+    """
+    found: dict[tuple[str, Arm], dict[int, Any]] = {}
+    for cell in cells(records):
+        key = json.dumps(_shared(cell.settings), sort_keys=True)
+        for arm in cell.arms:
+            found.setdefault((key, arm), {})[cell.settings["order_seed"]] = cell
+    return [
+        _check(by_order[orders[0]], by_order[other], arm)
+        for (_, arm), by_order in found.items()
+        for orders in [sorted(by_order)]
+        for other in orders[1:]
+    ]
+
+
+def aa_table(records: Iterable[Record]) -> str:
+    """Markdown: a table for each check, a row for each group; one line where there is none."""
+    tables = [_table(check) for check in aa_checks(records)]
+    return "\n".join([*tables, LEGEND]) if tables else "There are no A/A pairs yet.\n"
+
+
+def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "order_seed"}
+
+
+def _check(first: Any, second: Any, arm: Arm) -> Check:
+    orders = first.settings["order_seed"], second.settings["order_seed"]
+    sides = {
+        f"run of order_seed {order}": cell.arms[arm]
+        for order, cell in zip(orders, (first, second), strict=True)
+    }
+    whole = compare_sides(second, arm, sides)
+    values = list(zip(whole.seeds, zip(whole.baseline, whole.treated, strict=True), strict=True))
+    groups = tuple(
+        of_values(second, arm, dict(values[start : start + SIZE]))
+        for start in range(0, len(values) - SIZE + 1, SIZE)
+    )
+    return Check(whole, groups, orders)
+
+
+def _table(check: Check) -> str:
+    settings = check.settings
+    heading = f"### A/A: {title(settings)}, sparsity {percent(settings['sparsity'])}"
+    whole = check.whole
+    rows = [_row(group, verdict(group)) for group in check.groups]
+    rows.append(_row(whole, NOTHING))
+    lines = [f"{heading}, {whole.arm.label}", "", *markdown(COLUMNS, rows), "", f"- {check.text}."]
+    if check.left_over and check.groups:
+        lines.append(f"- Pairs that fill no group: {check.left_over}")
+    if whole.diverged:
+        lines.append(f"- Pairs lost to divergence: {', '.join(whole.diverged)}")
+    if whole.incomplete:
+        lines.append(f"- Incomplete pairs, left out: {', '.join(whole.incomplete)}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(comparison: Comparison, word: str) -> tuple[str, ...]:
+    return (
+        _seeds(comparison.seeds),
+        str(comparison.n),
+        NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+        interval_text(comparison.t_interval),
+        word,
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """As "0 to 4" where none is missing between, else all of them."""
+    if not seeds:
+        return "none"
+    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,267 @@
+"""One table of what the paper claims about accuracy, and what the records of every folder say.
+
+The claims of the theory have a table of their own, in theory/README.md.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckasr.notebooks import profiles
+
+from .aa import aa_checks
+from .cells import BASELINE, Arm, Record, percent, title
+from .paper import CLAIM_TERMS, CLAIMS, SELECTION, lookup, paper_difference
+from .statistics import Comparison, paired_differences
+from .tables import NOTHING, interval_text, markdown
+from .verdict import RULE, learned, place, verdict_on
+
+NOT_RUN = "not run yet"
+AA_PROFILE = "verdict00_aa"
+OFFICIAL = Arm(1e-4, "official", 8, 5, "")
+COLUMNS = (
+    "claim",
+    "where made",
+    "the paper's number",
+    "our runs",
+    "ours, points [t 95 %], n pairs",
+    "verdict",
+    "command",
+    "core-hours",
+)
+
+HEADING = """\
+# What the paper claims, and what our runs say
+
+Made from the records under `results/` by `make figures`; nothing in it is written by hand.
+
+"""
+
+LEGEND = f"""\
+Ours: test accuracy after the last epoch, with CKA-SR minus without, mean over pairs of the same \
+seed, mask and data order. The paper's numbers: {SELECTION}. Core-hours: of both arms of the row \
+(a baseline counts in the row of every arm it is compared with). Runs shorter than the paper's 160 \
+epochs are named by their schedule and never tested against its number. Claims of the theory: \
+[theory/README.md](../theory/README.md).
+
+{CLAIM_TERMS}.
+
+{RULE}
+"""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim, the cells that speak to it, and the profile that runs them."""
+
+    text: str
+    made: str
+    number: str  # as published
+    where: Mapping[str, Any]  # settings of the cells; a tuple: any of these
+    profile: str | None = None  # of workflow/; None: there is none yet
+    gain: float | None = None  # claimed for all of the cells, a fraction of 1
+    appendix: bool = False  # the appendix has a number for each arm, and others do not count
+
+    def gain_of(self, comparison: Comparison) -> float | None:
+        """The paper's gain for this comparison, a fraction of 1; None where none is known."""
+        if self.appendix:
+            return paper_difference(comparison.cell.settings, comparison.arm)
+        return self.gain
+
+    @property
+    def has_number(self) -> bool:
+        return self.appendix or self.gain is not None
+
+    def about(self, comparison: Comparison) -> bool:
+        """Whether the comparison speaks to the claim."""
+        settings = comparison.cell.settings
+        for name, wanted in self.where.items():
+            if settings[name] not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+                return False
+        return not self.appendix or self.gain_of(comparison) is not None
+
+
+_ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
+
+
+def _table_1(sparsity: float, profile: str | None) -> Statement:
+    """Random ERK pruning of ResNet20 on CIFAR-100."""
+    where = {**_ERK20, "dataset": "cifar100", "sparsity": sparsity}
+    without, official = (lookup(where, arm).percent for arm in (BASELINE, OFFICIAL))
+    return Statement(
+        f"accuracy rises at {percent(sparsity)}: ResNet20, random ERK, CIFAR-100",
+        "appendix, table 1",
+        f"{without:.2f} to {official:.2f} % ({official - without:+.2f})",
+        where,
+        profile,
+        appendix=True,
+    )
+
+
+_ABSTRACT = {0.995: "verdict01_resnet20_995", 0.998: "verdict01_resnet20_998"}
+
+STATEMENTS = (
+    *(
+        Statement(
+            f"sparse training gains {100 * claim.gain:.0f} % and more at {percent(claim.sparsity)} "
+            "on CIFAR-100; host and network unknown",
+            "abstract",
+            f"{100 * claim.gain:+.2f}, read as points",
+            {"dataset": claim.dataset, "sparsity": claim.sparsity},
+            _ABSTRACT[claim.sparsity],
+            gain=claim.gain,
+        )
+        for claim in CLAIMS
+    ),
+    _table_1(0.998, "verdict01_resnet20_998"),
+    _table_1(0.98, "gpu"),
+    _table_1(0.95, "gpu"),
+    *(_table_1(sparsity, None) for sparsity in (0.90, 0.85, 0.70)),
+    Statement(
+        "few samples are enough, and a good beta exists: ResNet20, random ERK, 95 %, CIFAR-10",
+        "appendix, table 2",
+        "84.16 % without; with, best of 60 settings: 85.03 % (+0.87)",
+        {**_ERK20, "dataset": "cifar10", "sparsity": 0.95},
+        appendix=True,
+    ),
+    *(
+        Statement(
+            f"dense training gains: {name}, CIFAR-100",
+            "appendix",
+            number,
+            {"dataset": "cifar100", "model": name.lower(), "method": "dense"},
+            appendix=True,
+        )
+        for name, number in (
+            ("ResNet18", "75.61 to 76.32 % (+0.71)"),
+            ("ResNet50", "77.39 to 78.94 % (+1.55)"),
+        )
+    ),
+    Statement(
+        "lottery tickets of an MLP on MNIST gain",
+        "first experiment that the summary suggests",
+        "not known (+4.00 at 99.5 % is claimed on CIFAR-100 only)",
+        {"dataset": "mnist", "method": "lth"},
+        "verdict03_mnist_lottery",
+    ),
+    Statement(
+        "structured pruning of trained networks gains",
+        "summary",
+        "not known",
+        {"method": "structured"},
+    ),
+    Statement(
+        "it helps beyond 99.8 %: CIFAR-100",
+        "open question of the summary",
+        "none",
+        {"dataset": "cifar100", "sparsity": (0.999, 0.9995, 0.9999)},
+        "verdict04_beyond",
+    ),
+)
+
+
+def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
+    """Markdown: a row for each claim and each comparison that speaks to it.
+
+    folders: name of a folder of results -> its records. The name is that of the profile whose
+    command makes them again. A claim that has a number of the paper's, and no comparison with the
+    paper's schedule, has a row that says so, beside those with short schedules.
+    """
+    found = {name: paired_differences(runs) for name, runs in folders.items()}
+    rows = []
+    for statement in STATEMENTS:
+        told = [
+            (name, comparison)
+            for name, comparisons in found.items()
+            for comparison in comparisons
+            if statement.about(comparison)
+        ]
+        # The full schedule first: it alone tests the claim.
+        told.sort(key=lambda item: item[1].cell.settings["schedule"] != "full")
+        full = any(c.n and c.cell.settings["schedule"] == "full" for _, c in told)
+        if not told or (statement.has_number and not full):
+            rows.append(_not_run(statement))
+        rows += [_row(statement, name, comparison) for name, comparison in told]
+    lines = [*markdown(COLUMNS, rows), "", *_aa(folders.values()), "", LEGEND]
+    return HEADING + "\n".join(lines)
+
+
+def _not_run(statement: Statement) -> tuple[str, ...]:
+    schedule = "160 epochs (full schedule)" if statement.has_number else NOTHING
+    command = _command(statement.profile)
+    head = statement.text, statement.made, statement.number
+    return (*head, schedule, NOT_RUN, NOT_RUN, command, NOTHING)
+
+
+def _row(statement: Statement, folder: str, comparison: Comparison) -> tuple[str, ...]:
+    settings, c = comparison.cell.settings, comparison
+    lost = [f"{len(c.diverged)} diverged"] if c.diverged else []
+    lost += [f"{len(c.incomplete)} incomplete"] if c.incomplete else []
+    size = "no complete pair" if c.mean is None else f"{100 * c.mean:+.2f}"
+    size += "" if c.t_interval is None else f" {interval_text(c.t_interval)}"
+    return (
+        statement.text,
+        statement.made,
+        statement.number,
+        f"{title(settings)}, {percent(settings['sparsity'])}, {c.arm.label}",
+        ", ".join([size, f"n = {c.n}", *lost]),
+        _word(statement, c),
+        _command(folder),
+        core_hours(_runs(c)),
+    )
+
+
+def _word(statement: Statement, comparison: Comparison) -> str:
+    """The verdict on a claim; for a short schedule or without a number, what was seen instead."""
+    gain = statement.gain_of(comparison)
+    if comparison.cell.settings["schedule"] != "full":
+        told = "" if gain is None else "claim not tested: "
+        word = f"{told}short schedule; {verdict_on(comparison, None)}"
+    else:
+        word = verdict_on(comparison, gain)
+        if gain is not None and comparison.t_interval is not None:
+            where = place(gain, comparison.t_interval)
+            word += f" (the paper's {100 * gain:+.2f}: {where} the interval)"
+    return word if learned(_runs(comparison)) else f"{word}; accuracy is at chance"
+
+
+def _runs(comparison: Comparison) -> list[Record]:
+    """All runs of both arms."""
+    arms = comparison.cell.arms
+    return [*arms.get(BASELINE, {}).values(), *arms[comparison.arm].values()]
+
+
+def core_hours(runs: Sequence[Record]) -> str:
+    """Hours of the runs times the threads of each; those on a GPU, named so, apart.
+
+    "-" where a record does not hold its seconds.
+    """
+    if any("seconds" not in run for run in runs):
+        return NOTHING
+    on_cpu = gpu = 0.0
+    for run in runs:
+        threads = re.search(r"(\d+) thread\(s\)$", run["device"])
+        if threads:
+            on_cpu += run["seconds"] * int(threads[1]) / 3600
+        else:
+            gpu += run["seconds"] / 3600
+    told = [f"{on_cpu:.1f}"] if on_cpu else []
+    told += [f"{gpu:.1f} of a GPU"] if gpu else []
+    return " + ".join(told) or NOTHING
+
+
+def _command(profile: str | None) -> str:
+    return f"`make reproduce PROFILE={profile}`" if profile in profiles() else NOTHING
+
+
+def _aa(folders: Iterable[Sequence[Record]]) -> list[str]:
+    """How far the rule can be trusted: the A/A checks, or that there are none yet."""
+    checks = [check for runs in folders for check in aa_checks(runs)]
+    if not checks:
+        return [f"A/A check of the decision rule: {NOT_RUN} ({_command(AA_PROFILE)})."]
+    return [
+        f"A/A check of the decision rule ({title(check.settings)}, "
+        f"{percent(check.settings['sparsity'])}): {check.text}."
+        for check in checks
+    ]

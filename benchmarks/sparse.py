@@ -6,6 +6,7 @@ beside them where that package is installed.
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -100,16 +101,12 @@ def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Tim
         title(*cell), variants, rounds=rounds, device=data.device, calls=4,
         warmup=warmup(data.device), images=data.batch_size,
     )  # fmt: skip
-    speed = copy_speed(rounds)
+    speed = copy_speed(rounds, COPIED)
     floor = (done.read + done.written) / speed
     share = 1e3 * floor / timings[1].milliseconds
     columns: dict[str, dict[str, float]] = {
-        DENSE: {
-            "sparsity": cell[1],
-            MULTIPLY_ADDS: counter.get_total_flops() / 2e6,  # a flop counter's conv counts both
-        },
+        DENSE: {MULTIPLY_ADDS: counter.get_total_flops() / 2e6},
         SPARSE: {
-            "sparsity": cell[1],
             MULTIPLY_ADDS: done.multiply_adds / 1e6,
             "weights kept": known["kept"],
             "weights on a path": known["effective_kept"],
@@ -121,10 +118,11 @@ def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Tim
             "floor / time": share,
         },
     }
-    return [
-        replace(t, work={k: float(f"{v:.5g}") for k, v in columns.get(t.variant, {}).items()})
-        for t in timings
-    ]
+    found = []
+    for t in timings:
+        numbers = {"sparsity": cell[1]} | columns.get(t.variant, {})
+        found.append(replace(t, work={k: float(f"{v:.5g}") for k, v in numbers.items()}))
+    return found
 
 
 def _step(
@@ -154,7 +152,7 @@ def _use_sparseprop(batch_size: int, context: Context) -> None:
 
     model = context.model.to(memory_format=torch.contiguous_format)
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer
         swap_modules_with_sparse(model, (batch_size, 3, 32, 32), inplace=True)
 
 
@@ -167,7 +165,7 @@ def _evaluation(cell: Cell, data: Batches, images: int, execution: str) -> Calla
     return lambda: accuracy(context.model, held_out.in_order(), "fp32")
 
 
-def copy_speed(rounds: int, numbers: int = COPIED) -> float:
+def copy_speed(rounds: int, numbers: int) -> float:
     """Bytes a second, those read and those written, at which one thread copies a large array."""
     source, target = torch.ones(numbers), torch.zeros(numbers)
     seconds = [once(lambda: target.copy_(source), source.device) for _ in range(rounds + 1)]

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,9 @@ import typer
 
 from ckasr.experiments.pools import ALLOCATOR
 
-from . import MODULES, NAMES, figures, store, targets
+from . import COUNTED, MODULES, NAMES, ON_CPU, figures, store, targets
 from .store import FOLDER
-from .timing import table
+from .timing import table, work_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,11 +38,14 @@ def main(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         _stop(f"no device {device!r} here; use --device cpu")
+    chosen = list(dict.fromkeys(names or NAMES))
+    if "sparse" in chosen and find_spec("numba") is None:
+        _stop("sparse execution needs numba: pip install 'ckasr[sparse]'")
     torch.set_num_threads(threads)
-    target = torch.device(device)
     found = []
-    for name in dict.fromkeys(names or NAMES):
+    for name in chosen:
         print(f"{name} ...", file=sys.stderr, flush=True)
+        target = torch.device("cpu" if name in ON_CPU else device)
         module = import_module(f"benchmarks.{MODULES.get(name, name)}")
         found.append(store.record(name, module.measure(target, rounds), target))
         if save:
@@ -51,11 +55,14 @@ def main(
     else:
         timings = [t for each in found for t in store.timings_of(each)]
         print(f"\n{store.where(found[0])}\n\n{table(timings)}")
-        if met := targets.targets(timings, target.type):
+        if counted := work_table(timings):
+            print(f"\n{counted}\n\n{COUNTED}")
+        if met := targets.targets(timings, device):
             print(f"\n{targets.table(met)}")
     if save:
-        for path in figures.write_all(folder / store.slug(found[0]["device"])):
-            print(path, file=sys.stderr)
+        for place in sorted({folder / store.slug(each["device"]) for each in found}):
+            for path in figures.write_all(place):
+                print(path, file=sys.stderr)
 
 
 def _stop(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, styled
 from ckasr.analysis.write import save
 
-from . import scaling, store
+from . import scaling, sparse, store
 from .shrink import SHRUNK
 from .store import FOLDER, Record
 from .timing import Timing
@@ -23,6 +23,7 @@ Groups = dict[str, list[Timing]]
 OURS, PLAIN = ARM_LOOKS[4]["color"], "0.65"
 TITLES = {"data": "a batch of 128 augmented images", "import": "start-up of a process"}
 LOG_FROM = 10  # what takes so many times the reference goes on a logarithmic axis
+EPOCH = 45_000  # training images, without those held out for validation
 FASTER = 0.8  # what takes less than this share counts as saving much
 
 
@@ -36,11 +37,11 @@ def write_all(folder: Path) -> list[Path]:
 
 @styled
 def draw(found: Record) -> "Figure":
-    """The figure of one record: lines for scaling, bars of ratios for all others."""
+    """The figure of one record: lines for scaling and sparse, bars of ratios for all others."""
     groups: Groups = {}
     for timing in store.timings_of(found):
         groups.setdefault(timing.benchmark, []).append(timing)
-    figure = (_lines if found["benchmark"] == "scaling" else _bars)(groups)
+    figure = {"scaling": _lines, "sparse": _epochs}.get(found["benchmark"], _bars)(groups)
     note = textwrap.fill(store.where(found), 125)
     figure.supxlabel(note, fontsize=6, color="0.35")
     return figure
@@ -157,6 +158,81 @@ def _growth(x: Sequence[float], y: Sequence[float]) -> str:
     if len(x) < 2 or min(y[0], y[-1]) <= 0:
         return "no growth to tell"
     return f"exponent {math.log(y[-1] / y[0]) / math.log(x[-1] / x[0]):.1f}"
+
+
+def _epochs(groups: Groups) -> "Figure":
+    """Seconds per epoch against sparsity; evaluation and the term's cost stand in the table."""
+    networks: Groups = {}
+    for timings in groups.values():
+        for t in timings:
+            if "sparsity" in t.work:
+                networks.setdefault(t.benchmark.split()[1].rstrip(","), []).append(t)
+    figure = blank(6.6, 3.4)
+    shares = [0.8 + len({t.work["sparsity"] for t in timings}) for timings in networks.values()]
+    axes = figure.subplots(1, len(networks), squeeze=False, sharey=True, width_ratios=shares)[0]
+    for axis, (name, timings) in zip(axes, networks.items(), strict=True):
+        _draw_epochs(axis, timings)
+        axis.set_title(name.replace("resnet", "ResNet"), loc="left", fontweight="bold")
+    axes[0].set_ylabel(f"seconds per epoch of {EPOCH:,} images")
+    handles, labels = axes[0].get_legend_handles_labels()  # those with error bars come last
+    figure.legend(
+        handles[1:] + handles[:1], labels[1:] + labels[:1], loc="outside upper center", ncols=4
+    )
+    return figure
+
+
+def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
+    """Both executions on logarithmic axes, and where time would fall as the multiply-adds do."""
+
+    def seconds(milliseconds: float, t: Timing) -> float:
+        return milliseconds / 1e3 * EPOCH / t.images
+
+    by_variant: Groups = {}
+    for t in sorted(timings, key=lambda t: t.work["sparsity"]):
+        by_variant.setdefault(t.variant, []).append(t)
+    dense, ours = by_variant[sparse.DENSE], by_variant[sparse.SPARSE]
+    names = {sparse.DENSE: "dense execution", sparse.SPARSE: "sparse execution"}
+    looks = {
+        sparse.DENSE: BASELINE_LOOK,
+        sparse.SPARSE: ARM_LOOKS[4] | {"linestyle": "-"},
+        sparse.SPARSEPROP: ARM_LOOKS[0],
+    }
+    for variant, points in by_variant.items():
+        y = [seconds(t.milliseconds, t) for t in points]
+        ends = [
+            [a - seconds(t.lowest, t) for a, t in zip(y, points, strict=True)],
+            [seconds(t.highest, t) - a for a, t in zip(y, points, strict=True)],
+        ]
+        axis.errorbar(
+            [_left(t) for t in points], y, yerr=ends, **looks[variant], markersize=4,
+            elinewidth=0.6, label=names.get(variant, variant),
+        )  # fmt: skip
+    ideal = [
+        seconds(d.milliseconds, d) * t.work[sparse.MULTIPLY_ADDS] / d.work[sparse.MULTIPLY_ADDS]
+        for d, t in zip(dense, ours, strict=True)
+    ]
+    axis.plot(
+        [_left(t) for t in ours], ideal, color="0.5", linestyle=":",
+        label="ideal: in proportion to the multiply-adds",
+    )  # fmt: skip
+    color = looks[sparse.SPARSE]["color"]
+    for t in ours:
+        axis.annotate(
+            f"{1 / t.ratio:.1f} x", (_left(t), seconds(t.milliseconds, t)), xytext=(0, -6),
+            textcoords="offset points", ha="center", va="top", fontsize=7, color=color,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks([_left(t) for t in ours], [f"{100 * t.work['sparsity']:g}" for t in ours])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlim(1.25 * _left(ours[0]), _left(ours[-1]) / 1.25)
+    axis.set_xlabel("sparsity (%)")
+
+
+def _left(t: Timing) -> float:
+    """Share of the weights that is left."""
+    return 1 - t.work["sparsity"]
 
 
 def main() -> int:

@@ -79,16 +79,21 @@ def our_step(
     precision: str,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
     term: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
+    sparsity: float = 0.95,
+    bind: Callable[[Context], object] = lambda context: None,
 ) -> Callable[[], None]:
-    """The engine's own step on random masks at 0.95, with CKA-SR or another term, or with none.
+    """The engine's own step on random ERK masks, with CKA-SR or another term, or with none.
 
-    On a GPU it is captured, as the engine's is.
+    bind: called with the masked model, before its optimiser is made. On a GPU the step is captured,
+    as the engine's is.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
-    context = Context(model, 0.95, "erk", 0, 100, data.in_order)
+    context = Context(model, sparsity, "erk", 0, 100, data.in_order)
     context.masks = dense_masks(model)
     create("random").prepare(context)
+    context.masks.apply()
+    bind(context)
     context.optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )

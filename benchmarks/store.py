@@ -14,7 +14,7 @@ import torch
 from ckasr.experiments.run import environment
 from ckasr.storage import write_text
 
-from . import NAMES, targets, timing
+from . import COUNTED, NAMES, targets, timing
 from .timing import Timing
 
 FOLDER = Path("results/benchmarks")
@@ -66,6 +66,8 @@ def write_table(folder: Path) -> Path:
         name = each["benchmark"]
         lines += [f"## {name}", "", f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
         lines += [timing.table(timings_of(each)), ""]
+        if counted := timing.work_table(timings_of(each)):
+            lines += [counted, "", COUNTED, ""]
     path = folder / "table.md"
     write_text(path, "\n".join(lines))
     return path

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -16,6 +16,7 @@ class Timing:
 
     clock: ``CPU`` is the time of the process's processors, ``wall`` that of the clock on the wall.
     images: how many a call works through; 0: not a matter of images. x: what a scaling varies.
+    work: what a call has to do, where that is counted, by the name of its column.
     """
 
     benchmark: str
@@ -30,6 +31,7 @@ class Timing:
     clock: str = "CPU"
     images: int = 0
     x: float | None = None
+    work: dict[str, float] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -124,4 +126,17 @@ def table(timings: Iterable[Timing]) -> str:
             f"| {t.clock} | {speed} | {t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f}) "
             f"| {t.rounds} |"
         )
+    return "\n".join(lines)
+
+
+def work_table(timings: Iterable[Timing]) -> str:
+    """What the calls have to do, as a markdown table; empty where nothing was counted."""
+    counted = [t for t in timings if t.work]
+    if not counted:
+        return ""
+    columns = list(dict.fromkeys(name for t in counted for name in t.work))
+    lines = [f"| benchmark | variant | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for t in counted:
+        cells = [f"{t.work[name]:,.5g}" if name in t.work else "" for name in columns]
+        lines.append(f"| {t.benchmark} | {t.variant} | {' | '.join(cells)} |")
     return "\n".join(lines)

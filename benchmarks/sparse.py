@@ -1,0 +1,172 @@
+"""Sparse execution beside dense: whole training steps, CKA-SR on top of them, and evaluation.
+
+Both are ours: the engine's own step on the same random ERK masks, in one process with the allocator
+settings of a sweep's workers, one thread, dense in channels_last. SparseProp's layers are measured
+beside them where that package is installed.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ckasr import CKASR
+from ckasr.data import Batches
+from ckasr.execution import SparseExecution, sparse_execution
+from ckasr.experiments.run import evaluation_batch
+from ckasr.methods import Context
+from ckasr.sparsity import report
+from ckasr.training.step import accuracy
+
+from .data import IMAGES, batches
+from .step import our_step, warmup
+from .term import BETA
+from .timing import Timing, interleaved, once
+from .work import work
+
+CELLS = {
+    "resnet20": (0.8, 0.9, 0.95, 0.98, 0.995, 0.998),
+    "resnet32": (0.995, 0.998),
+}
+"""Networks and sparsities. 0.8 is the densest network that `auto` runs sparse."""
+DENSE, SPARSE, SPARSEPROP = "dense", "ckasr, sparse", "SparseProp"
+NO_TERM, TERM = "ckasr, sparse, no term", "ckasr, sparse, CKA-SR every fifth step"
+MULTIPLY_ADDS = "million multiply-adds"
+HELD_OUT = 5_000
+COPIED = 1 << 26  # float32 numbers: 268 MB, more than any cache holds
+
+Cell = tuple[str, float]
+
+
+def measure(
+    device: torch.device,
+    rounds: int,
+    cells: Mapping[str, tuple[float, ...]] = CELLS,
+    term: Cell = ("resnet20", 0.995),
+    evaluation: Cell = ("resnet20", 0.998),
+    images: int = IMAGES,
+    held_out: int = HELD_OUT,
+    batch_size: int = 128,
+) -> list[Timing]:
+    """Float32, batch 128, augmentation included; each turn of a variant is four steps.
+
+    The term's small share needs more rounds: four times as many, of five steps, one cycle of it.
+    """
+    sparseprop = find_spec("sparseprop") is not None
+    if not sparseprop:
+        print("  SparseProp is not installed: not measured", file=sys.stderr, flush=True)
+    data = batches(images, device, batch_size)
+    timings = []
+    for name, sparsities in cells.items():
+        for sparsity in sparsities:
+            timings += _steps((name, sparsity), data, rounds, sparseprop)
+
+    few = {}
+    for label, regularizer in {NO_TERM: None, TERM: lambda m: CKASR(m, BETA, every=5)}.items():
+        few[label] = _step(term, data, _bind, regularizer)[0]
+    how = {"device": device, "warmup": warmup(device)}
+    timings += interleaved(
+        title(*term, "CKA-SR"), few, rounds=4 * rounds, calls=5, images=batch_size, **how
+    )
+    evaluations = {DENSE: _evaluation(evaluation, data, held_out, "dense")}
+    evaluations[SPARSE] = _evaluation(evaluation, data, held_out, "sparse")
+    how["warmup"] = 1
+    return timings + interleaved(
+        title(*evaluation, "evaluation"), evaluations, rounds=rounds, images=held_out, **how
+    )
+
+
+def title(name: str, sparsity: float, what: str = "") -> str:
+    return f"sparse {name}, sparsity {sparsity:g}" + (f", {what}" if what else "")
+
+
+def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Timing]:
+    dense, context, _ = _step(cell, data)
+    sparse, _, handle = _step(cell, data, _bind)
+    variants = {DENSE: dense, SPARSE: sparse}
+    if sparseprop:
+        variants[SPARSEPROP], *_ = _step(cell, data, partial(_use_sparseprop, data.batch_size))
+    with FlopCounterMode(display=False) as counter:
+        dense()
+    done, known = work(handle, sparse), report(context.model, context.masks)
+    timings = interleaved(
+        title(*cell), variants, rounds=rounds, device=data.device, calls=4,
+        warmup=warmup(data.device), images=data.batch_size,
+    )  # fmt: skip
+    speed = copy_speed(rounds, COPIED)
+    floor = (done.read + done.written) / speed
+    share = 1e3 * floor / timings[1].milliseconds
+    columns: dict[str, dict[str, float]] = {
+        DENSE: {MULTIPLY_ADDS: counter.get_total_flops() / 2e6},
+        SPARSE: {
+            MULTIPLY_ADDS: done.multiply_adds / 1e6,
+            "weights kept": known["kept"],
+            "weights on a path": known["effective_kept"],
+            "planes": done.planes,
+            "MB read": done.read / 1e6,
+            "MB written": done.written / 1e6,
+            "copy, GB/s": speed / 1e9,
+            "floor, ms": 1e3 * floor,
+            "floor / time": share,
+        },
+    }
+    found = []
+    for t in timings:
+        numbers = {"sparsity": cell[1]} | columns.get(t.variant, {})
+        found.append(replace(t, work={k: float(f"{v:.5g}") for k, v in numbers.items()}))
+    return found
+
+
+def _step(
+    cell: Cell,
+    data: Batches,
+    bind: Callable[[Context], object] = lambda context: None,
+    regularizer: Callable[[nn.Module], CKASR] | None = None,
+) -> tuple[Callable[[], None], Context, object]:
+    """A training step, what it trains, and what `bind` made of it."""
+    made: list[object] = []
+
+    def binding(context: Context) -> None:
+        made.extend((context, bind(context)))
+
+    name, sparsity = cell
+    step = our_step(name, data, "fp32", regularizer, sparsity=sparsity, bind=binding)
+    return step, *made
+
+
+def _bind(context: Context) -> SparseExecution:
+    return sparse_execution(context.model, context.masks)
+
+
+def _use_sparseprop(batch_size: int, context: Context) -> None:
+    """Replace the layers as its own documentation does: those that are faster by its own clock."""
+    from sparseprop.utils import swap_modules_with_sparse
+
+    model = context.model.to(memory_format=torch.contiguous_format)
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer
+        swap_modules_with_sparse(model, (batch_size, 3, 32, 32), inplace=True)
+
+
+def _evaluation(cell: Cell, data: Batches, images: int, execution: str) -> Callable[[], float]:
+    """Top-1 accuracy after two steps, as the engine takes it: in its batches for this execution."""
+    step, context, _ = _step(cell, data, _bind if execution == "sparse" else lambda context: None)
+    for _ in range(2):
+        step()
+    held_out = batches(images, data.device, evaluation_batch(execution, data.device), "none")
+    return lambda: accuracy(context.model, held_out.in_order(), "fp32")
+
+
+def copy_speed(rounds: int, numbers: int) -> float:
+    """Bytes a second, those read and those written, at which one thread copies a large array."""
+    source, target = torch.ones(numbers), torch.zeros(numbers)
+    seconds = [once(lambda: target.copy_(source), source.device) for _ in range(rounds + 1)]
+    return 2 * 4 * numbers / median(seconds[1:])

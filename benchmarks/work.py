@@ -1,0 +1,142 @@
+"""What sparse execution has to do in one training step, counted from the plans of its kernels.
+
+Bytes are an estimate: every plane that a kernel reads or writes counts once for that kernel. A
+kernel works through tiles of images whose planes stay in the cache, so it loads a plane once,
+however many weights read it; what one kernel leaves in the cache for the next is not deducted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from ckasr.execution import SparseExecution
+from ckasr.execution.plan import Back, BackLists, Plan
+from ckasr.execution.planes import Grid
+from ckasr.execution.unit import BoundUnit, Frame
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One unit in one step.
+
+    packed: of each input, whether it comes from outside the kernels and is copied into planes.
+    wanted: of each input, whether its gradient is computed. foreign: whether the gradient of the
+    output comes from outside the kernels.
+    """
+
+    plan: Plan
+    back: Back
+    packed: list[bool]
+    wanted: list[bool]
+    foreign: bool
+
+
+@dataclass
+class Work:
+    """Of one training step: planes computed, multiply-adds, bytes read and written."""
+
+    planes: int = 0
+    multiply_adds: int = 0
+    read: int = 0
+    written: int = 0
+
+
+def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
+    """Count what one training step does. Raises RuntimeError where a part of it runs dense."""
+    total = Work()
+    for one in _passes(handle, step):
+        _count(total, one)
+    late = [bound.unit.name for bound in handle.units if bound.plain_calls]
+    if handle.dense or late or not handle.units:
+        raise RuntimeError(f"not all of the network runs on the sparse kernels:\n{handle}")
+    return total
+
+
+def _passes(handle: SparseExecution, step: Callable[[], object]) -> list[Pass]:
+    """Every unit that a step goes back through, as its backward finds it."""
+    seen: list[Pass] = []
+    for bound in handle.units:
+        bound.backward = partial(_watch, seen, bound)
+    try:
+        step()
+    finally:
+        for bound in handle.units:
+            del bound.backward
+    return seen
+
+
+def _watch(
+    seen: list[Pass], bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    images = grad[:, :, None, None] if bound.unit.linear else grad
+    known = bound.workspace.find(images, frame.plan.out)
+    back = frame.plan.back(None if known is None else known.alive)
+    packed = [lent is None for _, lent in frame.inputs]
+    seen.append(Pass(frame.plan, back, packed, wanted, known is None))
+    return BoundUnit.backward(bound, frame, grad, wanted)
+
+
+def _count(total: Work, one: Pass) -> None:
+    """Add a unit's share, kernel by kernel, in the order in which `BoundUnit` calls them."""
+    plan, back, unit, grid = one.plan, one.back, one.plan.unit, one.plan.grid
+
+    def move(read: int, written: int, planes: Grid = grid) -> None:
+        size = planes.images * planes.image * planes.numpy.itemsize
+        total.read += int(read) * size
+        total.written += int(written) * size
+
+    for i, (source, whole) in enumerate(zip(plan.sources, plan.inputs, strict=True)):
+        if one.packed[i]:
+            move(whole.channels, whole.channels, whole.grid)
+        if source.stride > 1:  # split into phases
+            move(len(np.unique(source.channel)), 0, whole.grid)
+            move(0, len(source.channel))
+    for k, c in enumerate(unit.convolutions):
+        lists = plan.lists[k]
+        total.multiply_adds += len(lists.where) * grid.pixels
+        total.planes += len(lists.filters) if k not in unit.terms and not unit.linear else 0
+        inner = c.source >= 0
+        read = _exist(plan.lists[c.source].slot_y) if inner else len(np.unique(lists.number))
+        move(read, _exist(lists.y_base))
+    total.planes += 0 if unit.linear else len(plan.outs)
+    terms = [plan.lists[k].slot_y if k >= 0 else plan.residual[-1 - k] for k in unit.terms]
+    move(sum(map(_exist, terms)), len(plan.outs))  # norm, sum and ReLU
+
+    if one.foreign:
+        move(plan.out.channels, plan.out.channels)
+        if unit.relu:
+            move(2 * len(plan.outs), len(plan.outs))
+    for k, c in enumerate(unit.convolutions):
+        lists = back.lists[k]
+        inner = c.source >= 0
+        products = 2 if inner or one.wanted[-1 - c.source] else 1
+        total.multiply_adds += products * len(lists.where) * grid.pixels
+        if k in unit.terms and (c.norm is not None or c.layer.bias is not None):
+            move(len(lists.chosen) + _exist(lists.y), 0)  # sums of the gradient
+        # The gradient in front of the norm, made of the one behind it and of the output.
+        move(_exist(lists.y) * (1 if c.norm is None else 2), 0)
+        if inner:
+            before = back.lists[c.source]
+            move(_exist(before.y), len(before.g))
+    for i, (source, found) in enumerate(zip(plan.sources, back.inputs, strict=True)):
+        readers = [k for k, c in enumerate(unit.convolutions) if c.source == -1 - i]
+        if not one.wanted[i]:
+            move(sum(_read(back.lists[k]) for k in readers), 0)
+            continue
+        move(len(found.base) + _exist(found.residual), len(found.target))
+        if source.stride > 1:  # merge the phases
+            move(len(found.target), 0)
+            move(0, len(np.unique(found.whole)), plan.inputs[i].grid)
+
+
+def _exist(base: np.ndarray) -> int:
+    """How many planes there are: -1 stands for none."""
+    return int((base >= 0).sum())
+
+
+def _read(lists: BackLists) -> int:
+    """Planes of the source that have weights."""
+    return int((np.diff(lists.start) > 0).sum())

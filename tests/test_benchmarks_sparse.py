@@ -1,5 +1,6 @@
 """The benchmark of sparse execution: what it counts, what it measures, and what it draws."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -12,22 +13,41 @@ from benchmarks import __main__ as command
 from benchmarks import figures, sparse, store, targets, timing
 from benchmarks.timing import Timing, summary
 from benchmarks.work import work
-from ckasr import models
-from ckasr.execution import sparse_execution
+from ckasr import CKASR, models
+from ckasr.execution import SparseExecution, sparse_execution
 from ckasr.sparsity import dense_masks, report
 
 CPU = torch.device("cpu")
 EXECUTIONS = sparse.DENSE, sparse.SPARSE
 
 
+def recording(make: Callable[..., object], made: list[object]) -> Callable[..., object]:
+    def recorded(*args: object, **kwargs: object) -> object:
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    return recorded
+
+
 @pytest.fixture(scope="module")
-def timings() -> list[Timing]:
+def measured() -> tuple[list[Timing], list[CKASR], list[SparseExecution]]:
+    """The timings, and every term and every sparse execution that were made for them."""
     pytest.importorskip("numba")
     cell = "resnet20", 0.998
+    terms, executions = [], []
     with pytest.MonkeyPatch.context() as patch:
+        for name, made in (("CKASR", terms), ("sparse_execution", executions)):
+            make = getattr(sparse, name)
+            patch.setattr(sparse, name, recording(make, made))
         patch.setattr(sparse, "warmup", lambda device: 0)
         patch.setattr(sparse, "COPIED", 1 << 10)
-        return sparse.measure(CPU, 1, {"resnet20": (0.9, 0.998)}, cell, cell, 16, 8, 8)
+        timings = sparse.measure(CPU, 1, {"resnet20": (0.9, 0.998)}, cell, cell, 16, 8, 8)
+    return timings, terms, executions
+
+
+@pytest.fixture
+def timings(measured) -> list[Timing]:
+    return measured[0]
 
 
 # What is counted
@@ -98,6 +118,15 @@ def test_every_cell_has_both_executions_and_the_work_of_a_step(timings):
     floor = (done["MB read"] + done["MB written"]) / done["copy, GB/s"]  # MB / (GB/s) = ms
     assert done["floor, ms"] == pytest.approx(floor, rel=1e-3)
     assert done["floor / time"] == pytest.approx(floor / ours.milliseconds, rel=1e-3)
+
+
+def test_the_term_and_sparse_execution_act_where_they_are_said_to(measured):
+    _, terms, executions = measured
+    assert [term.every for term in terms] == [5]
+    # Of two steps, of a step without and one with the term, and of an evaluation.
+    assert len(executions) == 5
+    assert all(one.units and not one.dense for one in executions)
+    assert not any(bound.plain_calls for one in executions for bound in one.units)
 
 
 def test_dense_and_sparse_train_the_same_network():

@@ -40,7 +40,7 @@ ELSEWHERE = "Methods side by side have a table of their own: [methods.md](method
 def runs_table(records: Iterable[Record]) -> str:
     """Every comparison, as markdown: one table for each group, a row for each sparsity and arm.
 
-    Settings that differ in anything but sparsity, CKA-SR and seed (so: schedules) never share a
+    Settings that differ in anything but sparsity, term and seed (so: schedules) never share a
     table. Under each stand the runs that could not be used, and how the recipe differs from the
     paper's. Methods that are only set beside each other are left to `methods_table`.
     """

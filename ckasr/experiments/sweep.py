@@ -24,22 +24,37 @@ def grid(
     betas: Sequence[float],
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
+    terms: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
 ) -> list[Settings]:
     """Cells in the order in which they are worth having, each once.
 
-    Seeds go slowest, betas and precisions fastest: whenever a sweep stops, it leaves complete
-    pairs, and every sparsity once before any twice.
+    Seeds go slowest, betas, terms and precisions fastest: whenever a sweep stops, it leaves
+    complete pairs, and every sparsity once before any twice.
 
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
-    is asked for. methods, precisions: None: that of ``base``. Raises ValueError for an option that
-    is not name=value, LookupError for a method or an option that does not exist.
+    is asked for. terms: names of ``ckasr.terms.TERMS``, each with every beta; with beta 0 they are
+    one run, the baseline. methods, terms, precisions: None: that of ``base``. Raises ValueError for
+    an option that is not name=value, LookupError for a method, a term or an option that does not
+    exist.
     """
     cells = [
-        replace(base, seed=seed, beta=beta, precision=precision, **_method(base, method, sparsity))
-        for seed, method, sparsity, beta, precision in itertools.product(
-            seeds, methods or [base.method], sparsities, betas, precisions or [base.precision]
+        replace(
+            base,
+            seed=seed,
+            beta=beta,
+            term=term,
+            precision=precision,
+            **_method(base, method, sparsity),
+        )
+        for seed, method, sparsity, beta, term, precision in itertools.product(
+            seeds,
+            methods or [base.method],
+            sparsities,
+            betas,
+            terms or [base.term],
+            precisions or [base.precision],
         )
     ]
     return list({cell.id: cell for cell in cells}.values())
@@ -191,7 +206,7 @@ def sweep(
 
 
 def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
-    """Cells that differ in the CKA-SR settings alone, together; in the order of their first."""
+    """Cells that differ in the term's settings alone, together; in the order of their first."""
     found: dict[str, list[Settings]] = {}
     for cell in cells:
         found.setdefault(cell.baseline().id, []).append(cell)

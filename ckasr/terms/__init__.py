@@ -1,0 +1,64 @@
+"""Terms that can be added to the training loss, one file each, behind one interface (``term.py``).
+
+``cka_sr`` is the paper's. The others are placebos, which share its cost and strength but not what
+it is meant to do. If a placebo changes the accuracy as much as CKA-SR does, then the similarity of
+the layers is not the reason.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from ckasr.names import nearest
+
+from .cka_sr import CKASRTerm
+from .shuffled import Shuffled
+from .term import NamedTerm, Term
+
+
+def registry(*kinds: type[NamedTerm]) -> dict[str, type[NamedTerm]]:
+    """Terms by name.
+
+    Raises TypeError for a term that lacks a name, a label or a summary of its own: one that is
+    inherited would print it as another term.
+    """
+    for kind in kinds:
+        for what in ("name", "label", "summary"):
+            if not vars(kind).get(what):
+                raise TypeError(f"the term {kind.__name__} must define its own {what}")
+            same = [k for k in kinds if k is not kind and getattr(k, what) == getattr(kind, what)]
+            if same:
+                raise TypeError(
+                    f"the terms {kind.__name__} and {same[0].__name__} have the same {what}, "
+                    f"{getattr(kind, what)!r}: change one of them"
+                )
+    return {kind.name: kind for kind in kinds}
+
+
+TERMS = registry(CKASRTerm, Shuffled)
+
+__all__ = ["TERMS", "Term", "create", "find"]
+
+
+def find(name: str) -> type[NamedTerm]:
+    """The term of this name. Raises LookupError for an unknown one, with the nearest names."""
+    if name not in TERMS:
+        raise LookupError(f"unknown term {name!r}{nearest(name, TERMS)}")
+    return TERMS[name]
+
+
+def create(name: str, model: nn.Module, beta: float, *, seed: int = 0, **options: Any) -> Term:
+    """A term by name, with its hooks on the model.
+
+    Args:
+        name: a key of ``TERMS``.
+        model: the module to train.
+        beta: weight of the term.
+        seed: seed of whatever is random in it.
+        options: ``variant``, ``samples``, ``every`` and ``pairs``, as in :class:`ckasr.CKASR`.
+
+    Raises:
+        LookupError: for an unknown term, with the nearest names.
+        ValueError: for bad options.
+    """
+    return find(name)(model, beta, seed=seed, **options)

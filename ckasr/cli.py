@@ -138,10 +138,12 @@ def sweep(
 
     The default grid is the headline comparison of results/PLAN.md.
     """
+    weights = _numbers("--betas", betas, float)
     cells = grid(
-        Settings(**values),
+        # With beta 0 the settings of the term would be set to their defaults.
+        Settings(**values, beta=max(weights)),
         sparsities=_numbers("--sparsities", sparsities, float),
-        betas=_numbers("--betas", betas, float),
+        betas=weights,
         seeds=_numbers("--seeds", seeds, int),
         terms=[name.strip() for name in terms.split(",")],
     )

@@ -32,6 +32,7 @@ def grid(
     Seeds go slowest, betas, terms and precisions fastest: whenever a sweep stops, it leaves
     complete pairs, and every sparsity once before any twice.
 
+    base: the other settings. Where its beta is 0, those of the term are the defaults.
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
     is asked for. terms: names of ``ckasr.terms.TERMS``, each with every beta; with beta 0 they are

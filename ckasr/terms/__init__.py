@@ -19,18 +19,19 @@ from .term import NamedTerm, Term
 def registry(*kinds: type[NamedTerm]) -> dict[str, type[NamedTerm]]:
     """Terms by name.
 
-    Raises TypeError for a term that lacks a name, a label or a summary of its own: one that is
-    inherited would print it as another term.
+    Raises TypeError for a term that has no name, label or summary of its own, or that of another
+    term: it would be printed as the other one.
     """
-    for kind in kinds:
-        for what in ("name", "label", "summary"):
-            if not vars(kind).get(what):
+    for what in ("name", "label", "summary"):
+        seen: dict[str, type[NamedTerm]] = {}
+        for kind in kinds:
+            # vars: what it inherits belongs to another term.
+            if not (text := vars(kind).get(what)):
                 raise TypeError(f"the term {kind.__name__} must define its own {what}")
-            same = [k for k in kinds if k is not kind and getattr(k, what) == getattr(kind, what)]
-            if same:
+            if (other := seen.setdefault(text, kind)) is not kind:
                 raise TypeError(
-                    f"the terms {kind.__name__} and {same[0].__name__} have the same {what}, "
-                    f"{getattr(kind, what)!r}: change one of them"
+                    f"the terms {other.__name__} and {kind.__name__} have the same {what}, "
+                    f"{text!r}: change one of them"
                 )
     return {kind.name: kind for kind in kinds}
 

@@ -36,7 +36,7 @@ class Term(Protocol):
         """Count one step as done."""
 
     def reset(self, epoch: int = 0) -> None:
-        """Count steps from 0: an epoch starts. epoch: a number that only this epoch of the run has."""
+        """Start an epoch at step 0. epoch: a number that no other epoch of the run has."""
 
     def remove(self) -> None:
         """Take every hook off the model."""

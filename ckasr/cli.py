@@ -184,7 +184,7 @@ def terms() -> None:
     from ckasr.terms import TERMS
 
     for name, term in TERMS.items():
-        print(f"{name:<12}{term.summary}")
+        print(f"{name:<18}{term.summary}")
 
 
 @app.command()

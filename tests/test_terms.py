@@ -22,6 +22,7 @@ from ckasr.experiments.sweep import groups
 from ckasr.notebooks import cells as notebook_cells
 from ckasr.notebooks import read_profile
 from ckasr.terms.cka_sr import CKASRTerm
+from ckasr.terms.placebo import Placebo
 from theory.trained_networks import units
 
 PLACEBOS = [name for name in terms.TERMS if name != "cka_sr"]
@@ -86,7 +87,7 @@ def test_a_new_term_needs_one_entry_and_is_named_everywhere(tmp_path, monkeypatc
     assert {"newcomer term\nbefore β", "gradient norm of\nβ newcomer / of loss"} <= said
     listed = CliRunner().invoke(cli.app, ["terms"], catch_exceptions=False).output
     assert [line.split()[0] for line in listed.splitlines()] == list(terms.TERMS)
-    assert "penalty     added by a test" in listed
+    assert "penalty           added by a test" in listed
 
 
 def test_an_unknown_term_is_one_clear_line():
@@ -314,6 +315,51 @@ def test_a_placebo_goes_on_after_a_kill_bit_for_bit(tmp_path, name, samples):
     assert outcome(parts) == outcome(whole)
     official = finished(tmp_path / "official", **settings | {"term": "cka_sr"})
     assert whole["curves"]["term"] != official["curves"]["term"]
+
+
+def test_a_random_direction_is_as_long_as_the_gradient_of_cka_sr():
+    """Parameter by parameter, over the kept weights, whichever loss is beside it."""
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name in ("cka_sr", "random_direction"):
+        model = blocks()
+        kept = torch.rand(12, 12, generator=torch.Generator().manual_seed(2)) < 0.3
+        weights = [p for p in model.parameters() if p.dim() == 2]
+        with torch.no_grad():
+            for weight in weights[:2]:
+                weight.mul_(kept)
+            weights[2].zero_()  # a collapsed layer
+        made = term_of(name, model)
+        loss = model(x).square().sum()
+        value = made.compute()
+        plain = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        (loss + value).backward()
+        gradients = [p.grad - g for p, g in zip(model.parameters(), plain, strict=True)]
+        assert name == "cka_sr" or not any(gradients[i][~kept].abs().gt(1e-4).any() for i in (0, 2))
+        masked = [g * kept if i in (0, 2) else g for i, g in enumerate(gradients)]
+        found[name] = [masked[i] for i in (0, 1, 2, 3)], gradients[4], value.item()
+    (own, _, value), (other, collapsed, same) = found.values()
+    assert same == pytest.approx(value)
+    assert collapsed.abs().max() < 1e-4
+    for a, b in zip(own, other, strict=True):
+        assert b.norm().item() == pytest.approx(a.norm().item(), rel=1e-3, abs=1e-5)
+    a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (own, other))
+    assert abs(torch.cosine_similarity(a, b, dim=0)) < 0.5
+
+
+def test_every_epoch_of_every_phase_has_a_number_of_its_own(tmp_path, monkeypatch):
+    numbers = []
+    reset = Placebo.reset
+    monkeypatch.setattr(
+        Placebo, "reset", lambda self, epoch=0: (numbers.append(epoch), reset(self, epoch))
+    )
+    options = {"method": "lth", "method_options": {"levels": "0.8,0.9"}, "beta": 0.01}
+    record = finished(tmp_path, term="shuffled", **options)
+    phases = len(set(record["curves"]["phase"]))
+    assert phases > 1
+    # A step is reset to 0 where it is made, once for each phase.
+    of_epochs = sorted(numbers)[phases:]
+    assert len(set(of_epochs)) == len(record["curves"]["epoch"])
 
 
 def test_a_smaller_last_batch_is_shuffled_too():

@@ -1,8 +1,8 @@
 """Terms that can be added to the training loss, one file each, behind one interface (``term.py``).
 
-``cka_sr`` is the paper's. The others are placebos, which share its cost and strength but not what
-it is meant to do. If a placebo changes the accuracy as much as CKA-SR does, then the similarity of
-the layers is not the reason.
+``cka_sr`` is the paper's. The others are placebos (``placebo.py``), which share its strength but
+not what it is meant to do. If a placebo changes the accuracy as much as CKA-SR does, then the
+similarity of the layers is not the reason.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from ckasr.names import nearest
 
 from .cka_sr import CKASRTerm
+from .random_direction import RandomDirection
 from .shuffled import Shuffled
 from .term import NamedTerm, Term
 
@@ -36,7 +37,7 @@ def registry(*kinds: type[NamedTerm]) -> dict[str, type[NamedTerm]]:
     return {kind.name: kind for kind in kinds}
 
 
-TERMS = registry(CKASRTerm, Shuffled)
+TERMS = registry(CKASRTerm, Shuffled, RandomDirection)
 
 __all__ = ["TERMS", "Term", "create", "find"]
 

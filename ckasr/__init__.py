@@ -36,6 +36,7 @@ _PACKAGES = (
     "methods",
     "models",
     "sparsity",
+    "terms",
     "training",
 )
 

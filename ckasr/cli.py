@@ -121,11 +121,12 @@ def run(
 
 
 @app.command()
-@_with_settings("sparsity", "beta", "seed")
+@_with_settings("sparsity", "beta", "term", "seed")
 def sweep(
     values: dict[str, Any],
     sparsities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.95,0.98,0.995,0.998",
     betas: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1e-4,1e-3",
+    terms: Annotated[str, typer.Option(help="Comma-separated; see ckasr terms.")] = "cka_sr",
     seeds: Annotated[str, typer.Option(help="Comma-separated; 0-4: from 0 to 4.")] = "0-4",
     minutes: Annotated[float, typer.Option(help="Budget; no cell starts that won't fit.")] = 1e9,
     jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one a core, 4 on a GPU.")] = 0,
@@ -139,11 +140,14 @@ def sweep(
 
     The default grid is the headline comparison of results/PLAN.md.
     """
+    weights = _numbers("--betas", betas, float)
     cells = grid(
-        Settings(**values),
+        # With beta 0 the settings of the term would be set to their defaults.
+        Settings(**values, beta=max(weights)),
         sparsities=_numbers("--sparsities", sparsities, float),
-        betas=_numbers("--betas", betas, float),
+        betas=weights,
         seeds=_numbers("--seeds", seeds, int),
+        terms=[name.strip() for name in terms.split(",")],
     )
     if jobs < 0:
         raise ValueError(f"--jobs {jobs} must be 0 or more; 0: one a core, 4 on a GPU")
@@ -174,6 +178,15 @@ def methods() -> None:
         print(f"{name:<12}{method.summary}")
         if options := ", ".join(f"{item.name}={item.default}" for item in fields(method)):
             print(f"{'':<12}options: {options}")
+
+
+@app.command()
+def terms() -> None:
+    """List the terms that can be added to the loss (``--term name``)."""
+    from ckasr.terms import TERMS
+
+    for name, term in TERMS.items():
+        print(f"{name:<18}{term.summary}")
 
 
 @app.command()

@@ -176,8 +176,11 @@ class CKASR:
         self._step += 1
         self._due = self._step % self.every == 0
 
-    def reset(self) -> None:
-        """Count steps anew, so that the next one has the term: at the start of an epoch, say."""
+    def reset(self, epoch: int = 0) -> None:
+        """Count steps from 0, so that the next one has the term: at the start of an epoch, say.
+
+        epoch: for terms in ``ckasr.terms`` that are random; CKA-SR does not depend on it.
+        """
         self._step = 0
         self._due = True
         self._features = {}
@@ -216,7 +219,7 @@ class CKASR:
         head = ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
         what = "layers, grouped by resolution: " if self._by_resolution else ""
         lines = [f"  {what}{', '.join(stage)}" for stage in self.stages]
-        return "\n".join([f"CKASR({model}, {head})", *lines])
+        return "\n".join([f"{type(self).__name__}({model}, {head})", *lines])
 
     @property
     def due(self) -> bool:

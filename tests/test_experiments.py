@@ -102,6 +102,7 @@ def test_every_setting_changes_the_id():
         "method": "rigl",
         "method_options": {"fraction": 0.5},
         "distribution": "er",
+        "term": "shuffled",
         "variant": "paper",
         "pairs": "all",
         "milestones": (0.5,),

@@ -65,6 +65,9 @@ def trained(running: Engine) -> dict[str, torch.Tensor]:
     [
         {"beta": 0.05, "every": 3},
         {"beta": 0.05, "every": 1, "precision": "bf16", "epochs": 1},
+        {"beta": 0.05, "every": 2, "term": "shuffled"},
+        {"beta": 0.05, "every": 2, "term": "shuffled", "samples": 0, "epochs": 1},
+        {"beta": 0.05, "every": 2, "term": "random_direction"},
         {"model": "resnet20", "epochs": 1, "beta": 0.05, "every": 2},
         {"method": "set", "method_options": {"every": 5}},
         {"method": "gmp", "method_options": {"every": 4}},

@@ -90,6 +90,8 @@ def units(records: Iterable[Record]) -> list[list[list[Record]]]:
         settings = Settings.from_dict(record["settings"])
         if record["status"] != "finished" or settings.schedule != "full":
             continue
+        if settings.term != "cka_sr":  # the claim is about no other term
+            continue
         base = settings.baseline().id
         if settings.beta == 0:
             baselines[base] = record

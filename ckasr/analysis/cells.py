@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ckasr.experiments.settings import CKA_SR_FIELDS, Settings
+from ckasr.terms import find
 
 Record = Mapping[str, Any]
 
@@ -19,20 +20,21 @@ _READ = ("curves", "sparsity", "layer_cka", "weights", "device")
 
 
 class Arm(NamedTuple):
-    """One side of a comparison: the CKA-SR settings. Beta 0 is the baseline, whatever the rest."""
+    """One side of a comparison: the term's settings. Beta 0 is the baseline, whatever the rest."""
 
     beta: float
     variant: str
     samples: int  # images of a batch the term sees; 0: all
     every: int
     pairs: str
+    term: str = "cka_sr"
 
     @property
     def label(self) -> str:
         """Short name; settings that are the official code's are left out."""
         if self.beta == 0:
             return "baseline"
-        words = [f"CKA-SR, β = {power_of_ten(self.beta)}"]
+        words = [f"{find(self.term).label}, β = {power_of_ten(self.beta)}"]
         if self.variant != BASELINE.variant:
             words.append(self.variant)
         if (self.samples, self.every) != (BASELINE.samples, BASELINE.every):
@@ -47,7 +49,7 @@ BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
 
 @dataclass(frozen=True)
 class Cell:
-    """Records that differ in nothing but the CKA-SR settings and the seed."""
+    """Records that differ in nothing but the settings of the term and the seed."""
 
     settings: dict[str, Any]  # what they share
     arms: dict[Arm, dict[int, Record]] = field(default_factory=dict)  # arm -> seed -> record
@@ -67,6 +69,16 @@ def arm_of(settings: Mapping[str, Any]) -> Arm:
     if settings["beta"] == 0:
         return BASELINE
     return Arm(**{name: settings[name] for name in CKA_SR_FIELDS})
+
+
+def term_label(arms: Iterable[Arm]) -> str:
+    """Label of the term of these arms; "term" where they have different ones.
+
+    The baseline has none. Without any other arm it is the label of CKA-SR, the default.
+    """
+    arms = set(arms)
+    labels = {find(arm.term).label for arm in arms - {BASELINE} or {BASELINE}}
+    return labels.pop() if len(labels) == 1 else "term"
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
@@ -121,7 +133,7 @@ def families(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def studies(records: Iterable[Record]) -> list[list[Cell]]:
-    """The groups, without those that have no CKA-SR arm and stand in one of the `families`."""
+    """The groups, without those that have the baseline only and stand in one of the `families`."""
     records = list(records)
     beside = [cell.settings for family in families(records) for cell in family]
     return [

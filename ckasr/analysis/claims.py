@@ -74,7 +74,9 @@ class Statement:
         return self.appendix or self.gain is not None
 
     def about(self, comparison: Comparison) -> bool:
-        """Whether the comparison speaks to the claim."""
+        """Whether the comparison speaks to the claim, which is of CKA-SR and not of a placebo."""
+        if comparison.arm.term != BASELINE.term:
+            return False
         settings = comparison.cell.settings
         for name, wanted in self.where.items():
             if settings[name] not in (wanted if isinstance(wanted, tuple) else (wanted,)):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cells import BASELINE, Arm, Cell, Record, groups, percent, title
+from .cells import BASELINE, Arm, Cell, Record, groups, percent, term_label, title
 from .paper import SELECTION, deviations, lookup, paper_difference
 from .statistics import compare, mean_and_sd, t_interval, value_of
 from .style import Look, blank, legend, looks, slot, styled, wrapped
@@ -95,17 +95,19 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
 
 @styled
 def training_curves(records: Iterable[Record]) -> "Figure":
-    """Loss, validation accuracy, CKA-SR term and its share of the gradient, epoch by epoch.
+    """Loss, validation accuracy, the term and its share of the gradient, epoch by epoch.
 
     Each run a thin line, the mean over finished runs a thick one; a cross ends a run that
     diverged. Raises ValueError unless the records are of one cell.
     """
     cell = _one_cell(records)
+    name_of_term = term_label(cell.arms)
+    before = "" if name_of_term == "term" else " term"
     panels = {
         "loss": ("training loss\n(cross-entropy)", 1),
         "validation_accuracy": ("validation\naccuracy (%)", 100),
-        "term": ("CKA-SR term\nbefore β", 1),
-        "gradient_ratio": ("gradient norm of\nβ CKA-SR / of loss", 1),
+        "term": (f"{name_of_term}{before}\nbefore β", 1),
+        "gradient_ratio": (f"gradient norm of\nβ {name_of_term} / of loss", 1),
     }
     runs = [run for seeds in cell.arms.values() for run in seeds.values()]
     shown = {

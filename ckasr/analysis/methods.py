@@ -131,8 +131,8 @@ class Entry:
 def method_families(records: Iterable[Record]) -> list[list[Entry]]:
     """The methods that may be compared: they share data, network and recipe.
 
-    By sparsity and, in each, the best mean test accuracy first; a method's CKA-SR arms follow its
-    baseline. Records of a recipe with one method only are left out.
+    By sparsity and, in each, the best mean test accuracy first; a method's arms with a term follow
+    its baseline. Records of a recipe with one method only are left out.
     """
     found = []
     for family in families(records):

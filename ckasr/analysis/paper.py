@@ -15,6 +15,9 @@ from .cells import BASELINE, Arm, arm_of
 
 SOURCE = "arXiv 2307.07389, appendix"
 
+TERM = "cka_sr"
+"""The only term of `ckasr.terms` that the paper has numbers for."""
+
 RECIPE = {
     "epochs": 160,
     "batch_size": 128,
@@ -150,7 +153,8 @@ def lookup(settings: Mapping[str, Any], arm: Arm | None = None) -> Published | N
     """The paper's number for a cell and arm, or None where it has none.
 
     Data, network, host method, sparsity and CKA-SR settings must be the paper's; the recipe need
-    not be (`deviations` names where it is not). arm: None: the one in the settings.
+    not be (`deviations` names where it is not). No other term than CKA-SR has a number. arm: None:
+    the one in the settings.
     """
     arm = arm_of(settings) if arm is None else arm
     for number in PUBLISHED:
@@ -191,7 +195,8 @@ def _same_arm(number: Published, arm: Arm) -> bool:
     if not arm.beta or not number.beta:
         return number.beta == arm.beta
     return (
-        abs(number.beta / arm.beta - 1) < 1e-9
+        arm.term == TERM
+        and abs(number.beta / arm.beta - 1) < 1e-9
         and number.variant == arm.variant
         and number.samples in (None, arm.samples)
         and number.every in (None, arm.every)

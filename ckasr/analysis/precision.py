@@ -28,7 +28,7 @@ COLUMNS = (
 LEGEND = f"""\
 Test accuracy after the last epoch, in {OTHER} minus in {REFERENCE}: mean over pairs of the same \
 seed, mask, weights and data order; interval of that mean by Student's t. \
-The effect of CKA-SR is its accuracy minus the baseline's, in points, in each precision.
+The effect of a term is its accuracy minus the baseline's, in points, in each precision.
 
 Verdict, by the t interval: *{SAME}* if all of it lies within {100 * MARGIN:g} point either way; \
 else *{LOWER}* or *{HIGHER}* if it excludes 0; else *{UNDECIDED}*. Always *{UNDECIDED}* with fewer \
@@ -43,7 +43,7 @@ class Row:
     """One quantity at one sparsity: fp32 is the comparison's baseline, bf16 what is treated."""
 
     comparison: Comparison
-    effect: bool = False  # of CKA-SR, instead of an accuracy
+    effect: bool = False  # of the term, instead of an accuracy
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,8 +76,8 @@ class Row:
 def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
     """A list of rows for each group that was run in both precisions, by sparsity.
 
-    A group: what differs in nothing but precision, sparsity, CKA-SR and seed. At each sparsity the
-    accuracy of every arm, then the effect of every arm with CKA-SR.
+    A group: what differs in nothing but precision, sparsity, term and seed. At each sparsity the
+    accuracy of every arm, then the effect of every arm with a term.
     """
     found: dict[str, dict[float, dict[str, Cell]]] = {}
     for cell in cells(records):
@@ -130,7 +130,7 @@ def _of_level(level: Mapping[str, Cell]) -> list[Row]:
 
 
 def _effect(without: Comparison, with_term: Comparison) -> Comparison:
-    """With minus without CKA-SR in either precision, for the seeds that have all four runs."""
+    """With minus without the term in either precision, for the seeds that have all four runs."""
     sides = [
         {seed: pair for seed, *pair in zip(c.seeds, c.baseline, c.treated, strict=True)}
         for c in (without, with_term)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .cells import Arm, percent, title
+from .cells import Arm, percent, term_label, title
 from .precision import MARGIN, OTHER, REFERENCE, Row
 from .style import Look, blank, legend, looks, styled, wrapped
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 @styled
 def precision_differences(rows: Sequence[Row]) -> "Figure":
-    """One group of `precision_rows`: test accuracy, and effect of CKA-SR, in bf16 minus in fp32.
+    """One group of `precision_rows`: test accuracy, and effect of the term, in bf16 minus in fp32.
 
     Each seed a dot, equal ones side by side; the mean with its 95 % Student-t interval and the
     verdict; the band is what counts as the same. Raises ValueError if there are no rows.
     """
     if not rows:
         raise ValueError("no run in both precisions: there is nothing to draw")
+    term = term_label(row.arm for row in rows)
     panels = {
         f"test accuracy,\n{OTHER} minus {REFERENCE} (points)": [r for r in rows if not r.effect],
-        f"effect of CKA-SR,\n{OTHER} minus {REFERENCE} (points)": [r for r in rows if r.effect],
+        f"effect of {term},\n{OTHER} minus {REFERENCE} (points)": [r for r in rows if r.effect],
     }
     panels = {label: shown for label, shown in panels.items() if shown}
     figure = blank(1.0 + 2.7 * len(panels), 3.4)

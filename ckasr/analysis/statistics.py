@@ -1,8 +1,8 @@
 """Paired differences between the arms of a comparison, with intervals and exact p-values.
 
-A *pair* is two finished runs that differ in the CKA-SR settings alone (in `precision.py`: in the
-precision alone, in `aa.py`: in the order of the images alone): same seed, hence the same initial
-weights, mask, order and augmentation. Rules, fixed before any result:
+A *pair* is two finished runs that differ in the term alone (in `precision.py`: in the precision
+alone, in `aa.py`: in the order of the images alone): same seed, hence the same initial weights,
+mask, order and augmentation. Rules, fixed before any result:
 
 - runs are compared in pairs only, and never across cells (so never across schedules);
 - a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
@@ -69,10 +69,10 @@ def paired_differences(
     arm: Mapping[str, Any] | None = None,
     outcome: str = "test_accuracy",
 ) -> list[Comparison]:
-    """Every CKA-SR arm of every cell against the cell's baseline.
+    """Every arm with a term, of every cell, against the cell's baseline.
 
-    arm: CKA-SR settings to keep, as {"beta": 1e-4}; None: all arms. outcome: the field of the
-    record that is compared. Raises ValueError for a finished run without it.
+    arm: settings of the term to keep, as {"term": "cka_sr", "beta": 1e-4}; None: all arms. outcome:
+    the field of the record that is compared. Raises ValueError for a finished run without it.
     """
     return [
         compare(cell, candidate, outcome)

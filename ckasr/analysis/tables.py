@@ -48,7 +48,7 @@ ELSEWHERE = "Methods side by side have a table of their own: [methods.md](method
 def runs_table(records: Iterable[Record]) -> str:
     """Every comparison, as markdown: one table for each group, a row for each sparsity and arm.
 
-    Settings that differ in anything but sparsity, CKA-SR and seed (so: schedules) never share a
+    Settings that differ in anything but sparsity, term and seed (so: schedules) never share a
     table. Under each stand the runs that could not be used, and how the recipe differs from the
     paper's. Methods that are only set beside each other are left to `methods_table`.
     """
@@ -118,7 +118,7 @@ def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
     """The abstract's gain against our interval; None where it claims nothing."""
     settings, arm = comparison.cell.settings, comparison.arm
     claim = claim_beside(settings)
-    if claim is None:
+    if claim is None or arm.term != BASELINE.term:  # of CKA-SR, not of a placebo
         return None
     elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
     return (

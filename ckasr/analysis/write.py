@@ -54,7 +54,7 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
 
     ``tables/`` holds `all_tables`. Under ``figures/`` each group (one data set, network, method and
     schedule) has its accuracy against sparsity, and each of its cells its layer CKA and training
-    curves. Several methods of one recipe have a figure of them all, which for those without CKA-SR
+    curves. Several methods of one recipe have a figure of them all, which for those without a term
     is the only one; what was run in both precisions has one of the paired differences.
     """
     folder = Path(folder)

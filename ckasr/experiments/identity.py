@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-CKA_SR_FIELDS = ("beta", "variant", "samples", "every", "pairs")
+CKA_SR_FIELDS = ("beta", "term", "variant", "samples", "every", "pairs")
 """The settings in which the two arms of a comparison may differ."""
 
 # Never change a value in these tables: it would rename records. Whoever adds a setting, or adds
@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "distribution": "erk",
     "sparsity": 0.0,
     "beta": 0.0,
+    "term": "cka_sr",
     "variant": "official",
     "samples": 8,
     "every": 5,
@@ -100,7 +101,7 @@ def run_id(settings: Mapping[str, Any]) -> str:
         for name, value in settings["method_options"].items()
         if name not in known or value != known[name] or (method, name) in ALWAYS_HASHED
     }
-    # Without CKA-SR its other settings are not read.
+    # Without a term its other settings are not read.
     unread = {"method_options", "schedule", *([] if settings["beta"] else CKA_SR_FIELDS)}
     told = {
         name: value

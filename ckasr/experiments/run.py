@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from ckasr import __version__, methods, models
+from ckasr import __version__, methods, models, terms
 from ckasr.data import Batches, Dataset, keyed_generator, load, split
 from ckasr.execution import sparse_execution, summary
-from ckasr.regularizer import CKASR
 from ckasr.sparsity import report
 from ckasr.storage import check_writable, claim
 from ckasr.training import DivergedError, Engine, Recipe, accuracy, memory
@@ -240,7 +239,7 @@ def _build(
         decay=settings.decay,
         precision=settings.precision,
     )
-    regularizer = _regularizer(settings) if settings.beta > 0 else None
+    regularizer = _term(settings) if settings.beta > 0 else None
     engine = Engine(
         context,
         method,
@@ -255,10 +254,12 @@ def _build(
     return engine, validation
 
 
-def _regularizer(settings: Settings) -> Callable[[torch.nn.Module], CKASR]:
-    return lambda model: CKASR(
+def _term(settings: Settings) -> Callable[[torch.nn.Module], terms.Term]:
+    return lambda model: terms.create(
+        settings.term,
         model,
         settings.beta,
+        seed=settings.seed,
         variant=settings.variant,
         samples=settings.samples or None,
         every=settings.every,
@@ -395,7 +396,7 @@ def _finite(value: Any) -> Any:
 
 def title(s: Settings) -> str:
     """The run in words, for a progress line."""
-    term = f"CKA-SR {s.variant} beta {s.beta:g}" if s.beta else "baseline"
+    term = f"{terms.find(s.term).label} {s.variant} beta {s.beta:g}" if s.beta else "baseline"
     order = f" order {s.order_seed}" if s.order_seed >= 0 else ""
     return (
         f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}{order}, "

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
-from ckasr import data, methods, models
+from ckasr import data, methods, models, terms
 
 from . import identity
 from .identity import CKA_SR_FIELDS
@@ -19,10 +19,10 @@ class Settings:
     """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe.
 
     The annotations are the help texts of the command line. Raises ValueError for a value of the
-    wrong type or out of range, LookupError for a data set, a model, a method or an option that does
-    not exist. A setting that nothing reads is set to its default, so that a run has one id only:
-    ``distribution`` where the method chooses the densities by itself, ``decay`` without milestones,
-    and the settings of the term where beta is 0.
+    wrong type or out of range, LookupError for a data set, a model, a method, a term or an
+    option that does not exist. A setting that nothing reads is set to its default, so that a run
+    has one id only: ``distribution`` where the method chooses the densities by itself, ``decay``
+    without milestones, and the settings of the term where beta is 0.
     """
 
     dataset: Annotated[str, ", ".join(data.NAMES)] = "cifar100"
@@ -33,10 +33,11 @@ class Settings:
     )
     distribution: Annotated[str, "of the layer densities: uniform, er or erk"] = "erk"
     sparsity: Annotated[float, "share of zeros over all conv and linear weights"] = 0.0
-    beta: Annotated[float, "weight of CKA-SR; 0: the baseline arm"] = 0.0
+    beta: Annotated[float, "weight of the term; 0: the baseline arm"] = 0.0
+    term: Annotated[str, "added to the loss: " + ", ".join(terms.TERMS)] = "cka_sr"
     variant: Annotated[str, "of the term: official, paper or aug"] = "official"
-    samples: Annotated[int, "images a batch that CKA-SR compares; 0: the whole batch"] = 8
-    every: Annotated[int, "CKA-SR acts on one batch in so many"] = 5
+    samples: Annotated[int, "images a batch that the term compares; 0: the whole batch"] = 8
+    every: Annotated[int, "the term acts on one batch in so many"] = 5
     pairs: Annotated[str, "of layers: within, all, adjacent, input; '': as the variant has it"] = ""
     epochs: Annotated[int, "epochs of each phase that trains"] = 160
     batch_size: Annotated[int, "images"] = 128
@@ -58,6 +59,7 @@ class Settings:
             object.__setattr__(self, item.name, value)
         data.source_of(self.dataset)
         models.builder(self.model)
+        terms.find(self.term)
         # As the method reads them: "2", 2 and 2.0 are one setting, and so is what is default.
         chosen = methods.create(self.method, self.method_options)
         options = {
@@ -135,7 +137,7 @@ class Settings:
         return "full" if self.epochs >= 160 else "short"
 
     def baseline(self) -> "Settings":
-        """The same run without CKA-SR: the other arm of its comparison."""
+        """The same run without a term: the other arm of its comparison."""
         return replace(self, **{name: getattr(Settings, name) for name in CKA_SR_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,33 +24,39 @@ def grid(
     betas: Sequence[float],
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
+    terms: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     order_seeds: Sequence[int] | None = None,
 ) -> list[Settings]:
     """Cells in the order in which they are worth having, each once.
 
-    Seeds go slowest, betas, precisions and order seeds fastest: whenever a sweep stops, it leaves
-    complete pairs, and every sparsity once before any twice.
+    Seeds go slowest, betas, terms, precisions and order seeds fastest: whenever a sweep stops, it
+    leaves complete pairs, and every sparsity once before any twice.
 
+    base: the other settings. Where its beta is 0, those of the term are the defaults.
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
-    is asked for. methods, precisions, order_seeds: None: that of ``base``. Raises ValueError for an
-    option that is not name=value, LookupError for a method or an option that does not exist.
+    is asked for. terms: names of ``ckasr.terms.TERMS``, each with every beta; with beta 0 they are
+    one run, the baseline. methods, terms, precisions, order_seeds: None: that of ``base``. Raises
+    ValueError for an option that is not name=value, LookupError for a method, a term or an option
+    that does not exist.
     """
     cells = [
         replace(
             base,
             seed=seed,
             beta=beta,
+            term=term,
             precision=precision,
             order_seed=order_seed,
             **_method(base, method, sparsity),
         )
-        for seed, method, sparsity, beta, precision, order_seed in itertools.product(
+        for seed, method, sparsity, beta, term, precision, order_seed in itertools.product(
             seeds,
             methods or [base.method],
             sparsities,
             betas,
+            terms or [base.term],
             precisions or [base.precision],
             order_seeds or [base.order_seed],
         )
@@ -204,7 +210,7 @@ def sweep(
 
 
 def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
-    """Cells that differ in the CKA-SR settings or the order of the images alone, together.
+    """Cells that differ in the term's settings or the order of the images alone, together.
 
     The groups are in the order of their first cells.
     """

@@ -26,7 +26,7 @@ class Phase:
     epochs: length of the phase, and of its schedule.
     learning_rate: where the schedule starts; None: the recipe's.
     constant: no learning-rate drops within the phase.
-    term: whether CKA-SR acts in it.
+    term: whether the term of the run acts in it.
     start: optimiser steps that count as done when it begins: a network rewound to step 500 takes
         up the schedule there.
     """
@@ -121,7 +121,7 @@ class Method:
     # kernel by kernel, where those of all others are replayed as one CUDA graph.
 
     def penalty(self, context: Context) -> Tensor | None:
-        """A term for the loss of this step, besides CKA-SR; None: none."""
+        """A term for the loss of this step, besides the run's; None: none."""
         return None
 
     def needs_dense_gradient(self, context: Context) -> bool:

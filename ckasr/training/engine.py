@@ -1,4 +1,4 @@
-"""The training loop: one for every method, with CKA-SR as an optional term.
+"""The training loop: one for every method, with an optional term in the loss.
 
 A run is a list of phases (one for most methods); a phase is a list of epochs with an optimiser and
 a learning-rate schedule of its own. After every epoch the whole state goes into the checkpoint, so
@@ -20,8 +20,8 @@ from torch import nn
 from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
 from ckasr.methods import Context, Method, Phase
-from ckasr.regularizer import CKASR
 from ckasr.sparsity import dense_masks
+from ckasr.terms import Term
 
 from . import captured, checkpoint
 from .step import Step, queued_accuracy
@@ -70,8 +70,8 @@ class Engine:
     """Trains ``context.model`` with a method; iterate over ``epochs()`` to let it run.
 
     batches: the training set. validation: un-augmented batches to measure after each epoch, None
-    to measure nothing. regularizer: makes the CKA-SR term for a model; None: the baseline arm.
-    checkpoint: where the state is kept between epochs; None: nowhere.
+    to measure nothing. regularizer: makes the term for a model (``ckasr.terms``); None: the
+    baseline arm. checkpoint: where the state is kept between epochs; None: nowhere.
     owner: id of the run; a checkpoint of another one is refused.
     capture: how steps become a graph that is replayed; None: they run one kernel after the other.
         By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
@@ -85,7 +85,7 @@ class Engine:
     batches: Batches
     seed: int
     validation: Batches | None = None
-    regularizer: Callable[[nn.Module], CKASR] | None = None
+    regularizer: Callable[[nn.Module], Term] | None = None
     checkpoint: Path | None = None
     owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
@@ -186,7 +186,7 @@ class Engine:
                 self._sparse.remove()
                 self._sparse = None
 
-    def _step(self, regularizer: CKASR | None) -> Step:
+    def _step(self, regularizer: Term | None) -> Step:
         parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
         if self.capture is None:
             return Step(*parts)
@@ -210,8 +210,9 @@ class Engine:
         context.model.train()
         first = epoch * len(self.batches)
         context.step = max(first, phase.start)
-        step.start_epoch()
-        draws = self.batches.draws(index * 10_000 + epoch)
+        number = index * 10_000 + epoch
+        step.start_epoch(number)
+        draws = self.batches.draws(number)
         sparse, version = self._sparse, context.masks.version
         for draw in itertools.islice(draws, context.step - first, None):
             if sparse is not None:

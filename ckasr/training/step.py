@@ -1,4 +1,4 @@
-"""One optimiser step: batch, forward, loss, CKA-SR, backward, update, masks."""
+"""One optimiser step: batch, forward, loss, term, backward, update, masks."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ckasr.data import Batches, Plan
 from ckasr.methods import Context, Method
-from ckasr.regularizer import CKASR
 from ckasr.sparsity import prunable
+from ckasr.terms import Term
 
 
 class Step:
@@ -16,16 +16,16 @@ class Step:
 
     Called with a slice of the epoch's plan. What the device does (``_work``) is apart from what the
     host does, so that a CUDA graph can hold the one (``captured.py``). Sums stay on the device: no
-    step waits for it. precision: ``"bf16"`` runs forward and backward under autocast (the CKA-SR
-    term stays in float32); ``"tf32"`` lets a GPU's convolutions round their factors to TF32, which
-    is PyTorch's own default; ``"fp32"`` does neither.
+    step waits for it. precision: ``"bf16"`` runs forward and backward under autocast (the
+    added term stays in float32); ``"tf32"`` lets a GPU's convolutions round their factors to TF32,
+    which is PyTorch's own default; ``"fp32"`` does neither.
     """
 
     def __init__(
         self,
         context: Context,
         method: Method,
-        regularizer: CKASR | None,
+        regularizer: Term | None,
         precision: str,
         batches: Batches,
     ) -> None:
@@ -39,14 +39,15 @@ class Step:
         self.term_sum = torch.zeros((), device=self.device)
         self.start_epoch()
 
-    def start_epoch(self) -> None:
+    def start_epoch(self, number: int = 0) -> None:
+        """Begin an epoch. number: one that no other epoch of the run has; random terms read it."""
         self.loss_sum.zero_()
         self.term_sum.zero_()
         self.steps = 0
         self.term_steps = 0
         self.gradient_ratio: Tensor | None = None
         if self.regularizer is not None:
-            self.regularizer.reset()
+            self.regularizer.reset(number)
 
     def __call__(self, draws: Plan) -> None:
         due = self.regularizer is not None and self.regularizer.due
@@ -90,7 +91,7 @@ class Step:
         context.masks.apply(context.optimizer)
 
     def _backward_apart(self, loss: Tensor, weighted: Tensor) -> Tensor:
-        """Backward of both parts; returns the norm of CKA-SR's gradient over that of the rest.
+        """Backward of both parts; returns the norm of the term's gradient over that of the rest.
 
         Only kept weights count in the norms, and under DistributedDataParallel only the samples of
         this process. The sum of the two goes through autograd's own accumulation, as in a plain

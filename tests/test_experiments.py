@@ -332,8 +332,8 @@ def test_measuring_the_gradient_ratio_changes_nothing():
         def epoch(self, index, phase, number, step, measure=measure, start=start):
             begin = step.start_epoch
 
-            def start_epoch() -> None:
-                begin()
+            def start_epoch(number: int) -> None:
+                begin(number)
                 if not measure:
                     step.gradient_ratio = torch.zeros(())
 

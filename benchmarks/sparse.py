@@ -147,7 +147,10 @@ def _bind(context: Context) -> SparseExecution:
 
 
 def _use_sparseprop(batch_size: int, context: Context) -> None:
-    """Replace the layers as its own documentation does: those that are faster by its own clock."""
+    """Replace layers as its documentation does: those that are faster by its own clock.
+
+    Its kernels need (N, C, H, W) in that order of memory, so the layers left dense have it too.
+    """
     from sparseprop.utils import swap_modules_with_sparse
 
     model = context.model.to(memory_format=torch.contiguous_format)

@@ -39,7 +39,8 @@ def trained(settings: Settings, execution: str) -> Engine:
 
 
 def test_both_executions_train_the_same_network(tmp_path: Path):
-    settings = cell(beta=1e-3)
+    # A small rate: at large ones, two roundings of one computation part within a few steps.
+    settings = cell(beta=1e-3, learning_rate=1e-3)
     dense, sparse = (
         run(settings, tmp_path / kind, device="cpu", progress=None, execution=kind)
         for kind in ("dense", "sparse")
@@ -48,7 +49,7 @@ def test_both_executions_train_the_same_network(tmp_path: Path):
     assert sparse["id"] == dense["id"]
     for name in ("loss", "term", "gradient_ratio"):
         # Rounding alone tells them apart, and grows from step to step: the first epoch only.
-        assert sparse["curves"][name][0] == pytest.approx(dense["curves"][name][0], rel=5e-3), name
+        assert sparse["curves"][name][0] == pytest.approx(dense["curves"][name][0], rel=1e-3), name
     assert sparse["test_accuracy"] == pytest.approx(dense["test_accuracy"], abs=0.03)
     assert sparse["sparsity"] == dense["sparsity"]
 

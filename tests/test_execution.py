@@ -171,6 +171,8 @@ def test_the_models_of_the_project_are_followed_wholly(name):
     x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
     with sparse_execution(sparse, masks) as handle:
         assert handle.dense == []
+        layers = [c.name for bound in handle.units for c in bound.unit.convolutions]
+        assert sorted(layers) == sorted(masks)
         assert_same(results(sparse, x, masks), results(dense, x, masks), EXACT)
         assert all(bound.plain_calls == 0 for bound in handle.units)
     assert "forward" not in vars(sparse)

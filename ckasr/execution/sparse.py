@@ -95,11 +95,14 @@ class SparseExecution:
 
     def _bind(self) -> None:
         from .compiling import compile_kernels
-        from .trace import Found, follow, rewritten
+        from .trace import Found, follow, inlined, rewritten
         from .unit import BoundUnit, Workspace
 
         found: list[tuple[nn.Module, str, dict[bool, Found]]] = []
         for name, module in _composites(self.model):
+            parent = name.rpartition(".")[0]
+            if name and inlined(module) and any(parent == other for _, other, _ in found):
+                continue
             prefix = f"{name}." if name else ""
             both: dict[bool, Found] = {}
             training = module.training

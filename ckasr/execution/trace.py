@@ -28,12 +28,17 @@ class Found:
     """Nodes that are computed within units."""
 
 
+def inlined(module: nn.Module) -> bool:
+    """Whether a child counts as part of its parent's own forward: a Sequential of plain layers."""
+    plain = type(module) is nn.Sequential and all(type(child) in LAYERS for child in module)
+    return plain and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 class _Tracer(fx.Tracer):
-    """Stops at children, but for a Sequential of plain layers: a shortcut, say."""
+    """Stops at children that are not part of their parent's own forward."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        plain = type(m) is nn.Sequential and all(type(child) in LAYERS for child in m)
-        return not plain or bool(m._forward_hooks or m._forward_pre_hooks)
+        return not inlined(m)
 
 
 def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | None:

@@ -225,7 +225,3 @@ class Buffers:
         if known is None or known.size < layout.size:
             known = self._scratch[key] = zeros(layout.size, layout.grid.numpy)
         return known
-
-    def clear(self) -> None:
-        self._free.clear()
-        self._scratch.clear()

@@ -71,6 +71,8 @@ class SparseExecution:
         for forward in self._forwards:
             if forward.module.__dict__.get("forward") is forward:
                 del forward.module.forward
+        if self.units:
+            self._workspace.changed()
         self._forwards, self.units = [], []
 
     def __enter__(self) -> "SparseExecution":

@@ -406,6 +406,34 @@ def test_an_output_that_is_changed_in_place_is_refused_as_by_torch():
     handle.remove()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_output_changed_in_place_without_a_backward_leaves_no_trace(training):
+    """Channels that are zero are not written at every step, so nobody else may write them."""
+    dense, masks = small()
+    for name in ("blocks.1.conv2.weight", "blocks.1.shortcut.0.weight"):
+        masks[name][1] = False
+    with torch.no_grad():
+        for norm in (dense.blocks[1].bn2, dense.blocks[1].shortcut[1]):
+            norm.bias[1] = -1
+            norm.running_mean[1] = 0
+        dense.blocks[1].conv2.bias[1] = 0
+    Masks(dense, masks).apply()
+    sparse = copy.deepcopy(dense)
+    sparse_execution(sparse, masks)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    for change in (True, True, False):
+        found = []
+        for model in (dense, sparse):
+            model.train(training)
+            hook = model.blocks[1].register_forward_hook(
+                lambda m, args, out, change=change: out.add_(1) if change else out
+            )
+            with torch.no_grad():
+                found.append(model(x))
+            hook.remove()
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
 def test_a_hook_on_a_layer_inside_is_heeded():
     dense, masks = small()
     sparse = copy.deepcopy(dense)

@@ -240,6 +240,11 @@ class Plan:
         return self.out.base(self.outs)
 
     @cached_property
+    def dead(self) -> Indices:
+        """Output channels that are zero and not computed."""
+        return np.flatnonzero(~self.alive)
+
+    @cached_property
     def no_planes(self) -> Indices:
         """For each output channel: no plane."""
         return np.full(len(self.outs), -1, np.int64)

@@ -203,6 +203,8 @@ class Buffers:
     def __init__(self) -> None:
         self._free: dict[object, list[np.ndarray]] = {}
         self._scratch: dict[object, np.ndarray] = {}
+        self.clean: set[int] = set()
+        """Addresses of outputs that nobody had changed when their backward ran."""
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
         free = self._free.setdefault(key, [])

@@ -230,6 +230,7 @@ class BoundUnit:
 
         key = plan.number, "out"
         frame.out = buffers.take(key, plan.out.size, grid.numpy)
+        self._clear_dead(plan, frame.out)
         terms = [self._term(frame, k) for k in self.unit.terms]
         if len(terms) == 1:
             terms.append((terms[0][0], plan.no_planes, 0, _rows(grid, 2, len(plan.outs))))
@@ -239,6 +240,15 @@ class BoundUnit:
         )  # fmt: skip
         lent_out = Lent(frame.out, plan.out, plan.alive, self.unit.relu)
         return self.workspace.lend(key, lent_out, self.unit.linear), frame
+
+    def _clear_dead(self, plan: Plan, memory: np.ndarray) -> None:
+        """Zero the channels that no kernel writes, unless a backward has found them unchanged."""
+        if len(plan.dead):
+            address = memory.ctypes.data
+            if address not in self.workspace.buffers.clean:
+                outputs = plan.out.tensor(torch.from_numpy(memory))
+                outputs[:, torch.from_numpy(plan.dead)] = 0
+            self.workspace.buffers.clean.discard(address)
 
     def _pack_input(self, plan: Plan, i: int, x: Tensor, take: Take) -> np.ndarray:
         planes = plan.inputs[i]
@@ -339,6 +349,8 @@ class BoundUnit:
             for k in readers[i]:
                 self._to_weight(at, i, k)
         _give_back(buffers, taken)
+        if unit.relu:  # autograd refuses a backward where its output was changed
+            buffers.clean.add(frame.out.ctypes.data)
         return found, [g for k in range(len(unit.convolutions)) for g in at.parameters[k]]
 
     def _incoming(

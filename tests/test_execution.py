@@ -304,9 +304,9 @@ def test_masks_that_change_are_taken_over():
     assert_same(results(sparse, x, changed), results(dense, x, changed), EXACT)
     # In place and without a word.
     with torch.no_grad():
-        changed["blocks.0.conv1.weight"][0] = False
+        changed["blocks.0.conv1.weight"][0] = True
         for model in (dense, sparse):
-            model.blocks[0].conv1.weight[0] = 0
+            model.blocks[0].conv1.weight[0] = 0.5
     assert_same(results(sparse, x, changed), results(dense, x, changed), EXACT)
 
 

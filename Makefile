@@ -8,7 +8,7 @@ ARGS    ?=
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-LINTED := ckasr theory tests benchmarks notebooks
+LINTED := ckasr theory tests benchmarks examples notebooks
 
 .DEFAULT_GOAL := help
 .PHONY: help environment test test-slow reproduce figures theory benchmarks lab lint lock clean

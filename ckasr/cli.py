@@ -17,7 +17,7 @@ from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
 from ckasr.experiments.run import title
 from ckasr.experiments.sweep import duration
-from ckasr.storage import write_text
+from ckasr.storage import write_between, write_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +34,8 @@ Execution = Annotated[str, typer.Option(help="auto, dense or sparse kernels (CPU
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU if there is one.")]
 DEFAULT_RESULTS = Path("results/runs")
 CLAIMS = Path("results/claims.md")
+README = Path("README.md")
+README_TABLE = "<!-- claims: make figures -->", "<!-- end of claims -->"
 
 
 def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -205,7 +207,8 @@ def figures(
 ) -> None:
     """Rebuild every figure and table from the records alone; nothing is trained.
 
-    For all folders in results/, also the table of the paper's claims, results/claims.md.
+    For all folders in results/, also the table of the paper's claims, results/claims.md, and its
+    short form in README.md.
     """
     from ckasr import analysis
 
@@ -219,9 +222,12 @@ def figures(
     for path in analysis.write_executions(folders):
         print(path)
     if not results:
-        table = analysis.claims_table({folder.name: runs for folder, runs in found.items()})
-        write_text(CLAIMS, table)
+        by_name = {folder.name: runs for folder, runs in found.items()}
+        write_text(CLAIMS, analysis.claims_table(by_name))
         print(CLAIMS)
+        if README.exists():
+            write_between(README, *README_TABLE, analysis.headline_table(by_name))
+            print(README)
 
 
 @app.command()

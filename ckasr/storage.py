@@ -41,6 +41,18 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks of a text file, which stay, each on a line of its own.
+
+    Raises ValueError where the file does not hold each mark exactly once, in this order.
+    """
+    before, opened, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed or begin in rest or end in before + after:
+        raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
+    write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
 def check_writable(folder: Path) -> None:
     """Raise OSError if files cannot be created in ``folder``; it need not exist, nothing is made.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ckasr import storage
-from ckasr.storage import ClaimedError, check_writable, claim, replacing, write_text
+from ckasr.storage import ClaimedError, check_writable, claim, replacing, write_between, write_text
 from ckasr.training import checkpoint
 
 
@@ -22,6 +22,25 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         part.write_text("half") + "then an error"
     assert target.read_bytes() == "é old".encode()
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_text_between_marks_is_replaced_and_the_rest_stays(tmp_path):
+    target = tmp_path / "a.md"
+    target.write_text("top\n<begin>\nold\n<end>\nbottom\n")
+    for text in ("new", "newer"):
+        write_between(target, "<begin>", "<end>", text)
+        assert target.read_text() == f"top\n<begin>\n\n{text}\n\n<end>\nbottom\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<begin>", "<end> <begin>", "<begin> <begin> <end>", "<begin> <end> <end>"]
+)
+def test_marks_that_are_not_there_once_each_are_refused(tmp_path, text):
+    target = tmp_path / "a.md"
+    target.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.md must hold the lines <begin> and <end> once each"):
+        write_between(target, "<begin>", "<end>", "new")
+    assert target.read_text() == text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

@@ -2,7 +2,7 @@
 
 from .aa import aa_checks, aa_table
 from .cells import groups
-from .claims import claims_table
+from .claims import claims_table, headline_table
 from .execution import execution_curves, execution_table, write_executions
 from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
 from .methods import method_families, methods_table
@@ -25,6 +25,7 @@ __all__ = [
     "execution_curves",
     "execution_table",
     "groups",
+    "headline_table",
     "holm",
     "layer_cka_maps",
     "learned",

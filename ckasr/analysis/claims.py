@@ -62,6 +62,7 @@ class Statement:
     profile: str | None = None  # of workflow/; None: there is none yet
     gain: float | None = None  # claimed for all of the cells, a fraction of 1
     appendix: bool = False  # the appendix has a number for each arm, and others do not count
+    headline: str = ""  # its wording in README's short table; empty: not listed there
 
     def gain_of(self, comparison: Comparison) -> float | None:
         """The paper's gain for this comparison, a fraction of 1; None where none is known."""
@@ -87,7 +88,7 @@ class Statement:
 _ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
 
 
-def _table_1(sparsity: float, profile: str | None) -> Statement:
+def _table_1(sparsity: float, profile: str | None, headline: str = "") -> Statement:
     """Random ERK pruning of ResNet20 on CIFAR-100."""
     where = {**_ERK20, "dataset": "cifar100", "sparsity": sparsity}
     without, official = (lookup(where, arm).percent for arm in (BASELINE, OFFICIAL))
@@ -98,6 +99,7 @@ def _table_1(sparsity: float, profile: str | None) -> Statement:
         where,
         profile,
         appendix=True,
+        headline=headline,
     )
 
 
@@ -113,12 +115,14 @@ STATEMENTS = (
             {"dataset": claim.dataset, "sparsity": claim.sparsity},
             _ABSTRACT[claim.sparsity],
             gain=claim.gain,
+            headline=f"CIFAR-100 at {percent(claim.sparsity)}: "
+            f"{100 * claim.gain:.0f} % and more (abstract)",
         )
         for claim in CLAIMS
     ),
-    _table_1(0.998, "verdict01_resnet20_998"),
+    _table_1(0.998, "verdict01_resnet20_998", "ResNet20 at 99.8 %, CIFAR-100 (appendix)"),
     _table_1(0.98, "gpu"),
-    _table_1(0.95, "gpu"),
+    _table_1(0.95, "gpu", "ResNet20 at 95 %, CIFAR-100 (appendix)"),
     *(_table_1(sparsity, None) for sparsity in (0.90, 0.85, 0.70)),
     Statement(
         "few samples are enough, and a good beta exists: ResNet20, random ERK, 95 %, CIFAR-10",
@@ -146,12 +150,14 @@ STATEMENTS = (
         "not known (+4.00 at 99.5 % is claimed on CIFAR-100 only)",
         {"dataset": "mnist", "method": "lth"},
         "verdict03_mnist_lottery",
+        headline="lottery tickets of LeNet-300-100 at 99.5 %, MNIST",
     ),
     Statement(
         "structured pruning of trained networks gains",
         "summary",
         "not known",
         {"method": "structured"},
+        headline="structured pruning of trained networks",
     ),
     Statement(
         "it helps beyond 99.8 %: CIFAR-100",
@@ -159,6 +165,7 @@ STATEMENTS = (
         "none",
         {"dataset": "cifar100", "sparsity": (0.999, 0.9995, 0.9999)},
         "verdict04_beyond",
+        headline="beyond 99.8 %, CIFAR-100 (open question)",
     ),
 )
 
@@ -187,6 +194,56 @@ def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
         rows += [_row(statement, name, comparison) for name, comparison in told]
     lines = [*markdown(COLUMNS, rows), "", *_aa(folders.values()), "", LEGEND]
     return HEADING + "\n".join(lines)
+
+
+SHORT_COLUMNS = (
+    "CKA-SR raises accuracy",
+    "paper, points",
+    "ours, points [95 % interval], n pairs",
+    "verdict",
+    "command",
+)
+
+
+def headline_table(folders: Mapping[str, Sequence[Record]]) -> str:
+    """Markdown: README's short form of `claims_table`, for the paper's own beta of 1e-4.
+
+    One row for each headline claim and sparsity: the comparison with the longest schedule, and of
+    several the one with the most pairs.
+    """
+    found = {name: paired_differences(runs) for name, runs in folders.items()}
+    rows = []
+    for statement in filter(lambda statement: statement.headline, STATEMENTS):
+        best: dict[float, tuple[str, Comparison]] = {}
+        for name, comparisons in found.items():
+            for c in comparisons:
+                if c.n and c.arm == OFFICIAL and statement.about(c):
+                    key = c.cell.settings["sparsity"]
+                    if key not in best or _weight(c) > _weight(best[key][1]):
+                        best[key] = name, c
+        head = statement.headline, _paper_points(statement)
+        if not best:
+            rows.append((*head, NOT_RUN, NOT_RUN, _command(statement.profile)))
+        for sparsity, (name, c) in sorted(best.items()):
+            several = f", {percent(sparsity)}" if len(best) > 1 else ""
+            interval = "" if c.t_interval is None else f" {interval_text(c.t_interval)}"
+            epochs = c.cell.settings["epochs"]
+            ours = f"{100 * c.mean:+.2f}{interval}, n = {c.n}, {epochs} epochs"
+            rows.append((head[0] + several, head[1], ours, _word(statement, c), _command(name)))
+    return "\n".join(markdown(SHORT_COLUMNS, rows))
+
+
+def _weight(comparison: Comparison) -> tuple[int, int]:
+    return comparison.cell.settings["epochs"], comparison.n
+
+
+def _paper_points(statement: Statement) -> str:
+    """The gain that the paper states, in points."""
+    gain = statement.gain
+    if statement.appendix:
+        without, official = (lookup(statement.where, arm).percent for arm in (BASELINE, OFFICIAL))
+        gain = (official - without) / 100
+    return "not known" if gain is None else f"{100 * gain:+.2f}"
 
 
 def _not_run(statement: Statement) -> tuple[str, ...]:

@@ -398,7 +398,7 @@ class TestMasks:
         ("change", "message"),
         [
             (lambda m: m.pop("0.weight"), "no mask for layer '0.weight'"),
-            (lambda m: m.update({"fc": m["4.weight"]}), "unknown layer 'fc': the nearest names"),
+            (lambda m: m.update({"fc": m["4.weight"]}), r"unknown layer 'fc' \(all: 0\.weight"),
             (lambda m: m.update({"0.bias": m["4.weight"]}), "unknown layer '0.bias'.*0.weight"),
             (lambda m: m.update({"4.weight": m["4.weight"].T}), r"\(128, 10\): it must be"),
             (lambda m: m.update({"4.weight": m["4.weight"].float()}), "torch.float32"),

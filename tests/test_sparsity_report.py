@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ckasr import models
 from ckasr.sparsity import allocate, layer_densities, prunable, random_masks, report
-from ckasr.sparsity.report import _trace
+from ckasr.sparsity.paths import live_weights as follow
 
 Node = tuple[object, ...]
 Edge = tuple[Node, Node, tuple[object, ...] | None]  # from, to, (weight name, *index)
@@ -38,7 +38,7 @@ def bernoulli(model: nn.Module, density: float, seed: int) -> dict[str, Tensor]:
 
 
 def live_weights(model: nn.Module, masks: dict[str, Tensor], input_shape) -> dict[str, Tensor]:
-    return _trace(model, prunable(model), masks, input_shape).live
+    return follow(model, masks, input_shape).weights
 
 
 # --- brute force -----------------------------------------------------------------------------

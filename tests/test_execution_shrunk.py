@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ckasr import CKASR, models
-from ckasr.sparsity import Masks, layer_densities, prunable, random_masks, shrink
+from ckasr.execution import shrink
+from ckasr.sparsity import Masks, layer_densities, prunable, random_masks
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 INPUTS = {

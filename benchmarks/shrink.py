@@ -1,4 +1,4 @@
-"""Inference with `ckasr.sparsity.shrink`, beside the same network dense and folded.
+"""Inference with `ckasr.execution.shrink`, beside the same network dense and folded.
 
 The networks are not trained: random ERK masks of one seed, random weights, scales and shifts, and
 batch norm statistics of the masked network on the benchmark's images; their outputs do depend on
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import models
-from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks, shrink
+from ckasr.execution import shrink
+from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks
 
 from .data import batches
 from .step import MODELS, warmup

@@ -71,7 +71,7 @@ def shrink(
     small = fx.GraphModule(traced, traced.graph, type(model).__name__)
     if any(map(_is_channels_last, weights.values())):
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return small
+    return small.eval()
 
 
 def _is_channels_last(weight: Tensor) -> bool:

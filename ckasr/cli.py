@@ -66,7 +66,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
                 kind, default, flag = list[str], [], "--option"
             elif item.name == "milestones":
                 about += "; one flag each, or with commas; empty: none"
-                kind, default = list[str], [str(share) for share in item.default]
+                kind, default = list[str], [str(share) for share in default]
             elif kind is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
             option = typer.Option(flag, help=about, show_default=True)

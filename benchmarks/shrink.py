@@ -1,4 +1,4 @@
-"""Inference with `ckasr.sparsity.shrink`, beside the same network dense and folded.
+"""Every way of inference with a masked network, beside the same network dense and folded.
 
 The networks are not trained: random ERK masks of one seed, random weights, scales and shifts, and
 batch norm statistics of the masked network on the benchmark's images; their outputs do depend on
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import models
-from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks, shrink
+from ckasr.execution import INFERENCE, choose, shrink
+from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks
 
 from .data import batches
 from .step import MODELS, warmup
@@ -21,8 +22,7 @@ from .timing import Timing, interleaved
 
 SPARSITIES = (0.99, 0.995, 0.998)
 FOLDED = "dense, batch norm folded"
-MASKED = "masked"
-SHRUNK = "shrunk"
+MASKED, SPARSE, SHRUNK = INFERENCE
 
 
 def measure(
@@ -56,7 +56,7 @@ def measure(
 
 
 def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:
-    """The three that are timed; the first one has all its weights, the others compute the same."""
+    """The networks by variant: the first has all its weights, the others compute the same."""
     torch.manual_seed(seed)
     model = models.create(name, num_classes=100).to(images.device)
     model.to(memory_format=torch.channels_last)
@@ -64,16 +64,19 @@ def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[
     shapes = {key: weight.shape for key, weight in prunable(model).items()}
     masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed)
     Masks(model, masks).apply()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1, 0.3)
-            nn.init.normal_(module.bias, 0, 0.3)
-            module.momentum = None  # an average over all batches
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight, 1, 0.3)
+        nn.init.normal_(norm.bias, 0, 0.3)
+        norm.momentum = None  # an average over all batches
     with torch.no_grad():
         for part in images.split(32):
             model(part)
-    model.eval()
-    return {FOLDED: folded, MASKED: model, SHRUNK: shrink(model, masks)}
+    for norm in norms:
+        norm.momentum = 0.1  # the sparse kernels support no cumulative average
+    kernels, _ = choose("auto", model, masks, "fp32")  # dense without numba, or on a GPU
+    ways = {way: make for way, make in INFERENCE.items() if way != SPARSE or kernels == SPARSE}
+    return {FOLDED: folded} | {way: make(model, masks) for way, make in ways.items()}
 
 
 def _images(device: torch.device, count: int) -> Tensor:
@@ -83,7 +86,7 @@ def _images(device: torch.device, count: int) -> Tensor:
 
 def _forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
     def call() -> object:
-        with torch.inference_mode():
+        with torch.no_grad():
             return network(x)
 
     return call

@@ -1,4 +1,4 @@
-"""The command line. It parses, calls and prints; what it calls lives in the packages below."""
+"""The command line: it parses arguments, calls functions of the other packages, and prints."""
 
 import inspect
 import os
@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from ckasr import __version__, notebooks
+from ckasr.execution import EXECUTIONS
 from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
@@ -24,14 +25,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-records_app = typer.Typer(no_args_is_help=True, help="Carry run records about as one file.")
-data_app = typer.Typer(no_args_is_help=True, help="Check and fetch data sets.")
+records_app = typer.Typer(no_args_is_help=True, help="Export and import run records as one file.")
+data_app = typer.Typer(no_args_is_help=True, help="Check and download data sets.")
 app.add_typer(records_app, name="records")
 app.add_typer(data_app, name="data")
 
-Results = Annotated[Path, typer.Option(help="Folder of records/ and checkpoints/.")]
-Execution = Annotated[str, typer.Option(help="auto, dense or sparse kernels (CPU, fp32).")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU if there is one.")]
+Results = Annotated[Path, typer.Option(help="Folder that holds records/ and checkpoints/.")]
+Execution = Annotated[
+    str,
+    typer.Option(
+        help=f"Kernels: {', '.join(EXECUTIONS)}. Sparse kernels need a CPU and fp32; auto uses "
+        "them where they are faster."
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.")
+]
 DEFAULT_RESULTS = Path("results/runs")
 CLAIMS = Path("results/claims.md")
 README = Path("README.md")
@@ -39,7 +48,7 @@ README_TABLE = "<!-- claims: make figures -->", "<!-- end of claims -->"
 
 
 def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one typed flag for each setting; it gets them as ``values``."""
+    """Decorator: a command has one typed option per setting, and gets them as ``values``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [
@@ -51,13 +60,15 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         for item in fields(Settings):
             if item.name in leave_out:
                 continue
-            (kind, about), default = get_args(item.type), item.default
+            kind: Any
+            kind, about = get_args(item.type)
+            default: Any = item.default
             flag = f"--{item.name.replace('_', '-')}"
             if item.name == "method_options":
                 kind, default, flag = list[str], [], "--option"
             elif item.name == "milestones":
                 about += "; one flag each, or with commas; empty: none"
-                kind, default = list[str], [str(share) for share in item.default]
+                kind, default = list[str], [str(share) for share in default]
             elif kind is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
             option = typer.Option(flag, help=about, show_default=True)
@@ -73,7 +84,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         def wrapped(**arguments: Any) -> None:
             own_names = {parameter.name for parameter in own}
             values = {k: v for k, v in arguments.items() if k not in own_names}
-            # As text: the method reads its options by their types.
+            # As text: the method converts its options to their types.
             values["method_options"] = _words(values["method_options"])
             texts = [text for text in values["milestones"] if text]
             values["milestones"] = [
@@ -113,7 +124,7 @@ def run(
     device: Device = "auto",
     execution: Execution = "auto",
 ) -> None:
-    """Train one network and write its record; a finished run is not trained again."""
+    """Train one network and write its record. A run that has a record is not trained again."""
     settings = Settings(**values)
     known = records.path_of(results, settings.id).exists()
     record = run_settings(settings, results, device=device, execution=execution)
@@ -126,25 +137,40 @@ def run(
 @_with_settings("sparsity", "beta", "term", "seed")
 def sweep(
     values: dict[str, Any],
-    sparsities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.95,0.98,0.995,0.998",
-    betas: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1e-4,1e-3",
-    terms: Annotated[str, typer.Option(help="Comma-separated; see ckasr terms.")] = "cka_sr",
-    seeds: Annotated[str, typer.Option(help="Comma-separated; 0-4: from 0 to 4.")] = "0-4",
-    minutes: Annotated[float, typer.Option(help="Budget; no cell starts that won't fit.")] = 1e9,
-    jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one a core, 4 on a GPU.")] = 0,
-    lines: Annotated[Path | None, typer.Option(help="JSON-lines file for all records.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
+    sparsities: Annotated[
+        str, typer.Option(help="Sparsities, separated by commas.")
+    ] = "0.95,0.98,0.995,0.998",
+    betas: Annotated[
+        str, typer.Option(help="Weights of the term, separated by commas; 0 is the baseline.")
+    ] = "0,1e-4,1e-3",
+    terms: Annotated[
+        str, typer.Option(help="Terms, separated by commas; `ckasr terms` lists them.")
+    ] = "cka_sr",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, separated by commas; 0-4 is the range from 0 to 4.")
+    ] = "0-4",
+    minutes: Annotated[
+        float,
+        typer.Option(help="Time budget in minutes; a run that would exceed it is not started."),
+    ] = 1e9,
+    jobs: Annotated[
+        int, typer.Option(help="Number of parallel runs; 0 means one per core, or 4 on a GPU.")
+    ] = 0,
+    lines: Annotated[
+        Path | None, typer.Option(help="Also write all records to this JSON-lines file.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
     results: Results = DEFAULT_RESULTS,
     device: Device = "auto",
     execution: Execution = "auto",
 ) -> None:
-    """Run the missing cells of a grid, most wanted first, and stop inside a budget of minutes.
+    """Run all runs of a grid that have no record yet, in order of importance, within a time budget.
 
     The default grid is the headline comparison of results/PLAN.md.
     """
     weights = _numbers("--betas", betas, float)
     cells = grid(
-        # With beta 0 the settings of the term would be set to their defaults.
+        # With beta 0, Settings would reset the settings of the term to their defaults.
         Settings(**values, beta=max(weights)),
         sparsities=_numbers("--sparsities", sparsities, float),
         betas=weights,
@@ -152,7 +178,7 @@ def sweep(
         terms=[name.strip() for name in terms.split(",")],
     )
     if jobs < 0:
-        raise ValueError(f"--jobs {jobs} must be 0 or more; 0: one a core, 4 on a GPU")
+        raise ValueError(f"--jobs {jobs} must be 0 or more; 0: one per core, or 4 on a GPU")
     if dry_run:
         _print_plan(cells, results)
         return
@@ -173,7 +199,7 @@ def sweep(
 
 @app.command()
 def methods() -> None:
-    """List the sparse-training methods, with their options (``--option name=value``)."""
+    """List the sparse-training methods and their options (``--option name=value``)."""
     from ckasr.methods import METHODS
 
     for name, method in METHODS.items():
@@ -193,7 +219,7 @@ def terms() -> None:
 
 @app.command()
 def table(results: Results = DEFAULT_RESULTS) -> None:
-    """Print what there is: accuracy of both arms, paired differences, the paper's numbers."""
+    """Print the tables of all records: accuracies, paired differences, the paper's numbers."""
     from ckasr.analysis import all_tables
 
     print("\n".join(all_tables(_records(results)).values()))
@@ -202,7 +228,8 @@ def table(results: Results = DEFAULT_RESULTS) -> None:
 @app.command()
 def figures(
     results: Annotated[
-        list[Path] | None, typer.Option(help="Folder(s) with records/; default: all in results/.")
+        list[Path] | None,
+        typer.Option(help="Folder that holds records/; by default all in results/."),
     ] = None,
 ) -> None:
     """Rebuild every figure and table from the records alone; nothing is trained.
@@ -232,10 +259,14 @@ def figures(
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="A name in workflow/, or a .toml file.")] = "demo",
-    results: Annotated[Path | None, typer.Option(help="Default: results/<profile>.")] = None,
+    profile: Annotated[
+        str, typer.Option(help="Name of a profile in workflow/, or a .toml file.")
+    ] = "demo",
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for results; by default results/<profile>.")
+    ] = None,
 ) -> None:
-    """Execute the notebooks of a profile; figures, tables and records go to the results folder."""
+    """Execute the notebooks of a profile, which write records, figures and tables."""
     from ckasr.analysis import all_tables
 
     folder = results or Path("results") / Path(profile).stem
@@ -248,32 +279,37 @@ def reproduce(
 
 @app.command()
 def notebook(
-    path: Annotated[Path, typer.Argument(help="The notebook.")],
-    output: Annotated[Path, typer.Option(help="Where the executed copy goes.")],
+    path: Annotated[Path, typer.Argument(help="Notebook to execute.")],
+    output: Annotated[Path, typer.Option(help="File for the executed copy.")],
     parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="name=value, value as in Python.")
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            help="Parameter of the notebook, as name=value with a Python value.",
+        ),
     ] = None,
 ) -> None:
-    """Execute one notebook with papermill; an unknown parameter is an error, not a warning."""
+    """Execute one notebook with papermill. An unknown parameter is an error."""
     print(notebooks.execute(path, output, _options(parameter or [])))
 
 
 @records_app.command("export")
 def export(target: Path, results: Results = DEFAULT_RESULTS) -> None:
-    """Write all records into one JSON-lines file."""
+    """Write all records to one JSON-lines file."""
     print(f"{records.export_lines(results, target)} records in {target}")
 
 
 @records_app.command("merge")
 def merge(source: Path, results: Results = DEFAULT_RESULTS) -> None:
-    """Take the records of a JSON-lines file in; those already there stay as they are."""
+    """Add the records of a JSON-lines file. Records that are there already stay as they are."""
     new, known = records.merge_lines(source, results)
     print(f"{new} new records in {results / 'records'}, {known} were there")
 
 
 @data_app.command("check")
 def check(name: str) -> None:
-    """Load a data set from CKASR_DATA, checksums and all, and say what it holds."""
+    """Load a data set from CKASR_DATA, verify its checksums, and print its size."""
     from ckasr.data import load
 
     d = load(name)
@@ -285,7 +321,7 @@ def check(name: str) -> None:
 
 @data_app.command("fetch")
 def fetch(name: str) -> None:
-    """Download a data set through torchvision into CKASR_DATA (or ./data)."""
+    """Download a data set with torchvision to CKASR_DATA (by default ./data)."""
     from ckasr.data import fetch as fetch_data
 
     for path in fetch_data(name):
@@ -319,7 +355,7 @@ def _accuracy(record: records.Record) -> str:
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` words as a dict, values read as Python literals where they are such."""
+    """``name=value`` words as a dict; values that are Python literals are evaluated."""
     import ast
 
     options: dict[str, Any] = {}
@@ -343,11 +379,11 @@ def _words(words: Sequence[str]) -> dict[str, str]:
 
 
 MOST_SEEDS = 10_000
-"""In a range on the command line: a longer one is a slip, and would fill the memory."""
+"""Largest number of seeds in a range: a longer range is a typing error, and fills the memory."""
 
 
 def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """The numbers of a comma-separated text; an integer may be a range, ``first-last``."""
+    """The numbers in a text, separated by commas; integers may be a range, ``first-last``."""
     numbers: list[Any] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -366,18 +402,19 @@ def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     return numbers
 
 
-# What typer raises for a wrong command line; it does not export the class by name.
+# The exception of typer for a wrong command line; typer does not export the class.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
-    """Run the command line. An error of the user's is one line, ``ckasr: ...``, on standard error.
+    """Run the command line.
 
-    The exit status is 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C. Warnings are
-    lines of the same form. CKASR_DEBUG=1 shows the traceback.
+    An error that the user can fix is printed as one line, ``ckasr: ...``, on standard error, and so
+    are warnings. With CKASR_DEBUG=1 the traceback is shown. The exit status is 0 for success, 1 for
+    an error, 2 for a wrong command line, and 130 after Ctrl-C.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             sys.exit(app(prog_name="ckasr", standalone_mode=False) or 0)
         except _UsageError as error:

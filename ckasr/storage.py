@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that end with their process."""
+"""Atomic writes of files, and lock files that are released when their process ends."""
 
 import errno
 import itertools
@@ -11,17 +11,19 @@ from uuid import uuid4
 
 
 class ClaimedError(OSError):
-    """Another run, of this process or of another one, holds the lock."""
+    """The lock is held already, by this process or by another one."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and rename it to ``path`` when the block has ended.
+    """Context manager that yields a temporary path, and renames it to ``path`` at the end.
 
-    A reader sees the old file or the new one, never a part of it. Each temporary name is used once,
-    so several processes can write the same file at the same time: the last rename wins. If the
-    block raises, the temporary file is removed and ``path`` stays as it was. Raises OSError, with
-    the path in the message, where the file cannot be written.
+    A reader sees either the old file or the new one, never a part of it. Temporary names are
+    unique, so several processes can write the same file at the same time; the file that is renamed
+    last stays. If the block raises, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        OSError: With the path in the message, if the file cannot be written.
     """
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
@@ -36,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all (see `replacing`)."""
+    """Write a text file in UTF-8, either completely or not at all (see `replacing`)."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -54,9 +56,9 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if files cannot be created in ``folder``; it need not exist, nothing is made.
+    """Raise OSError if files cannot be created in ``folder``, which need not exist yet.
 
-    Meant for the start of long work whose result goes there.
+    Nothing is created. Call it before a long computation whose result goes there.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -67,12 +69,15 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs; raises ClaimedError if it is held already.
+    """Context manager that holds the lock file ``path``.
 
-    The operating system drops the lock when the process ends, however it ends, so a killed run
-    leaves nothing to clean up. The file is removed after the block, and so are the folders that
-    had to be made for it, if they are empty. Where the file system knows no locks there is a
-    warning, and the block runs without one.
+    The operating system releases the lock when the process ends, also if it is killed. After the
+    block the file is removed, and so are the folders that were created for it, if they are empty.
+    On a file system without locks there is a RuntimeWarning, and the block runs without a lock.
+
+    Raises:
+        ClaimedError: If the lock is held already.
+        OSError: If the lock file cannot be created.
     """
     import fcntl  # not on Windows
 
@@ -88,7 +93,7 @@ def claim(path: Path) -> Iterator[None]:
             raise type(error)(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us may have removed the file after we opened it.
+            # The previous owner may have removed the file after we opened it.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):
                     break

@@ -1,6 +1,5 @@
-"""The report: live weights against brute-force graph search, known counts, an untouched model."""
+"""The report: live weights against graph search and derivatives, known counts, what is refused."""
 
-import copy
 import itertools
 from collections.abc import Iterable
 
@@ -8,6 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparse_networks import (
+    MODELS,
+    SMOOTH,
+    Written,
+    bernoulli,
+    linears,
+    masked,
+    ones,
+    shapes_of,
+)
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -15,30 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ckasr import models
 from ckasr.sparsity import allocate, layer_densities, prunable, random_masks, report
-from ckasr.sparsity.report import _trace
+from ckasr.sparsity.paths import live_weights
 
 Node = tuple[object, ...]
 Edge = tuple[Node, Node, tuple[object, ...] | None]  # from, to, (weight name, *index)
-
-
-def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in prunable(model).items()}
-
-
-def ones(model: nn.Module) -> dict[str, Tensor]:
-    return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes_of(model).items()}
-
-
-def bernoulli(model: nn.Module, density: float, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(shape, generator=generator) < density
-        for name, shape in shapes_of(model).items()
-    }
-
-
-def live_weights(model: nn.Module, masks: dict[str, Tensor], input_shape) -> dict[str, Tensor]:
-    return _trace(model, prunable(model), masks, input_shape).live
 
 
 # --- brute force -----------------------------------------------------------------------------
@@ -87,57 +76,32 @@ def conv_edges(source, target, name, mask, size, stride=1, pad=1) -> list[Edge]:
     return edges
 
 
-@settings(max_examples=60)
-@given(
-    st.lists(st.integers(1, 4), min_size=2, max_size=5),
-    st.floats(0.1, 0.9),
-    st.integers(0, 2**31),
-)
-def test_mlps_against_every_path_written_out(widths, density, seed):
-    layers = [
-        layer
-        for a, b in itertools.pairwise(widths)
-        for layer in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
-    ]
-    model = nn.Sequential(*layers[:-2])
-    masks = bernoulli(model, density, seed)
-    expected = {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    for path in itertools.product(*map(range, widths)):
-        steps = list(zip(masks, path[1:], path[:-1], strict=True))
-        if all(masks[name][o, i] for name, o, i in steps):
-            for name, o, i in steps:
-                expected[name][o, i] = True
-    live = live_weights(model, masks, (widths[0],))
-    assert all(torch.equal(live[name], expected[name]) for name in masks)
+def shortcut(m: nn.Module, x: Tensor) -> Tensor:
+    if hasattr(m, "project"):
+        return m.project(x)
+    return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 1))
 
 
-class Skips(nn.Module):
+def with_skips(m: nn.Module, x: Tensor) -> Tensor:
+    x = functional.relu(m.bn1(m.conv1(x)))
+    y = m.conv3(functional.gelu(m.bn2(m.conv2(x))))
+    return m.fc(m.pool(functional.relu(y + shortcut(m, x))).flatten(1))
+
+
+def skips(pool: nn.Module, shortcut: str) -> nn.Module:
     """Every construction that a residual convnet uses, small enough to be written out."""
-
-    def __init__(self, pool: nn.Module, shortcut: str) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 3, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(3)
-        self.conv2 = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.bn2 = nn.GroupNorm(1, 4)
-        self.conv3 = nn.Conv2d(4, 4, 3, padding=1)
-        self.act = nn.GELU()
-        self.project = nn.Conv2d(3, 4, 1, stride=2) if shortcut == "B" else None
-        self.pool = pool
-        self.fc = nn.Linear(4, 3)
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        return (
-            self.project(x)
-            if self.project
-            else functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 1))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1(x)))
-        y = self.conv3(self.act(self.bn2(self.conv2(x))))
-        x = functional.relu(y + self.shortcut(x))
-        return self.fc(self.pool(x).flatten(1))
+    layers = {
+        "conv1": nn.Conv2d(2, 3, 3, padding=1, bias=False),
+        "bn1": nn.BatchNorm2d(3),
+        "conv2": nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        "bn2": nn.GroupNorm(1, 4),
+        "conv3": nn.Conv2d(4, 4, 3, padding=1),
+        "pool": pool,
+        "fc": nn.Linear(4, 3),
+    }
+    if shortcut == "B":
+        layers["project"] = nn.Conv2d(3, 4, 1, stride=2)
+    return Written(with_skips, **layers)
 
 
 def skips_edges(masks: dict[str, Tensor], shortcut: str) -> list[Edge]:
@@ -164,13 +128,13 @@ def skips_edges(masks: dict[str, Tensor], shortcut: str) -> list[Edge]:
     st.integers(0, 2**31),
 )
 def test_convolutions_and_skips_against_the_network_written_out(pool, shortcut, density, seed):
-    model = Skips(pool, shortcut)
+    model = skips(pool, shortcut)
     masks = bernoulli(model, density, seed)
     inputs = [("image", *place) for place in grid(2, 4)]
     expected, ahead = search(
         skips_edges(masks, shortcut), inputs, [("out", c) for c in range(3)], masks
     )
-    live = live_weights(model, masks, (2, 4, 4))
+    live = live_weights(model, masks, (2, 4, 4)).weights
     assert all(torch.equal(live[name], expected[name]) for name in masks)
 
     found = report(model, masks, (2, 4, 4))
@@ -231,126 +195,15 @@ def depends(model: nn.Module, masks: dict[str, Tensor], input_shape) -> dict[str
     return live
 
 
-class Written(nn.Module):
-    """Layers by name and a forward pass."""
-
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.written = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.written(self, x)
-
-
-def three(a: int = 5, b: int = 5, bias: bool = True) -> dict[str, nn.Module]:
-    return {
-        "one": nn.Linear(4, a, bias=bias),
-        "two": nn.Linear(b, 6, bias=bias),
-        "fc": nn.Linear(6, 3, bias=bias),
-    }
-
-
-def halved() -> dict[str, nn.Module]:
-    return three() | {"fc": nn.Linear(3, 3)}
-
-
-# With the same constant at each place, what multiplies it is lost in the softmax.
-PLACES = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)).double()
-
-
-def own_norm(x: Tensor) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
-
-
-def attend(m: nn.Module, x: Tensor) -> Tensor:
-    q, k, v = (m.qkv(x) + PLACES).reshape(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
-    weights = ((q @ k.transpose(-2, -1)) * 2**-0.5).softmax(-1)
-    x = x + m.out((weights @ v).transpose(1, 2).flatten(2))
-    return m.fc(torch.tanh(x).mean(1))
-
-
-def attend_causally(m: nn.Module, x: Tensor) -> Tensor:
-    q, k, v = (m.qkv(x) + PLACES).chunk(3, dim=-1)
-    x = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return m.fc(m.out(x)[:, 0])  # the first token sees itself alone
-
-
-def squeeze_excite(m: nn.Module, x: Tensor) -> Tensor:
-    x = m.norm(m.conv(x)) if hasattr(m, "norm") else m.conv(x)
-    x = functional.silu(x)
-    x = x * torch.sigmoid(m.up(functional.softplus(m.down(x.mean((2, 3))))))[:, :, None, None]
-    return m.fc(torch.sin(m.last(x)).flatten(1))
-
-
-def excited(norm: bool) -> nn.Module:
-    layers = {
-        "conv": nn.Conv2d(2, 4, 2, bias=False),
-        "norm": nn.BatchNorm2d(4),
-        "down": nn.Linear(4, 2),
-        "up": nn.Linear(2, 4),
-        "last": nn.Conv2d(4, 4, 2, padding=1, groups=2),
-        "fc": nn.Linear(4 * 16, 3),
-    }
-    if not norm:
-        del layers["norm"]
-    return Written(squeeze_excite, **layers)
-
-
-ATTENTION = {"qkv": nn.Linear(4, 12), "out": nn.Linear(4, 4), "fc": nn.Linear(4, 3)}
-NETWORKS = {
-    "tanh": (lambda: Written(lambda m, x: m.fc(m.two(m.one(x).tanh()).tanh_()), **three()), (4,)),
-    "own layer norm": (
-        lambda: Written(lambda m, x: m.fc(torch.tanh(m.two(own_norm(m.one(x))))), **three()),
-        (4,),
-    ),
-    "layer norm": (
-        lambda: Written(
-            lambda m, x: m.fc(torch.tanh(m.two(functional.layer_norm(m.one(x), (5,))))), **three()
-        ),
-        (4,),
-    ),
-    "root mean square norm without biases": (
-        lambda: Written(
-            lambda m, x: m.fc(functional.rms_norm(m.two(torch.sin(m.one(x))), (6,), eps=0.1)),
-            **three(bias=False),
-        ),
-        (4,),
-    ),
-    "difference and quotient": (
-        lambda: Written(
-            lambda m, x: m.fc(torch.exp(-m.two(x)) / (1 + m.one(x).square()) - 0.5 * m.one(x)),
-            **three(a=6, b=4),
-        ),
-        (4,),
-    ),
-    "gate": (
-        lambda: Written(
-            lambda m, x: m.fc(functional.silu(m.one(x)) * m.two(x)), **three(a=6, b=4, bias=False)
-        ),
-        (4,),
-    ),
-    "gated linear unit": (
-        lambda: Written(lambda m, x: m.fc(functional.glu(m.two(m.one(x)), -1)), **halved()),
-        (4,),
-    ),
-    "soft attention by hand": (lambda: Written(attend, **copy.deepcopy(ATTENTION)), (3, 4)),
-    "causal attention": (lambda: Written(attend_causally, **copy.deepcopy(ATTENTION)), (3, 4)),
-    "squeeze and excite": (lambda: excited(norm=True), (2, 4, 4)),
-    "squeeze and excite, constants zero": (lambda: excited(norm=False), (2, 4, 4)),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("density", [0.15, 0.4, 1.0])
 def test_live_weights_are_those_that_the_real_network_depends_on(name, density):
-    make, shape = NETWORKS[name]
+    make, shape = SMOOTH[name]
     for seed in range(6):
         torch.manual_seed(seed)
         model = make().double().eval()
         masks = bernoulli(model, density, seed)
-        live = live_weights(model, masks, shape)
+        live = live_weights(model, masks, shape).weights
         expected = depends(model, masks, shape)
         for layer in masks:
             assert torch.equal(live[layer], expected[layer]), (layer, seed)
@@ -405,11 +258,10 @@ def test_layer_collapse_kills_a_chain_but_not_a_residual_network():
     assert found["effective_kept"] == found["kept"] - 32 * 32 * 9
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", MODELS)
 def test_a_dense_network_is_all_alive(name):
-    shape = (1, 8, 8) if name == "resmlp" else (3, 32, 32)
-    model = models.create(name, num_classes=10, input_shape=shape)
-    found = report(model, ones(model), shape)
+    model = models.create(name, num_classes=10, input_shape=MODELS[name])
+    found = report(model, ones(model), MODELS[name])
     assert found["kept"] == found["effective_kept"] == found["weights"]
     assert found["nominal"] == found["effective"] == 0
     assert found["dead_layers"] == []
@@ -471,55 +323,15 @@ def test_weights_off_every_path_make_no_difference_to_the_real_network(seed, den
     model = models.create("resnet20", num_classes=10).double().eval()
     shapes = shapes_of(model)
     masks = random_masks(shapes, layer_densities(shapes, density, "erk"), seed)
-    live = live_weights(model, masks, (3, 32, 32))
+    live = live_weights(model, masks, (3, 32, 32)).weights
     assert any((live[name] != mask).any() for name, mask in masks.items())
-    images = torch.rand(
-        4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
-    outputs = []
-    for chosen in (masks, live):
-        network = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, weight in prunable(network).items():
-                weight.mul_(chosen[name])
-            outputs.append(network(images))
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = [masked(model, chosen)(images) for chosen in (masks, live)]
     torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
 
 
 # --- robustness ------------------------------------------------------------------------------
-
-
-def test_the_model_is_left_as_it_was():
-    model = models.create("resnet20", num_classes=10)
-    model.layer2.eval()
-    calls: list[str] = []
-    held = []
-
-    def hook(module, args, output):
-        calls.append("hook")
-        held.append(output)  # a closure over a graph: nothing that deepcopy could copy
-
-    model.conv1.register_forward_hook(hook)
-    model(torch.randn(2, 3, 32, 32)).sum().backward()
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    grads = {name: param.grad.clone() for name, param in model.named_parameters()}
-    flags = [module.training for module in model.modules()]
-    hooks = [len(module._forward_hooks) for module in model.modules()]
-    kinds = [type(module) for module in model.modules()]
-    calls.clear()
-    masks = bernoulli(model, 0.3, 0)
-    given_masks = {name: mask.clone() for name, mask in masks.items()}
-
-    report(model, masks, (3, 32, 32))
-
-    assert calls == []
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters())
-    assert all(p.requires_grad for p in model.parameters())
-    assert [module.training for module in model.modules()] == flags
-    assert [len(module._forward_hooks) for module in model.modules()] == hooks
-    assert [type(module) for module in model.modules()] == kinds
-    assert all(torch.equal(mask, given_masks[name]) for name, mask in masks.items())
 
 
 def test_the_weights_themselves_do_not_matter():
@@ -533,27 +345,19 @@ def test_the_weights_themselves_do_not_matter():
         assert report(model.bfloat16(), masks, (3, 32, 32)) == before
 
 
-class Constants(nn.Module):
-    """Units that carry constants: shifts, a position embedding, activations with f(0) > 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(2, 2)
-        self.gain = nn.Parameter(torch.full((2,), 1e-6))
-        self.position = nn.Parameter(torch.randn(2))
-        self.fc = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.sigmoid(self.first(x) * self.gain + self.position)
-        return functional.softplus(self.fc(x))
-
-
 def test_a_unit_that_carries_a_constant_reaches_nothing():
+    """A shift, a position embedding, and activations with f(0) > 0."""
+    model = Written(
+        lambda m, x: functional.softplus(m.fc(torch.sigmoid(m.first(x) * 1e-6 + m.position[0]))),
+        first=nn.Linear(2, 2),
+        position=nn.ParameterList([torch.randn(2)]),
+        fc=nn.Linear(2, 2),
+    )
     masks = {
         "first.weight": torch.tensor([[True, True], [False, False]]),
         "fc.weight": torch.eye(2).bool(),
     }
-    found = report(Constants(), masks, (2,))
+    found = report(model, masks, (2,))
     assert found["effective_kept"] == 3
     assert found["dead_filters"] == 1
     assert (found["empty_classes"], found["dead_classes"]) == (0, 1)
@@ -646,17 +450,6 @@ class Doubled(torch.autograd.Function):
 SCRIPTED = torch.jit.script(functional.softsign)
 
 
-class Middle(nn.Module):
-    """One operation, in a layer with a name."""
-
-    def __init__(self, operation) -> None:
-        super().__init__()
-        self.operation = operation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operation(x)
-
-
 def assigned(x: Tensor) -> Tensor:
     buffer = torch.zeros(len(x), 3)
     buffer[:] = x
@@ -684,7 +477,9 @@ def assigned(x: Tensor) -> Tensor:
     ],
 )
 def test_an_operation_that_cannot_be_followed_is_refused_by_layer(operation, message):
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Middle(operation), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 3), nn.ReLU(), Written(lambda m, x: operation(x)), nn.Linear(3, 2)
+    )
     with pytest.raises(ValueError, match=f"layer '2' .*{message}") as error:
         report(model, ones(model), (4,))
     assert "\n" not in str(error.value)
@@ -707,8 +502,7 @@ def test_an_operation_that_cannot_be_followed_is_refused_by_layer(operation, mes
     ],
 )
 def test_a_weight_used_in_another_way_is_refused(forward, message):
-    layers = {"one": nn.Linear(4, 4), "two": nn.Linear(4, 4), "fc": nn.Linear(4, 3)}
-    model = Written(forward, **layers)
+    model = Written(forward, **linears(4, 4, 4, 4))
     with pytest.raises(ValueError, match=message):
         report(model, ones(model), (4,))
 
@@ -736,7 +530,7 @@ def test_other_uses_of_a_weight_that_are_followed():
 
 @pytest.mark.parametrize("last", [functional.log_softmax, functional.softmax])
 def test_a_softmax_at_the_end_brings_no_dead_class_to_life(last):
-    model = Written(lambda m, x: last(m.fc(m.two(m.one(x))), 1), **three())
+    model = Written(lambda m, x: last(m.fc(m.two(m.one(x))), 1), **linears())
     masks = ones(model)
     masks["fc.weight"][1] = False
     assert report(model, masks, (4,))["dead_classes"] == 1
@@ -746,9 +540,3 @@ def test_a_softmax_at_the_end_brings_no_dead_class_to_life(last):
 def test_a_model_without_layers_is_refused(model):
     with pytest.raises(ValueError, match="no conv or linear weight"):
         report(model, {}, (4,))
-
-
-def test_masks_that_do_not_fit_are_refused():
-    model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"no mask for layer '0\.weight'"):
-        report(model, {}, (3,))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and locks that end with their process."""
+"""Atomic writes, and locks that end with their process."""
 
 import os
 import resource

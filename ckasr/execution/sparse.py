@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ckasr.sparsity import prunable
-from ckasr.sparsity.masks import check_masks, unwrapped
+from ckasr.sparsity.layers import unwrapped
+from ckasr.sparsity.masks import check_masks
 
 if TYPE_CHECKING:
     from .plan import Convolution, Unit

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ckasr.sparsity import paths, prunable
-from ckasr.sparsity.masks import unwrapped
+from ckasr.sparsity.layers import unwrapped
 
 from .flow import InFloat64, LinearFlow
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ckasr.data import data_root
 from ckasr.models import load_pretrained
 from ckasr.sparsity import dense_masks, prunable
-from ckasr.sparsity.masks import CONVOLUTIONS
+from ckasr.sparsity.layers import CONVOLUTIONS
 
 from .finetune import Finetuned
 from .method import Context, Phase

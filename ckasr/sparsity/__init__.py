@@ -1,9 +1,9 @@
-"""Sparsity: layer densities, masks, and what a mask leaves of a network."""
+"""Sparsity: densities of layers, masks, and the report on a masked network."""
 
 from .densities import DISTRIBUTIONS, allocate, layer_densities
-from .masks import Masks, dense_masks, global_topk_masks, prunable, random_masks, topk_masks
-from .report import report
-from .shrink import shrink
+from .layers import prunable, weight_owners
+from .masks import Masks, dense_masks, global_topk_masks, random_masks, topk_masks
+from .reporting import report
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -15,6 +15,14 @@ __all__ = [
     "prunable",
     "random_masks",
     "report",
-    "shrink",
     "topk_masks",
+    "weight_owners",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "shrink":  # a way to execute a masked network, documented under this name as well
+        from ckasr.execution import shrink
+
+        return shrink
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

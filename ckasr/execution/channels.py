@@ -1,23 +1,26 @@
 """Which channels of a traced network its output depends on.
 
-Two things are known of a channel: its sign, where that is the same for every input (both signs:
-it is zero), and whether it is needed. It is not where everything that reads it multiplies it by
-zero, or where it is zero itself and read by a convolution or linear layer. Channels that a sum
-joins are needed together, as the widths of its terms must fit.
+Two things are known about a channel: its sign, if that is the same for every input (both signs mean
+that it is zero), and whether it is needed. A channel is not needed if everything that reads it
+multiplies it by zero, or if it is zero itself and only convolutions or linear layers read it.
+Channels that are added to each other are needed together, because the terms of a sum must have the
+same width.
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .masks import CONVOLUTIONS
+from ckasr.sparsity.layers import CONVOLUTIONS
 
-_SIGNED = {"relu", "relu6", "gelu", "silu", "hardswish", "tanh", "identity"}
-_SIGNED |= {"dropout", "dropout1d", "dropout2d", "dropout3d"}
-"""They take each value by itself and change no sign (zero stays zero)."""
+_SIGN_PRESERVING = {"relu", "relu6", "gelu", "silu", "hardswish", "tanh", "identity"} | {
+    "dropout", "dropout1d", "dropout2d", "dropout3d",
+}  # fmt: skip
+"""Functions of one value each that change no sign; zero stays zero."""
 _POOLS = {
     f"{adaptive}{kind}pool{d}d"
     for adaptive in ("", "adaptive")
@@ -25,14 +28,20 @@ _POOLS = {
     for d in (1, 2, 3)
 }
 
+Parts = list[tuple[fx.Node, Tensor]]
+"""The terms of a sum: for each, its node, and which of its channels is each channel of the sum
+(-1: a channel of zeros)."""
+
 
 @dataclass
 class Channels:
-    """The channels of one tensor in the graph; each vector has an entry a channel."""
+    """The channels of one tensor in the graph. The bool vectors have one entry per channel."""
 
-    dim: int  # along which they lie
-    parts: list[tuple[fx.Node, Tensor]]  # what it sums up: which channel of each, -1 for zeros
-    nonnegative: Tensor  # whatever the input
+    dim: int
+    """The dimension of the channels."""
+    parts: Parts
+    nonnegative: Tensor
+    """Whether a channel is at least 0 for every input."""
     nonpositive: Tensor
     needed: Tensor
 
@@ -43,18 +52,20 @@ class Channels:
 
 @dataclass
 class Layer:
-    """A convolution or linear layer of the graph, called once and read by nothing else."""
+    """A convolution or linear layer that is called once and whose parameters nothing else reads."""
 
     module: nn.Module
-    source: fx.Node | None  # whose channels it reads; None: they are not followed
-    positive: Tensor  # (outputs, inputs): is there a weight above zero (or a NaN)
+    source: fx.Node | None
+    """The tensor that it reads; None if the channels of that tensor are not followed."""
+    positive: Tensor
+    """(outputs, inputs): whether any weight is above zero, or NaN."""
     negative: Tensor
 
 
 class Network:
-    """A traced network, its nodes' shapes in meta["shape"], and what is known of its channels.
+    """The channels of a traced network whose nodes have their shapes in ``meta["shape"]``.
 
-    A tensor without an entry in `channels` is not followed: what it is made of is all needed.
+    A tensor without an entry in `channels` is not followed: all channels of its inputs are needed.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -70,7 +81,7 @@ class Network:
             else:
                 self._need_inputs(node)
         self._settle()
-        # A tensor cannot be empty: one channel stays, that which needs the fewest others.
+        # A layer cannot be empty: the channel is kept that needs the fewest others.
         while empty := [node for node in self.layers if not self.channels[node].needed.any()]:
             layer = self.layers[empty[0]]
             reads = (layer.positive | layer.negative).sum(1)
@@ -78,7 +89,7 @@ class Network:
             self._settle()
 
     def padding(self, node: fx.Node) -> tuple[int, int] | None:
-        """How many needed channels of zeros a padding puts before and behind; None: no padding."""
+        """Number of needed zero channels that a padding adds before and after; None: no padding."""
         if self._kind(node) != "pad" or node not in self.channels:
             return None
         ((_, index),) = self.channels[node].parts
@@ -87,12 +98,12 @@ class Network:
         return int(new[:first].sum()), int(new[first:].sum())
 
     def _settle(self) -> None:
-        """From what is needed to all that it needs, until nothing is added."""
+        """Mark what the needed channels need, until no channel is added."""
         count = -1
         while count != (count := sum(int(c.needed.sum()) for c in self.channels.values())):
             for node, channels in reversed(self.channels.items()):
-                for source, index in channels.parts:
-                    there, joined = self.channels[source].needed, index >= 0
+                for term, index in channels.parts:
+                    there, joined = self.channels[term].needed, index >= 0
                     channels.needed[joined] |= there[index[joined]]
                     there[index[joined & channels.needed]] = True
                 layer = self.layers.get(node)
@@ -107,28 +118,29 @@ class Network:
                 self.channels[source].needed[:] = True
 
     def _is_layer(self, node: fx.Node) -> bool:
-        module = self.modules[node.target]
+        module = self.modules[str(node.target)]
         plain = isinstance(module, (*CONVOLUTIONS, nn.Linear))
         return plain and getattr(module, "groups", 1) == 1 and len(node.args) == 1
 
     def _add_layer(self, node: fx.Node) -> None:
-        module, source = self.modules[node.target], node.args[0]
+        module: Any = self.modules[str(node.target)]
         weight = module.weight.detach().cpu()
         weight = weight.reshape(*weight.shape[:2], -1)
         positive, negative = (~(weight <= 0)).any(2), (~(weight >= 0)).any(2)
         outputs, inputs = positive.shape
         bias = torch.zeros(outputs) if module.bias is None else module.bias.detach().cpu()
         dim = len(node.meta["shape"]) - 1 if isinstance(module, nn.Linear) else 1
-        if source in self.channels and self.channels[source].dim == dim:
-            known = self.channels[source]
+        (source,) = node.all_input_nodes
+        known = self.channels.get(source)
+        followed = known is not None and known.dim == dim
+        if known is not None and followed:
             nonnegative, nonpositive = known.nonnegative, known.nonpositive
         else:
             self._need_inputs(node)
-            source = None
             nonnegative = nonpositive = torch.zeros(inputs, dtype=torch.bool)
         falls = (positive & ~nonnegative) | (negative & ~nonpositive)
         rises = (positive & ~nonpositive) | (negative & ~nonnegative)
-        self.layers[node] = Layer(module, source, positive, negative)
+        self.layers[node] = Layer(module, source if followed else None, positive, negative)
         self.channels[node] = Channels(
             dim,
             [],
@@ -137,8 +149,8 @@ class Network:
             needed=torch.zeros(outputs, dtype=torch.bool),
         )
 
-    def _add_sum(self, node: fx.Node, parts: list[tuple[fx.Node, Tensor]]) -> None:
-        """A tensor whose channels are those of others, added up, and their signs no other."""
+    def _add_sum(self, node: fx.Node, parts: Parts) -> None:
+        """A tensor whose channels are sums of the channels of others, with their signs."""
         nonnegative = torch.ones(len(parts[0][1]), dtype=torch.bool)
         nonpositive = nonnegative.clone()
         for source, index in parts:
@@ -150,13 +162,13 @@ class Network:
         needed = torch.zeros(len(nonnegative), dtype=torch.bool)
         self.channels[node] = Channels(dim, parts, nonnegative, nonpositive, needed)
 
-    def _parts(self, node: fx.Node) -> list[tuple[fx.Node, Tensor]] | None:
-        """The tensors it adds up and their channels, in its own order; None: not followed."""
+    def _parts(self, node: fx.Node) -> Parts | None:
+        """The terms of which a tensor is the sum; None for an operation that is not followed."""
         sources = node.all_input_nodes
         if not node.args or not sources or any(s not in self.channels for s in sources):
             return None
-        kind, source, shape = self._kind(node), node.args[0], node.meta["shape"]
-        if shape is None or source is not sources[0]:
+        kind, source, shape = self._kind(node), sources[0], node.meta["shape"]
+        if shape is None or node.args[0] is not source:
             return None
         dim, before = self.channels[source].dim, source.meta["shape"]
         same = torch.arange(before[dim])
@@ -168,77 +180,79 @@ class Network:
             return [(s, same) for s in sources]
         if len(sources) > 1:
             return None
-        if kind in _SIGNED:
+        if kind in _SIGN_PRESERVING:
             return [(source, same)]
         if dim != 1:
             return None
-        if kind in _POOLS or (kind == "mean" and _spatial(node, len(before))):
+        if kind in _POOLS or (kind == "mean" and _is_spatial(node, len(before))):
             return [(source, same)]
-        if kind == "getitem" and _sliced(node):
+        if kind == "getitem" and _keeps_channels(node):
             return [(source, same)]
-        if kind == "flatten" and self._flat(node):
+        if kind == "flatten" and self._is_full_flatten(node):
             return [(source, same.repeat_interleave(math.prod(before[2:])))]
-        if kind == "pad" and (amounts := _zeros(node, len(before))):
+        if kind == "pad" and (amounts := _zero_channels(node, len(before))):
             front, behind = (torch.full((amount,), -1) for amount in amounts)
             return [(source, torch.cat([front, same, behind]))]
         return None
 
     def _kind(self, node: fx.Node) -> str:
-        """One name for an operation, be it a module, function or method; "" for no known one."""
+        """One name for an operation, be it a module, function or method; "" if it is unknown."""
         name, home = str(node.target), "torch"
         if node.op == "call_module":
-            kind = type(self.modules[node.target])
+            kind = type(self.modules[name])
             name, home = kind.__name__, kind.__module__
-        elif node.op == "call_function":
+        elif callable(node.target):
             name, home = node.target.__name__, node.target.__module__ or "torch"
         elif node.op != "call_method":
             return ""
         known = home.split(".")[0] in ("torch", "_operator")
         return name.lower().replace("_", "") if known else ""
 
-    def _flat(self, node: fx.Node) -> bool:
-        """Whether it flattens all behind the batch."""
+    def _is_full_flatten(self, node: fx.Node) -> bool:
+        """Whether it flattens all dimensions behind the batch."""
         if node.op == "call_module":
-            module = self.modules[node.target]
+            module = self.modules[str(node.target)]
             return (module.start_dim, module.end_dim) == (1, -1)
         return (*node.args[1:], *node.kwargs.items()) in ((1,), (1, -1), (("start_dim", 1),))
 
 
 def count_calls(traced: fx.GraphModule) -> dict[fx.Node, int]:
-    """How often the graph uses the module that a node calls; 0 for a node that calls none.
+    """Return how often the graph uses the module that a node calls; 0 for a node that calls none.
 
-    A use is a call, a parameter of it that the forward pass reads by itself, and a call of another
-    module that holds it: where there is more than one, the layer must stay as it is.
+    A use is a call of the module, a read of one of its parameters, and a call of another module
+    that contains it. A module with more than one use must stay as it is.
     """
     modules = dict(traced.named_modules())
-    counts = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
+    nodes = list(traced.graph.nodes)
+    calls = Counter(str(n.target) for n in nodes if n.op == "call_module")
     inside = {
-        part for name in counts for part in modules[name].modules() if part is not modules[name]
+        part for name in calls for part in modules[name].modules() if part is not modules[name]
     }
-    held = Counter(name for name in counts if modules[name] in inside)
-    read = Counter(n.target.rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr")
-    counts = counts + held + read
-    return {n: counts[n.target] if n.op == "call_module" else 0 for n in traced.graph.nodes}
+    contained = Counter(name for name in calls if modules[name] in inside)
+    reads = Counter(str(n.target).rpartition(".")[0] for n in nodes if n.op == "get_attr")
+    uses = calls + contained + reads
+    return {n: uses[str(n.target)] if n.op == "call_module" else 0 for n in nodes}
 
 
-def _spatial(node: fx.Node, ndim: int) -> bool:
+def _is_spatial(node: fx.Node, ndim: int) -> bool:
     """Whether a mean is taken over dimensions behind the channels."""
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return bool(dims) and all(d % ndim >= 2 for d in dims)
 
 
-def _sliced(node: fx.Node) -> bool:
-    """Whether an index takes slices, and those of batch and channels are whole."""
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether an index consists of slices, with whole ones for batch and channels."""
     index = node.args[1]
     if not isinstance(index, tuple) or not all(isinstance(i, slice) for i in index):
         return False
     return all(i == slice(None) for i in index[:2])
 
 
-def _zeros(node: fx.Node, ndim: int) -> tuple[int, int] | None:
-    """The channels of zeros that a padding adds before and behind; None for other paddings."""
-    amounts, *rest = node.args[1:] or (None,)
+def _zero_channels(node: fx.Node, ndim: int) -> tuple[int, int] | None:
+    """The channels of zeros that a padding adds before and after; None for other paddings."""
+    arguments: tuple[Any, ...] = node.args[1:] or (None,)
+    amounts, *rest = arguments
     settings = dict(zip(("mode", "value"), rest, strict=False)) | node.kwargs
     plain = settings.pop("mode", "constant") == "constant" and not settings.pop("value", None)
     if not plain or settings or amounts is None or min(amounts) < 0:

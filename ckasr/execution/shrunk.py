@@ -1,62 +1,77 @@
-"""A smaller network that computes what the masked one does: batch norm folded, dead filters gone.
+"""A masked network as a smaller one, for inference: batch norms folded, dead filters removed.
 
-Nothing is approximated. A filter goes only where its output is zero for every input, or where
-nobody reads it (`channels`). One without inputs is not zero: its shift makes it a constant, which
-the zero padding of the next convolution turns into a pattern along the border. It is zero, and
-goes, where that constant is at most 0 and a ReLU follows.
+Nothing is approximated. A filter is removed only if its output is zero for every input, or if
+nothing reads it (see `channels`). A filter without inputs is not always zero: its shift makes it a
+constant, which the zero padding of the next convolution turns into a pattern along the border. Such
+a filter is removed if the constant is at most 0 and a ReLU follows.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .channels import Network, count_calls
-from .masks import CONVOLUTIONS, check_masks, prunable, unwrapped
-from .report import default_input_shape, without_hooks
+from ckasr.sparsity import prunable
+from ckasr.sparsity.layers import CONVOLUTIONS, default_input_shape, unwrapped
+from ckasr.sparsity.masks import check_masks
 
-_FOLDS = {
+from .channels import Network, count_calls
+from .masked import masked_copy
+
+_FUSIONS: dict[type[nn.Module], tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     nn.Conv1d: (nn.BatchNorm1d, fuse_conv_bn_eval),
     nn.Conv2d: (nn.BatchNorm2d, fuse_conv_bn_eval),
     nn.Conv3d: (nn.BatchNorm3d, fuse_conv_bn_eval),
     nn.Linear: (nn.BatchNorm1d, fuse_linear_bn_eval),
 }
+"""The batch norm that can be folded into each kind of layer, and the function that does it."""
 
 
 def shrink(
     model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int] | None = None
 ) -> nn.Module:
-    """The masked model in eval mode as a smaller network; the given model stays as it was.
+    """Return the masked model, in eval mode, as a smaller network with the same outputs.
 
     The masks are applied, each batch norm is folded into the convolution or linear layer before
-    it, and filters go whose output is zero for every input or read by nobody. Outputs equal those
-    of the masked model in eval mode up to round-off. The result is a torch.fx.GraphModule with
-    the layer names of the model, on its device and in its memory format; hooks stay behind. It
-    takes (batch, *input_shape); without `input_shape` the first layer tells it, as in `report`.
+    it, and filters are removed whose output is zero for every input or that nothing reads. Outputs
+    equal those of the masked model in eval mode up to round-off.
 
-    Followed are plain convolutions and linear layers and what joins them in ResNets and MLPs:
-    sums, ReLU and its like, dropout, pooling, means and slices over pixels, flattening, zero
-    padding. Around any other operation all channels are kept: exact, but larger than need be. So
-    is a layer whose parameters the forward pass also reads by itself.
-    Raises ValueError for masks that do not fit, a model that does not take the input shape, and
-    one that torch.fx cannot trace faithfully (a branch on values, in-place changes of what others
-    read).
+    The method follows plain convolutions and linear layers, and what connects them in ResNets and
+    MLPs: sums, activations like ReLU, dropout, pooling, means and slices over pixels, flattening
+    and zero padding. Around any other operation all channels are kept: the outputs stay exact, but
+    the network is larger than it could be. The same holds for a layer whose parameters the forward
+    pass also reads directly.
+
+    Args:
+        model: Maps (batch, *input_shape) to a tensor. It is left as it was.
+        masks: One bool mask for each weight that `ckasr.sparsity.prunable` names.
+        input_shape: Shape of one input, without the batch. By default the first layer determines
+            it: the inputs of a linear layer, or images of 32 x 32 pixels for a 2-d convolution.
+
+    Returns:
+        A torch.fx.GraphModule with the layer names of the model, on its device and in its memory
+        format, without its hooks.
+
+    Raises:
+        ValueError: For masks that do not fit, a model that does not take the input shape, and a
+            model that torch.fx cannot trace faithfully (a branch on values, a tensor that is
+            changed in place before another operation reads it).
     """
     model = unwrapped(model)
     weights = prunable(model)
     check_masks(weights, masks)
     shape = default_input_shape(model) if input_shape is None else tuple(input_shape)
     with torch.inference_mode(False), torch.no_grad():
-        traced = _traced(model, masks, shape)
+        traced = _traced(masked_copy(model, masks), shape)
         _fold(traced)
-        _cut(traced)
-    # Built anew, as the norms that were folded are still modules of the traced one.
+        _remove_channels(traced)
+    # Built anew, because the traced one still holds the norms that were folded.
     small = fx.GraphModule(traced, traced.graph, type(model).__name__)
     if any(map(_is_channels_last, weights.values())):
-        small.to(memory_format=torch.channels_last)
-    return small
+        small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return small.eval()
 
 
 def _is_channels_last(weight: Tensor) -> bool:
@@ -68,11 +83,11 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Remembers in which module a trace failed."""
+    """A tracer that records in which module a trace failed."""
 
     failed: str | None = None
 
-    def call_module(self, m: nn.Module, *args: object) -> object:
+    def call_module(self, m: nn.Module, *args: Any) -> Any:
         try:
             return super().call_module(m, *args)
         except Exception:
@@ -80,30 +95,26 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _traced(
-    model: nn.Module, masks: Mapping[str, Tensor], input_shape: tuple[int, ...]
-) -> fx.GraphModule:
-    """A copy of the model as a graph, in eval mode, its masks applied and its shapes known."""
-    copied = copy.deepcopy(model, without_hooks(model)).eval()
-    for name, weight in prunable(copied).items():
-        weight.masked_fill_(~masks[name].to(weight.device), 0)
+def _traced(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    """The graph of a model, in which each node knows the shape of its tensor."""
     tracer = _Tracer()
     try:
-        graph = tracer.trace(copied)
+        graph = tracer.trace(model)
     except Exception as error:
         where = f"module {tracer.failed!r}" if tracer.failed else type(model).__name__
         raise ValueError(f"{where} cannot be followed by torch.fx: {_line(error)}") from error
-    traced = fx.GraphModule(copied, graph)
-    _run(copied, traced, input_shape)
+    traced = fx.GraphModule(model, graph)
+    _run(model, traced, input_shape)
     return traced
 
 
 class _Recorder(fx.Interpreter):
-    """Puts the shape of each tensor into its node's meta["shape"]."""
+    """Run a graph, and store the shape of each tensor in its node's ``meta["shape"]``."""
 
-    stale: str = ""  # which operation reads what was changed since it was made
+    stale: str = ""
+    """The first operation that reads a tensor which was changed after it had been computed."""
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         for source in n.all_input_nodes:
             value = self.env[source]
             if isinstance(value, Tensor) and value._version != source.meta["version"]:
@@ -116,10 +127,10 @@ class _Recorder(fx.Interpreter):
 
 
 def _run(model: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-    """Run the graph on noise to learn its shapes, and check that it computes what the model does.
+    """Run the graph on noise to get its shapes, and check that it computes what the model does.
 
-    It may not: a trace knows one branch only, and takes ``x += y`` for ``x = x + y``, which is
-    another thing where x is a view of what is read later.
+    A graph may compute something else: it has one branch only, and it has ``x = x + y`` in place of
+    ``x += y``, which makes a difference where x is a view of a tensor that is read later.
     """
     like = next(traced.parameters(), torch.zeros(()))
     noise = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(0))
@@ -151,32 +162,33 @@ def _line(error: Exception) -> str:
 
 
 def _fold(traced: fx.GraphModule) -> None:
-    """Fold a batch norm into its layer where nothing else reads or calls that layer."""
+    """Fold each batch norm into its layer, if nothing else reads or calls that layer."""
     modules = dict(traced.named_modules())
     calls = count_calls(traced)
     for node in list(traced.graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or calls[before] != 1 or len(before.users) > 1:
             continue
-        layer, norm = modules[before.target], modules[node.target]
-        kind, fuse = _FOLDS.get(type(layer), (None, None))
-        if type(norm) is not kind or norm.running_mean is None:
+        name = str(before.target)
+        layer, norm = modules[name], modules[node.target]
+        norm_type, fuse = _FUSIONS.get(type(layer), (None, None))
+        if fuse is None or type(norm) is not norm_type or norm.running_mean is None:
             continue
-        # In three dimensions the norm takes the second and a linear layer the last.
+        # In three dimensions a batch norm acts on the second, and a linear layer on the last.
         plain = len(node.meta["shape"]) == 2 and norm.affine
         if isinstance(layer, nn.Linear) and not plain:
             continue
-        modules[before.target] = fuse(layer, norm)
-        traced.set_submodule(before.target, modules[before.target])
+        modules[name] = fuse(layer, norm)
+        traced.set_submodule(name, modules[name])
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
 
 
-def _cut(traced: fx.GraphModule) -> None:
-    """Take the channels that are not needed out of the layers."""
+def _remove_channels(traced: fx.GraphModule) -> None:
+    """Remove the channels that are not needed from all layers and paddings."""
     network = Network(traced)
     for node, layer in network.layers.items():
-        module = layer.module
+        module: Any = layer.module
         rows = network.channels[node].needed.to(module.weight.device)
         weight = module.weight[rows]
         if layer.source is not None:

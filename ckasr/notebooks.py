@@ -316,8 +316,8 @@ def cells(step: Step) -> list[Settings]:
     Raises what `Settings` raises for an impossible value, for any notebook.
 
     Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `betas`
-    of the arms beside the baseline and, where there are some, `terms`, `precisions` and
-    `order_seeds` span it.
+    of the arms beside the baseline and, where there are some, `terms`, `precisions`,
+    `order_seeds`, `sample_counts` and `intervals` (of the term) span it.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
     known = {item.name for item in fields(Settings)}
@@ -333,6 +333,8 @@ def cells(step: Step) -> list[Settings]:
         terms=given.get("terms"),
         precisions=given.get("precisions"),
         order_seeds=given.get("order_seeds"),
+        samples=given.get("sample_counts"),
+        every=given.get("intervals"),
     )
 
 

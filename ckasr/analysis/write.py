@@ -9,6 +9,9 @@ from ckasr.storage import replacing, write_text
 from . import figures
 from .aa import aa_checks, aa_table
 from .cells import Cell, Record, family_slug, percent, slug, studies
+from .failures_figure import write_failures
+from .few_shots_figure import write_few_shots
+from .mechanism_figure import write_mechanism
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
 from .precision import precision_rows, precision_table
@@ -37,7 +40,11 @@ def save(figure: "Figure", path: Path | str) -> Path:
 
 
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
-    """Every table there is to make of the records, as markdown, by the name of its file."""
+    """The tables of accuracies, as markdown, by the name of their files.
+
+    Those of the notebooks 05 to 07 are written with their figures, by `write_few_shots`,
+    `write_mechanism` and `write_failures`.
+    """
     records = list(records)
     tables = {"runs": runs_table(records)}
     if method_families(records):
@@ -55,7 +62,9 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     ``tables/`` holds `all_tables`. Under ``figures/`` each group (one data set, network, method and
     schedule) has its accuracy against sparsity, and each of its cells its layer CKA and training
     curves. Several methods of one recipe have a figure of them all, which for those without a term
-    is the only one; what was run in both precisions has one of the paired differences.
+    is the only one; what was run in both precisions has one of the paired differences. Cells with
+    several betas have tables and figures of their mechanism and failures, those with several
+    numbers of samples the comparison of these.
     """
     folder = Path(folder)
     records = list(records)
@@ -83,6 +92,8 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     for rows in precision_rows(records):
         path = folder / "figures" / f"{slug(rows[0].settings)}_precision.png"
         written.append(save(precision_differences(rows), path))
+    for write in (write_few_shots, write_mechanism, write_failures):
+        written += write(records, folder)
     return written
 
 

@@ -1,24 +1,27 @@
-"""Analysis: statistics, tables and figures, from run records alone."""
+"""Statistics, tables and figures of run records; nothing is trained here."""
 
 from .aa import aa_checks, aa_table
+from .accuracy_figure import accuracy_vs_sparsity
 from .cells import groups
 from .claims import claims_table
-from .execution import execution_curves, execution_table, write_executions
+from .curves_figure import training_curves
+from .execution import execution_curves, execution_table
 from .failures import failure_cells, failures, failures_table
 from .failures_figure import failure_signatures, write_failures
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
 from .few_shots_figure import few_shots, write_few_shots
-from .figures import accuracy_vs_sparsity, layer_cka_maps, training_curves
+from .layers_figure import layer_cka_maps
 from .mechanism import hypotheses, mechanism_cells, mechanism_table
-from .mechanism_figure import mechanism_maps, mechanism_numbers, write_mechanism
+from .mechanism_figure import mechanism_numbers, write_mechanism
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
 from .precision import chosen_precision, precision_rows, precision_table
 from .precision_figure import precision_differences
 from .statistics import Comparison, holm, paired_differences
+from .style import save
 from .tables import runs_table
-from .verdict import learned, similarity_verdict, verdict
-from .write import all_tables, save, write_all
+from .verdict import learned, similarity_verdict, verdict_of
+from .write import all_tables, write_all, write_executions
 
 __all__ = [
     "Comparison",
@@ -44,7 +47,6 @@ __all__ = [
     "layer_cka_maps",
     "learned",
     "mechanism_cells",
-    "mechanism_maps",
     "mechanism_numbers",
     "mechanism_table",
     "method_accuracy",
@@ -59,7 +61,7 @@ __all__ = [
     "selection_bias",
     "similarity_verdict",
     "training_curves",
-    "verdict",
+    "verdict_of",
     "write_all",
     "write_executions",
     "write_failures",

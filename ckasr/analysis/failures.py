@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean
 
-from .cells import BASELINE, Arm, Cell, Record, cells, percent, title
+from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .mechanism import several_betas
 from .statistics import compare
 from .tables import NOTHING, markdown
@@ -31,6 +31,8 @@ class Signature:
         read: the number of a record; None where it has none.
         digits: decimals in the table.
         log: whether its axis may be logarithmic.
+        ceiling: the largest number that there can be; None: any.
+        smallest: the least that the top of its axis may be, so that noise does not look large.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Signature:
     read: Callable[[Record], float | None]
     digits: int
     log: bool = False
+    ceiling: float | None = None
+    smallest: float = 0.0
 
 
 def last(record: Record, curve: str) -> float | None:
@@ -73,7 +77,7 @@ def _gigabytes(record: Record) -> float | None:
     return None if peak is None else peak / 1e9
 
 
-ACCURACY = Signature("test accuracy, %", "test accuracy (%)", _accuracy, 2)
+ACCURACY = Signature("test accuracy, %", "test accuracy (%)", _accuracy, 2, ceiling=100)
 LOSS = Signature(
     "training loss", "training loss,\nlast epoch", lambda r: last(r, "loss"), 3, log=True
 )
@@ -82,7 +86,7 @@ RATIO = Signature(
     "gradient ratio", "gradient norm of β term\n/ of loss, highest", _largest_ratio, 3, log=True
 )
 NORM = Signature("norm of W", "Frobenius norm\nof all weights", _norm, 1, log=True)
-DEAD = Signature("dead classes", "classes without\na live path", _dead_classes, 1)
+DEAD = Signature("dead classes", "classes without\na live path", _dead_classes, 1, smallest=1.0)
 SECONDS = Signature("seconds per epoch", "seconds per epoch", _seconds, 2)
 MEMORY = Signature("peak memory, GB", "peak memory (GB)", _gigabytes, 2)
 SIGNATURES = (ACCURACY, LOSS, TERM, RATIO, NORM, DEAD, SECONDS, MEMORY)
@@ -148,9 +152,8 @@ def failures_table(found: Iterable[Cell]) -> str:
 
 
 def _table(cell: Cell) -> str:
-    at = percent(cell.settings["sparsity"])
     rows = [_row(cell, arm) for arm in cell.arms]
-    heading = f"### Failures: {title(cell.settings)}, sparsity {at}"
+    heading = f"### Failures: {cell_title(cell.settings)}"
     return "\n".join([heading, "", *markdown(COLUMNS, rows)]) + "\n"
 
 

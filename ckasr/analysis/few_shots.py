@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from .cells import BASELINE, Arm, Cell, Record, cells, percent, title
+from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .paper import PUBLISHED, Published
 from .statistics import Comparison, compare, of_values, value_of
 from .tables import NOTHING, interval_text, markdown
@@ -184,11 +184,10 @@ def _complete_seeds(cell: Cell) -> list[int]:
 
 
 def _table(cell: Cell) -> str:
-    head = f"### Samples and beta: {title(cell.settings)}, sparsity"
     rows = [
         _row(cell, arm) for arm in (BASELINE, *_ordered(settings_of_term(cell))) if arm in cell.arms
     ]
-    lines = [f"{head} {percent(cell.settings['sparsity'])}", "", *markdown(COLUMNS, rows), ""]
+    lines = [f"### Samples and beta: {cell_title(cell.settings)}", "", *markdown(COLUMNS, rows), ""]
     for arm in settings_of_term(cell):
         comparison = compare(cell, arm)
         lost = [*comparison.diverged, *comparison.incomplete]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckasr.storage import write_text
 
-from .cells import BASELINE, Arm, Cell, Record, percent, power_of_ten, slug, title
+from .cells import BASELINE, Arm, Cell, Record, cell_title, power_of_ten
 from .few_shots import (
     Choice,
     choices,
@@ -16,8 +16,10 @@ from .few_shots import (
     published_few_shots,
     settings_of_term,
 )
-from .statistics import compare, t_interval
-from .style import ARM_LOOKS, Look, blank, legend, styled, wrapped
+from .marks import NOTE, draw_means, draw_seeds
+from .mechanism_figure import figure_path
+from .statistics import compare
+from .style import ARM_LOOKS, BASELINE_LOOK, GUIDE, Look, blank, legend, save, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,33 +58,32 @@ def few_shots(cell: Cell) -> "Figure":
             shown = [arm for arm in arms if (arm.samples, arm.every) == (count, every)]
             offset = 0.8 * ((place + 0.5) / len(samples) - 0.5)
             _draw_setting(axis, cell, shown, betas, offset, ARM_LOOKS[place % len(ARM_LOOKS)])
-        axis.axhline(0, color="0.3", linewidth=0.7, zorder=1)
+        axis.axhline(0, **GUIDE)
         axis.set_xticks(range(len(betas)), [power_of_ten(beta) for beta in betas])
         axis.set_xlim(-0.5, len(betas) - 0.5)
         axis.set_xlabel("β")
     axes[0].set_ylabel("test accuracy, difference\nto baseline (points)")
     if found:
         _draw_choices(axes[-1], found, len(arms))
-    at = percent(cell.settings["sparsity"])
-    figure.suptitle(wrapped(f"{title(cell.settings)}, sparsity {at}", 80), fontsize=8)
-    note = "Small dots: seeds. Filled markers: mean and its 95 % Student-t interval."
-    legend(figure, axes[: len(intervals)], note)
+    figure.suptitle(wrapped(cell_title(cell.settings), 84))
+    legend(figure, axes[: len(intervals)], NOTE, columns=len(samples))
     return figure
 
 
 def write_few_shots(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Table and figure of every study under ``folder``; returns the files, none without a study."""
-    from .write import save
+    """Write the table and the figure of every study; returns the files, none without a study.
 
+    Args:
+        records: the records of one folder.
+        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+    """
     studies = few_shot_studies(records)
     if not studies:
         return []
     written = [folder / "tables" / "few_shots.md"]
     write_text(written[0], few_shots_table(studies))
     for cell in studies:
-        at = percent(cell.settings["sparsity"]).replace(" %", "")
-        name = f"{slug(cell.settings)}_s{at}_few_shots.png"
-        written.append(save(few_shots(cell), folder / "figures" / name))
+        written += save(few_shots(cell), figure_path(cell, folder, "few_shots"))
     return written
 
 
@@ -95,53 +96,28 @@ def _draw_setting(
     look: Look,
 ) -> None:
     """One number of samples: dots of the seeds, beside them their mean with its interval."""
-    if BASELINE not in cell.arms:
-        return
-    for number, arm in enumerate(arms):
+    label = f"{arms[0].samples or 'all'} samples" if arms else None
+    for arm in arms if BASELINE in cell.arms else ():
         values = [100 * value for value in compare(cell, arm).differences]
-        if not values:
-            continue
-        x, color = betas.index(arm.beta) + offset, look["color"]
-        dots = {"color": color, "alpha": 0.5, "markersize": 4, "markeredgewidth": 0}
-        axis.plot([x - 0.03] * len(values), values, ".", **dots)
-        average = sum(values) / len(values)
-        low, high = t_interval(values) or (average, average)
-        axis.errorbar(
-            [x + 0.03],
-            [average],
-            [[average - low], [high - average]],
-            color=color,
-            fmt=look["marker"],
-            markersize=3.5,
-            capsize=2,
-            linewidth=0.9,
-            label=f"{arm.samples or 'all'} samples" if number == 0 else None,
-        )
+        if values:
+            place = betas.index(arm.beta) + offset
+            draw_seeds(axis, place - 0.05, values, look)
+            draw_means(axis, [place + 0.05], [values], look, label)
+            label = None  # one entry in the legend
 
 
 def _draw_choices(axis: "Axes", found: Sequence[Choice], count: int) -> None:
     """The gain that each way of choosing claims, the unbiased one filled."""
     names = [choice.rule.replace(", ", ",\n") for choice in found]
-    for y, choice in enumerate(found):
-        average, interval = choice.comparison.mean, choice.comparison.t_interval
-        if average is None:
-            continue
-        low, high = interval or (average, average)
-        axis.errorbar(
-            [100 * average],
-            [y],
-            xerr=[[100 * (average - low)], [100 * (high - average)]],
-            fmt="o",
-            color="#222222",
-            markerfacecolor="#222222" if choice.unbiased else "white",
-            markersize=4.5,
-            capsize=2,
-            linewidth=0.9,
+    for place, choice in enumerate(found):
+        values = [100 * value for value in choice.comparison.differences]
+        draw_means(
+            axis, [place], [values], BASELINE_LOOK, horizontal=True, hollow=not choice.unbiased
         )
     paper = max(n.percent for n in published_few_shots()) - published_baseline().percent
     names.append("the paper's table 2,\nbest single run on the test set")
     axis.plot([paper], [len(found)], "D", color="0.45", markerfacecolor="none", markersize=4.5)
-    axis.axvline(0, color="0.3", linewidth=0.7, zorder=1)
+    axis.axvline(0, **GUIDE)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("gain that it claims (points)")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 
-from .cells import BASELINE, Arm, Cell, Record, cells, percent, title
+from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .statistics import Comparison, compare, compare_sides
 from .tables import NOTHING, markdown
 from .verdict import COLLAPSE, learned, too_little
@@ -61,15 +61,12 @@ def _mean_over_pairs(record: Record, wanted: Callable[[str, str], bool]) -> floa
     measured = record["layer_cka"]
     if not measured:
         return None
-    names = measured["layers"]
-    values = [
-        measured["matrix"][i][j]
-        for i in range(len(names))
-        for j in range(i)
-        if wanted(names[i], names[j])
-    ]
-    # A layer whose output is constant has no CKA.
-    return None if not values or None in values else mean(values)
+    names, matrix = measured["layers"], measured["matrix"]
+    pairs = [(i, j) for i in range(len(names)) for j in range(i) if wanted(names[i], names[j])]
+    # A layer whose output is constant has no CKA, not even with itself: its entries are 0 or null.
+    if not pairs or not all(matrix[i][i] and matrix[j][j] for i, j in pairs):
+        return None
+    return mean(matrix[i][j] for i, j in pairs)
 
 
 def _weight(name: str) -> Callable[[Record], float | None]:
@@ -261,9 +258,8 @@ def _verdict(parts: list[Part]) -> str:
 
 def _table(cell: Cell) -> str:
     arms = _measured_arms(cell)
-    at = percent(cell.settings["sparsity"])
     rows = [_row(cell, arm) for arm in arms]
-    lines = [f"### Layers and weights: {title(cell.settings)}, sparsity {at}", ""]
+    lines = [f"### Layers and weights: {cell_title(cell.settings)}", ""]
     lines += [*markdown(COLUMNS, rows), ""]
     return "\n".join(lines + [f"- {found.text}" for found in hypotheses(cell)]) + "\n"
 

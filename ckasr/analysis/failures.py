@@ -100,8 +100,9 @@ measured at one step of each epoch, here the highest. Failures: *diverged*: a lo
 finite; *accuracy collapsed*: a mean paired loss of more than {100 * COLLAPSE:g} points; \
 *gradient of the term dominates*: a ratio above {DOMINATES:g}; *weights grow*: a norm above \
 {GROWS:g} times the baseline's; *more dead classes*, *slower*, *more memory*: more than the \
-baseline, the last two by more than {100 * SLOWER:.0f} %. Peak memory is that of the process, \
-which keeps what earlier runs in it have used, so only a clear excess means something.
+baseline, the last two by more than {100 * SLOWER:.0f} %. Time depends on what else the machine \
+does meanwhile. Peak memory is that of the process, which keeps what earlier runs in it have \
+used, so only a clear excess means something.
 """
 
 

@@ -18,15 +18,12 @@ from .failures import (
     numbers,
 )
 from .marks import NOTE
-from .mechanism_figure import draw_against_beta, figure_path
+from .mechanism_figure import draw_against_beta, figure_path, is_wide
 from .style import GUIDE, Look, blank, looks, save, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-WIDE = 20.0
-"""Ratio of the largest to the smallest number from which an axis is logarithmic."""
 
 
 @styled
@@ -76,7 +73,7 @@ def _draw_signature(
 ) -> None:
     values = {arm: numbers(cell, arm, signature) for arm in arms}
     shown = [number for found in values.values() for number in found]
-    log = signature.log and bool(shown) and 0 < WIDE * min(shown) < max(shown)
+    log = signature.log and is_wide(values)
     draw_against_beta(axis, values, arms, log)
     axis.set_ylabel(signature.label)
     if signature is RATIO:

@@ -8,12 +8,22 @@ from ckasr.storage import write_text
 
 from .cells import BASELINE, Arm, Cell, Record, cell_title, percent, power_of_ten, slug
 from .marks import NOTE, draw_means, draw_seeds
-from .mechanism import QUANTITIES, mechanism_cells, mechanism_table, several_betas, values_of
+from .mechanism import (
+    NORM,
+    QUANTITIES,
+    mechanism_cells,
+    mechanism_table,
+    several_betas,
+    values_of,
+)
 from .style import GUIDE, Look, blank, looks, save, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+WIDE = 20.0
+"""Ratio of the largest to the smallest number from which an axis is logarithmic."""
 
 
 @styled
@@ -27,11 +37,12 @@ def mechanism_numbers(cell: Cell) -> "Figure":
         cell: one of `mechanism_cells`.
     """
     arms = looks(cell.arms)
-    figure = blank(6.9, 4.4)
+    figure = blank(7.2, 4.4)
     for axis, quantity in zip(figure.subplots(2, 3).flatten(), QUANTITIES, strict=True):
-        draw_against_beta(axis, {arm: values_of(cell, arm, quantity) for arm in arms}, arms)
+        values = {arm: values_of(cell, arm, quantity) for arm in arms}
+        draw_against_beta(axis, values, arms, log=quantity is NORM and is_wide(values))
         axis.set_ylabel(quantity.label)
-    figure.suptitle(f"{wrapped(cell_title(cell.settings), 84)}\n{NOTE}")
+    figure.suptitle(f"{wrapped(cell_title(cell.settings), 100)}\n{NOTE}")
     return figure
 
 
@@ -88,6 +99,12 @@ def draw_against_beta(
     axis.set_xlim(-0.6, len(arms) - 0.4)
     axis.set_xlabel("β")
     axis.set_ylabel("")
+
+
+def is_wide(values: Mapping[Arm, Sequence[float]]) -> bool:
+    """Whether all numbers are positive and the largest is so large that the others look equal."""
+    shown = [number for numbers in values.values() for number in numbers]
+    return bool(shown) and 0 < WIDE * min(shown) < max(shown)
 
 
 def tick(arm: Arm) -> str:

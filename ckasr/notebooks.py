@@ -338,6 +338,22 @@ def cells(step: Step) -> list[Settings]:
     )
 
 
+def with_related(runs: Sequence[Settings], results: str | Path) -> list[records.Record]:
+    """The records of these runs, and those in `results` to be read beside them.
+
+    These differ from one of the runs in nothing but the seed and the settings of the term: the
+    CKA-SR arm beside a placebo, or the seeds that another profile left in the same folder.
+    """
+    wanted = {replace(run.baseline(), seed=0).id for run in runs}
+    found = records.load_all(resolve(results))
+    kinds = (Settings.from_dict(record["settings"]).baseline() for record in found)
+    return [
+        record
+        for record, kind in zip(found, kinds, strict=True)
+        if replace(kind, seed=0).id in wanted
+    ]
+
+
 def cost(runs: Sequence[Settings], results: str | Path) -> str:
     """What a notebook of a grid says before it runs: how many runs, and about how long they take.
 

@@ -8,6 +8,7 @@ from .curves_figure import training_curves
 from .execution import execution_curves, execution_table
 from .failures import failure_cells, failures, failures_table
 from .failures_figure import failure_signatures, write_failures
+from .failures_floor_figure import accuracy_and_floor, floor_groups, write_floor
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
 from .few_shots_figure import few_shots, write_few_shots
 from .layers_figure import layer_cka_maps
@@ -27,6 +28,7 @@ __all__ = [
     "Comparison",
     "aa_checks",
     "aa_table",
+    "accuracy_and_floor",
     "accuracy_vs_sparsity",
     "all_tables",
     "choices",
@@ -41,6 +43,7 @@ __all__ = [
     "few_shot_studies",
     "few_shots",
     "few_shots_table",
+    "floor_groups",
     "groups",
     "holm",
     "hypotheses",
@@ -66,5 +69,6 @@ __all__ = [
     "write_executions",
     "write_failures",
     "write_few_shots",
+    "write_floor",
     "write_mechanism",
 ]

@@ -11,6 +11,7 @@ from .cells import Cell, Record, family_slug, percent, slug, studies
 from .curves_figure import training_curves
 from .execution import execution_curves, execution_pairs, execution_table
 from .failures_figure import write_failures
+from .failures_floor_figure import write_floor
 from .few_shots_figure import write_few_shots
 from .layers_figure import has_layers, layer_cka_maps
 from .mechanism_figure import write_mechanism
@@ -47,7 +48,8 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     a figure of all of them, which for methods without a term is the only one; for runs in two
     precisions their paired differences. Cells with several betas have a table and a figure of
     their mechanism and of their failures, cells with several numbers of samples those of the
-    comparison between them.
+    comparison between them; groups beyond the paper's sparsities a figure of the classes that
+    still have a live path.
 
     Args:
         records: the records of one folder.
@@ -76,7 +78,7 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     for rows in precision_rows(records):
         name = slug(rows[0].settings)
         written += save(precision_differences(rows), drawn / f"{name}_precision.png")
-    for write in (write_few_shots, write_mechanism, write_failures):
+    for write in (write_floor, write_few_shots, write_mechanism, write_failures):
         written += write(records, folder)
     return written
 

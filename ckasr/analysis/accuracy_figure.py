@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @styled
 def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
-    """Test accuracy of every arm against sparsity, and the paired differences below.
+    """Test accuracy of every arm against sparsity, and below it the paired differences.
 
     Each seed is a dot, beside it the mean with its 95 % Student-t interval; hollow markers are the
     paper's numbers. There is a column for each method, or other setting, in which the records
@@ -31,15 +31,17 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
         raise ValueError("the records have different schedules: draw each in its own figure")
     cells = [cell for group in columns for cell in group]
     arms = looks(arm for cell in cells for arm in cell.arms)
-    widths = [max(2.4, 0.5 + 0.28 * len(arms) * len(group)) for group in columns]
-    figure = blank(1.2 + sum(widths), 4.6)
+    most = max(len(runs) for cell in cells for runs in cell.arms.values())
+    widths = [max(2.4, 0.5 + (0.28 + 0.02 * most) * len(arms) * len(g)) for g in columns]
+    rows = 2 if len(arms) > 1 else 1  # Without an arm beside the baseline there are no differences.
+    figure = blank(1.2 + sum(widths), 4.6 if rows == 2 else 3.4)
     axes = figure.subplots(
-        2,
+        rows,
         len(columns),
         squeeze=False,
         sharex="col",
         sharey="row",
-        height_ratios=(3, 2),
+        height_ratios=(3, 2)[:rows],
         width_ratios=widths,
     )
     values = [100 * value for cell in cells for runs in cell.arms.values() for value in _of(runs)]
@@ -47,9 +49,10 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
         100 / r["sparsity"]["classes"] for c in cells for a in c.arms.values() for r in a.values()
     )
     from_zero = not values or min(values) < max(values) / 2 or min(values) < 2 * chance
-    for (upper, lower), group, width in zip(axes.T, columns, widths, strict=True):
+    for column, group, width in zip(axes.T, columns, widths, strict=True):
+        upper, lower = column[0], column[-1]
         upper.set_title(wrapped(title(group[0].settings), int(13 * width)))
-        for axis in (upper, lower):
+        for axis in column:
             for x in range(0, len(group) - 1, 2):
                 axis.axvspan(x - 0.5, x + 0.5, color="0.955", linewidth=0, zorder=0)
         _draw_accuracies(upper, group, arms)
@@ -57,17 +60,18 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
             upper.axhline(
                 chance, **GUIDE | {"linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %"
             )
-        pairs = _draw_differences(lower, group, arms)
+        pairs = _draw_differences(lower, group, arms) if rows == 2 else [""] * len(group)
         ticks = [
             f"{percent(c.settings['sparsity'])}\n{n}" for c, n in zip(group, pairs, strict=True)
         ]
         lower.set_xticks(range(len(group)), ticks)
         lower.set_xlim(-0.5, len(group) - 0.5)
-        lower.set_xlabel("sparsity; n complete pairs")
-        for axis in (upper, lower):
+        lower.set_xlabel("sparsity; n complete pairs" if rows == 2 else "sparsity")
+        for axis in column:
             axis.label_outer()
     axes[0, 0].set_ylabel("test accuracy after\nthe last epoch (%)")
-    axes[1, 0].set_ylabel("arm minus baseline,\npaired (points)")
+    if rows == 2:
+        axes[1, 0].set_ylabel("arm minus baseline,\npaired (points)")
     if from_zero:
         axes[0, 0].set_ylim(bottom=0)
     note = NOTE if from_zero else f"{NOTE} Chance is {chance:g} %."
@@ -121,14 +125,12 @@ def _draw_arm(
     centre, width = place
     samples = {x: [100 * value for value in seeds] for x, seeds in enumerate(values) if seeds}
     for x, seeds in samples.items():
-        draw_seeds(axis, x + centre, seeds, look)
+        draw_seeds(axis, x + centre - 0.1 * width, seeds, look)
     if samples:
         draw_means(
-            axis, [x + centre + 0.32 * width for x in samples], list(samples.values()), look, label
+            axis, [x + centre + 0.4 * width for x in samples], list(samples.values()), look, label
         )
-    hollow = [
-        (x + centre - 0.32 * width, 100 * y) for x, y in enumerate(published) if y is not None
-    ]
+    hollow = [(x + centre - 0.4 * width, 100 * y) for x, y in enumerate(published) if y is not None]
     if hollow:
         axis.plot(
             *zip(*hollow, strict=True),

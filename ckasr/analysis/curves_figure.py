@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .cells import BASELINE, Arm, Cell, Record, cell_title, only_cell, term_label
 from .statistics import half_width
-from .style import Look, blank, legend, looks, styled, wrapped
+from .style import Look, blank, legend, looks, styled, widen, wrapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FEW = 5
+"""Up to this many runs are drawn one by one: an interval of so few is too wide to be of use."""
+
+
 class Panel(NamedTuple):
     """One curve of the records as it is drawn."""
 
     label: str  # of the y axis, with the unit
     scale: float = 1.0
-    smallest_range: float = 0.0  # of the y axis: noise should not look like an effect
+    smallest_range: float = 0.0  # of the y axis
     logarithmic: bool = False
 
 
@@ -26,9 +30,10 @@ class Panel(NamedTuple):
 def training_curves(records: Iterable[Record]) -> "Figure":
     """Loss, validation accuracy, the term and its share of the gradient, against the epoch.
 
-    Each arm is a line, the mean over its finished runs, in a band, the 95 % Student-t interval of
-    that mean. Thin lines are runs that diverged; a cross marks their last finite value. What no
-    run has measured has no panel, and an arm without a measured value has no line.
+    Each arm is a thick line, the mean over its finished runs. Around it are its runs as thin lines,
+    or, if there are more than `FEW`, a band: the 95 % Student-t interval of the mean. A cross ends
+    a run that diverged. What no run has measured has no panel, and an arm without a measured value
+    has no line.
 
     Raises:
         ValueError: if there are no records, or if they belong to more than one cell.
@@ -66,19 +71,24 @@ def _panels(cell: Cell) -> dict[str, Panel]:
     return {
         "loss": Panel("training loss\n(cross-entropy, nats)", smallest_range=0.01),
         "validation_accuracy": Panel("validation\naccuracy (%)", 100, smallest_range=1.0),
-        "term": Panel(f"{term}{before},\nnot yet times β", smallest_range=0.1),
+        "term": Panel(f"{term}{before}\n(without factor β)", smallest_range=0.1),
         "gradient_ratio": Panel(f"gradient norm:\nβ {term} / loss", logarithmic=True),
     }
 
 
 def _note(cell: Cell, shown: Mapping[str, Panel]) -> str:
-    note = "Lines: mean over n seeds. Bands: its 95 % interval (Student's t)."
+    note = "Thick lines: mean over n seeds."
+    sizes = [len(_finished(seeds.values())) for seeds in cell.arms.values()]
+    if any(1 < n <= FEW for n in sizes):
+        note += " Thin lines: seeds."
+    if any(n > FEW for n in sizes):
+        note += " Bands: 95 % Student-t interval of the mean."
     if any(panel.logarithmic for panel in shown.values()):
         note += " On the logarithmic axis, the geometric mean."
     if _phases(cell):
         note += " Vertical lines: a phase of the method begins."
     if any(run["status"] == "diverged" for run in _runs(cell)):
-        note += " Thin lines that end in a cross: diverged runs."
+        note += " Cross: the run diverged."
     baseline = cell.arms.get(BASELINE, {}).values()
     measured = any(value is not None for run in baseline for value in run["curves"]["term"])
     if "term" in shown and baseline and not measured:
@@ -94,24 +104,35 @@ def _draw_curves(
 ) -> None:
     import numpy as np
 
-    finished = []
+    curves = {id(run): panel.scale * _curve(run, name) for run in runs}
+    finished = [curves[id(run)] for run in _finished(runs)]
+    thin = {"color": look["color"], "alpha": 0.4, "linewidth": 0.5}
     for run in runs:
-        values = [np.nan if v is None else v for v in run["curves"][name]]
-        curve = panel.scale * np.array(values, dtype=float)
+        curve = curves[id(run)]
         known = np.flatnonzero(np.isfinite(curve))
-        if run["status"] != "diverged":
-            finished.append(curve)
-        elif len(known):
-            epochs, thin = np.arange(1, len(curve) + 1), {"color": look["color"], "alpha": 0.5}
-            axis.plot(epochs, curve, linewidth=0.4, **thin)
-            axis.plot(epochs[known[-1]], curve[known[-1]], "x", markersize=5, **thin)
+        if run["status"] == "diverged" and len(known):
+            axis.plot(known[-1] + 1, curve[known[-1]], "x", color=look["color"], markersize=5)
+        if run["status"] == "diverged" or 1 < len(finished) <= FEW:
+            axis.plot(np.arange(1, len(curve) + 1), curve, **thin)
     if not finished or not np.isfinite(finished).any():
         return
     mean, low, high = _mean_and_band(np.array(finished), panel.logarithmic)
     epochs = np.arange(1, len(mean) + 1)
-    axis.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    line = {name: look[name] for name in ("color", "linestyle")}
+    if len(finished) > FEW:
+        axis.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    line = {key: look[key] for key in ("color", "linestyle")}
     axis.plot(epochs, mean, linewidth=1.3, label=f"{arm.label} (n = {len(finished)})", **line)
+
+
+def _curve(run: Record, name: str) -> "np.ndarray":
+    """A curve of a run, shape (epochs,), with NaN where nothing was measured."""
+    import numpy as np
+
+    return np.array([np.nan if v is None else v for v in run["curves"][name]], dtype=float)
+
+
+def _finished(runs: Iterable[Record]) -> list[Record]:
+    return [run for run in runs if run["status"] != "diverged"]
 
 
 def _mean_and_band(
@@ -136,11 +157,8 @@ def _finish(axis: "Axes", panel: Panel) -> None:
     axis.set_ylabel(panel.label)
     if panel.logarithmic:
         axis.set_yscale("log")
-        return
-    low, high = axis.get_ylim()
-    if high - low < panel.smallest_range:
-        middle = (low + high) / 2
-        axis.set_ylim(middle - panel.smallest_range / 2, middle + panel.smallest_range / 2)
+    else:
+        widen(axis, panel.smallest_range)
 
 
 def _phases(cell: Cell) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .cells import BASELINE, Arm, Cell, Record, cell_title, only_cell
 from .marks import draw_means, draw_seeds
 from .statistics import compare
-from .style import Look, blank, looks, styled, wrapped
+from .style import Look, blank, looks, styled, widen, wrapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +28,10 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     """Layer-by-layer CKA, its change by the term, and the kept weights, a column for each arm.
 
     First row: the mean CKA matrix of each arm, in one colour scale. Second row: the mean CKA over
-    all pairs of different layers, a dot per seed; then for each arm the matrix minus the
+    pairs of different layers, a dot per seed; then for each arm the matrix minus the
     baseline's, averaged over complete pairs, in one colour scale centred on 0. Last row: histogram
     of the kept weights, with the baseline's as an outline. Without a baseline, or with nothing
-    else, there is no second row.
+    else, there is no second row; a single arm has its histogram beside its matrix.
 
     Raises:
         ValueError: if the records belong to more than one cell, or if no run is finished.
@@ -45,21 +45,21 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     if not arms:
         raise ValueError("no finished run: there is no layer CKA to draw")
     compared = BASELINE in arms and len(arms) > 1
-    heights = (4, 4, 2.6) if compared else (4, 2.6)
+    heights = (4, 4, 2.6) if compared else (4, 2.6) if len(arms) > 1 else (4,)
     figure = blank(1.5 + 1.8 * max(2, len(arms)), 0.7 + 0.5 * sum(heights))
-    axes = figure.subplots(len(heights), len(arms), squeeze=False, height_ratios=heights)
-    _draw_matrices(figure, axes[0], arms)
+    axes = figure.subplots(len(heights), max(2, len(arms)), squeeze=False, height_ratios=heights)
+    _draw_matrices(figure, axes[0, : len(arms)], arms)
     if compared:
         _draw_similarity(axes[1, 0], arms)
         _draw_changes(figure, axes[1, 1:], cell, arms)
-    _draw_weights(axes[-1], arms)
+    _draw_weights(axes[-1, -len(arms) :], arms)
     measured = next(iter(next(iter(arms.values())).values()))["layer_cka"]
     notes = [
         f"CKA {measured['estimator']}; {measured['samples']} {measured['split']} images in batches "
         f"of {measured['batch_size']}"
     ]
-    if any(_undefined(run).any() for runs in arms.values() for run in runs.values()):
-        notes.append("Grey: undefined in every seed, because the layer's output is constant")
+    if not _defined(arms).all():
+        notes.append("CKA is undefined (grey) if the output of a layer is constant in every seed")
     figure.suptitle("\n".join([wrapped(cell_title(cell.settings), 76), *notes]))
     return figure
 
@@ -78,20 +78,19 @@ def matrix_of(run: Record) -> "np.ndarray":
     return matrix
 
 
-def mean_similarity(run: Record) -> float:
-    """A run's mean CKA over all pairs of different layers; NaN where no pair has one."""
-    import numpy as np
-
-    matrix = matrix_of(run)
-    pairs = matrix[np.triu_indices(len(matrix), 1)]
-    return float(_mean(pairs))
-
-
 def _undefined(run: Record) -> "np.ndarray":
     """Which layers have no CKA with themselves: their output is constant."""
     import numpy as np
 
     return np.diag(np.array(run["layer_cka"]["matrix"], dtype=float)) == 0
+
+
+def _defined(arms: Mapping[Arm, Runs]) -> "np.ndarray":
+    """Which pairs of layers have a CKA in every run, shape (layers, layers)."""
+    import numpy as np
+
+    matrices = [matrix_of(run) for runs in arms.values() for run in runs.values()]
+    return np.isfinite(matrices).all(axis=0)
 
 
 def _mean(values: Any) -> Any:
@@ -130,7 +129,7 @@ def _draw_changes(
         changes[arm] = [matrix_of(a) - matrix_of(b) for a, b in zip(*sides, strict=True)]
     means = {arm: _mean(each) for arm, each in changes.items() if each}
     largest = max((np.nanmax(np.abs(m), initial=0) for m in means.values()), default=0)
-    limit = _one_digit_up(largest) if largest > 0 else 0.01
+    limit = _one_digit_up(max(largest, 0.01))  # rounding errors should not look like a change
     image = None
     for axis, arm in zip(axes, changes, strict=True):
         if arm not in means:
@@ -138,24 +137,29 @@ def _draw_changes(
             axis.text(0.5, 0.5, "no complete pair", ha="center", transform=axis.transAxes)
             continue
         image = _draw_map(axis, means[arm], arms[arm], cmap="vlag", vmin=-limit, vmax=limit)
-        axis.set_title(f"minus baseline\n(n = {len(changes[arm])} pairs)")
+        axis.set_title(f"minus baseline\n(pairs: n = {len(changes[arm])})")
     if image is not None:
         label = "change of CKA,\nmean over pairs"
         figure.colorbar(image, ax=list(axes), shrink=0.9, aspect=15, label=label)
 
 
 def _draw_similarity(axis: "Axes", arms: Mapping[Arm, Runs]) -> None:
-    """Draw the mean CKA over all pairs of different layers, for each run and arm."""
+    """Draw the mean CKA over the pairs of different layers that are defined in every run."""
+    import numpy as np
+
     shown = looks(arms)
+    pairs = np.triu(_defined(arms), 1)
     for place, (arm, runs) in enumerate(arms.items()):
-        values = [v for v in map(mean_similarity, runs.values()) if math.isfinite(v)]
-        if values:
+        if pairs.any():
+            values = [float(matrix_of(run)[pairs].mean()) for run in runs.values()]
             draw_seeds(axis, place - 0.15, values, shown[arm])
             draw_means(axis, [place + 0.25], [values], shown[arm])
+    widen(axis, 0.05)
     axis.set_xlim(-0.6, len(arms) - 0.4)
-    axis.set_xticks(range(len(arms)), [wrapped(arm.label, 12) for arm in arms], fontsize=6)
+    axis.set_xticks(range(len(arms)), [wrapped(arm.label, 8) for arm in arms], fontsize=6)
+    axis.tick_params(axis="x", labelrotation=0 if len(arms) < 3 else 90)
     axis.set_ylabel("mean CKA over\npairs of layers")
-    axis.set_title("dots: seeds; bars: 95 %\ninterval (Student's t)")
+    axis.set_title("dots: seeds; bars: 95 %\nStudent-t interval")
 
 
 def _draw_map(axis: "Axes", matrix: "np.ndarray", runs: Runs, **colours: Any) -> Any:
@@ -176,8 +180,9 @@ def _draw_map(axis: "Axes", matrix: "np.ndarray", runs: Runs, **colours: Any) ->
     axis.tick_params(labelsize=6, length=0)
     axis.tick_params(axis="x", labelrotation=90)
     axis.tick_params(axis="y", labelrotation=0)
-    staged = any(name[:1].isdigit() for name in names)
-    axis.set_ylabel("layer (stage.block)" if staged else "layer")
+    if axis.get_subplotspec().is_first_col():
+        staged = any(name[:1].isdigit() for name in names)
+        axis.set_ylabel("layer (stage.block)" if staged else "layer")
     return axis.collections[0]
 
 

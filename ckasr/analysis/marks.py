@@ -9,7 +9,7 @@ from .style import Look
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NOTE = "Dots: seeds. Large markers: mean and its 95 % interval (Student's t)."
+NOTE = "Dots: seeds. Large markers: mean and its 95 % Student-t interval."
 
 
 def draw_seeds(

@@ -48,7 +48,7 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
         for entry in pruned:
             if entry.sparsity == sparsity:
                 _draw_entry(axis, entry, list(names).index(entry.form), arms, best)
-        axis.set_xlabel("test accuracy after the last epoch (%)")
+        axis.set_xlabel("test accuracy after\nthe last epoch (%)")
         axis.label_outer()
     axes[0].set_yticks(range(len(names)), names.values())
     axes[0].set_ylim(len(names) - 0.4, -0.6)
@@ -56,8 +56,8 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     figure.suptitle(wrapped(family_title(entries[0].cell.settings), 34 * len(axes)))
     seeds = max(len(entry.runs) for entry in entries)
     note = NOTE if seeds > 1 else "One seed per method."
-    if any(" ×)" in name for name in names.values()):
-        note += " In brackets: epochs trained, as a multiple of those of dense training."
+    if any("×" in name for name in names.values()):
+        note += " Epochs: trained in all phases, as a multiple of those of dense training."
     if any(entry.missed for entry in pruned):
         note += " Hollow: the method missed the sparsity that was asked for."
     if any(entry.dead_layers or entry.report("dead_classes") for entry in pruned):
@@ -130,6 +130,6 @@ def _tick_labels(entries: Sequence[Entry]) -> dict[str, str]:
             options = {k: v for k, v in options.items() if k == "dual_per" and entry.fixed_rate}
         name = ", ".join([name, *(words.option(key, value) for key, value in options.items())])
         costs = {round(e.cost, 3) for e in entries if e.form == entry.form}
-        cost = f" ({costs.pop():.3g} ×)" if len(costs) == 1 and costs != {1} else ""
+        cost = f", {costs.pop():.3g} × epochs" if len(costs) == 1 and costs != {1} else ""
         labels.setdefault(entry.form, name + cost)
     return labels

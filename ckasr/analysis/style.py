@@ -128,20 +128,28 @@ def _figure_class() -> type["Figure"]:
 
 
 def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2) -> None:
-    """Put one legend below all axes, the paper's numbers last, with a note as its heading."""
+    """Put one legend below all axes, reference values last, with a note as its heading."""
     entries: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries.update(zip(labels, handles, strict=True))
-    labels = sorted(entries, key=lambda label: label.startswith("paper"))
+    labels = sorted(entries, key=lambda label: label.startswith(("chance", "paper")))
     figure.legend(
         [entries[label] for label in labels],
         labels,
         loc="outside lower center",
         ncols=columns,
-        title=textwrap.fill(note, int(19 * figure.get_figwidth())),
+        title=textwrap.fill(note, int(19 * figure.get_figwidth()), break_on_hyphens=False),
         title_fontsize=7,
     )
+
+
+def widen(axis: "Axes", smallest_range: float) -> None:
+    """Widen the y axis to at least this range, so that noise does not look like an effect."""
+    low, high = axis.get_ylim()
+    if high - low < smallest_range:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - smallest_range / 2, middle + smallest_range / 2)
 
 
 def wrapped(text: str, width: int = 46) -> str:

@@ -66,7 +66,7 @@ def method(name: str, distribution: str) -> str:
     densities = distribution.upper() if distribution in ("er", "erk") else distribution
     if name == "random":
         return f"random {densities} masks"
-    return f"{words} ({densities} densities)"
+    return f"{words} ({densities})"
 
 
 def setting(name: str, value: Any) -> str:
@@ -85,7 +85,7 @@ def option(name: str, value: Any) -> str:
     """An option of a method and its value in words, such as "train mode off"."""
     if isinstance(value, bool):
         return f"{_spaced(name)} {'on' if value else 'off'}"
-    return f"{_spaced(name)} {value}".replace(",", ", ").replace(",  ", ", ")
+    return f"{_spaced(name)} {value}".replace(",", "/")
 
 
 def _spaced(name: str) -> str:

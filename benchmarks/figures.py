@@ -1,14 +1,15 @@
-"""``python -m benchmarks.figures``: every figure and table again, from the records alone."""
+"""``python -m benchmarks.figures`` draws every figure and table again, from the records alone."""
 
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, styled
-from ckasr.analysis.write import save
+from ckasr.analysis.cells import percent
+from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, GUIDE, blank, save, styled
 
 from . import scaling, sparse, store
 from .shrink import SHRUNK
@@ -21,48 +22,64 @@ if TYPE_CHECKING:
 
 Groups = dict[str, list[Timing]]
 OURS, PLAIN = ARM_LOOKS[4]["color"], "0.65"
-TITLES = {"data": "a batch of 128 augmented images", "import": "start-up of a process"}
-LOG_FROM = 10  # what takes so many times the reference goes on a logarithmic axis
-EPOCH = 45_000  # training images, without those held out for validation
-FASTER = 0.8  # what takes less than this share counts as saving much
+TITLES = {
+    "data": "a batch of 128 augmented images",
+    "epoch": "an epoch of training",
+    "import": "start of a process",
+    "shrink": "inference",
+    "step": "a training step",
+    "term": "a training step",
+}
+"""Benchmark -> what one call does, for the title of a panel."""
+
+LOG_FROM = 10
+"""A figure with a larger ratio than this has a logarithmic axis."""
+
+EPOCH = 45_000
+"""Number of training images of CIFAR, without those held out for validation."""
+
+FASTER = 0.8
+"""A variant with a smaller ratio than this saves much; bars then start at 0 instead of 1."""
 
 
 def write_all(folder: Path) -> list[Path]:
-    """The table and all figures of one device's folder; returns what was written."""
+    """Write the table and all figures of one device's folder; returns the files."""
     written = [store.write_table(folder)]
     for found in store.load(folder):
-        written.append(save(draw(found), folder / f"{found['benchmark']}.png"))
+        written += save(draw(found), folder / f"{found['benchmark']}.png")
     return written
 
 
 @styled
 def draw(found: Record) -> "Figure":
-    """The figure of one record: lines for scaling and sparse, bars of ratios for all others."""
+    """The figure of one record: lines for scaling and sparse, bars of ratios for the others."""
     groups: Groups = {}
     for timing in store.timings_of(found):
         groups.setdefault(timing.benchmark, []).append(timing)
     figure = {"scaling": _lines, "sparse": _epochs}.get(found["benchmark"], _bars)(groups)
-    note = textwrap.fill(store.where(found), 125)
+    note = textwrap.fill(store.where(found), int(19 * figure.get_figwidth()))
     figure.supxlabel(note, fontsize=6, color="0.35")
     return figure
 
 
 def _bars(groups: Groups) -> "Figure":
-    """Bars of the ratios: from 0, or from the reference's 1 where none saves much of the time."""
+    """Bars of the ratios on one scale: from 0, or from 1 where no variant saves much time."""
     columns = 1 if len(groups) <= 4 else 2
     heights = [1.2 + max(map(len, row)) for row in _rows(list(groups.values()), columns)]
     figure = blank(6.6 if columns == 1 else 8.2, 0.55 + 0.27 * sum(heights))
-    axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    axes = figure.subplots(len(heights), columns, squeeze=False, sharex=True, height_ratios=heights)
     timings = [t for group in groups.values() for t in group]
     start = 0 if min(t.ratio for t in timings) < FASTER else 1
+    if start and max(t.ratio for t in timings) > LOG_FROM:
+        _logarithmic(axes.flat[0])
     for index, (name, group) in enumerate(groups.items()):
         _draw_bars(axes.flat[index], name, group, start, labelled=index % columns == 0)
     for axis in axes.flat[len(groups) :]:
         axis.remove()
-    clock = timings[0].clock
-    label = f"{clock} time relative to the first row (median; whiskers: quartiles)"
-    for axis in axes[-1][: len(groups) - columns * (len(axes) - 1)]:
+    label = f"{timings[0].clock} time relative to the first row (median; whiskers: quartiles)"
+    for axis in axes.flat[max(0, len(groups) - columns) : len(groups)]:
         axis.set_xlabel(label if columns == 1 else label.replace(" (", "\n("))
+        axis.tick_params(labelbottom=True)
     return figure
 
 
@@ -73,8 +90,6 @@ def _rows(groups: list[list[Timing]], columns: int) -> list[list[list[Timing]]]:
 def _draw_bars(
     axis: "Axes", name: str, timings: Sequence[Timing], start: int, labelled: bool
 ) -> None:
-    if logarithmic := start and max(t.ratio for t in timings) > LOG_FROM:
-        axis.set_xscale("log")
     for y, t in enumerate(timings):
         color = OURS if "ckasr" in t.variant or t.variant == SHRUNK else PLAIN
         axis.barh(y, t.ratio - start, left=start, height=0.62, color=color, zorder=2)
@@ -85,20 +100,28 @@ def _draw_bars(
             _numbers(t, y == 0), (1.02, y), xycoords=("axes fraction", "data"), va="center",
             fontsize=7,
         )  # fmt: skip
-    axis.axvline(1, color="0.3", linewidth=0.7, zorder=1)
+    axis.axvline(1, **GUIDE)
     names = [t.variant if labelled else "" for t in timings]
     axis.set_yticks(range(len(timings)), names)
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
-    axis.set_title(
-        TITLES.get(name, name.replace("resnet", "ResNet")), loc="left", fontweight="bold"
-    )
-    if logarithmic:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axis.set_title(_title(name), loc="left", fontweight="bold")
 
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+
+def _title(name: str) -> str:
+    """A benchmark's name in words: "step resnet20" gives "a training step, ResNet20"."""
+    kind, _, rest = name.partition(" ")
+    words = ", ".join(filter(None, [TITLES.get(kind, kind), rest])).replace("resnet", "ResNet")
+    return re.sub(r"sparsity (\d\.\d+)", lambda m: f"sparsity {percent(float(m[1]))}", words)
+
+
+def _logarithmic(axis: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _numbers(t: Timing, reference: bool) -> str:
@@ -119,7 +142,7 @@ def _duration(milliseconds: float) -> str:
 
 def _lines(groups: Groups) -> "Figure":
     figure = blank(6.6, 2.9)
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axis, (name, timings) in zip(axes, groups.items(), strict=True):
         _draw_lines(axis, name.split()[-1], timings)
     axes[0].set_ylabel("time of the term,\nforward and backward (ms)")
@@ -127,7 +150,7 @@ def _lines(groups: Groups) -> "Figure":
 
 
 def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
-    """Time against what varies, on logarithmic axes, with the growth from end to end."""
+    """Draw time against what varies, on logarithmic axes; the legend has the growth."""
     looks = {scaling.PAIRWISE: BASELINE_LOOK, scaling.OURS: ARM_LOOKS[4]}
     for variant, look in looks.items():
         points = [t for t in timings if t.variant == variant]
@@ -145,23 +168,23 @@ def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
     axis.set_xticks(x, [f"{value:g}" for value in x], fontsize=7)
     axis.minorticks_off()
     labels = {
-        "layers": "layers, of 8 samples",
-        "samples": "samples, of 9 layers",
-        "batch": "batch, 8 samples of 9 layers",
+        "layers": "number of layers\n(8 samples)",
+        "samples": "number of samples\n(9 layers)",
+        "batch": "batch size\n(8 samples, 9 layers)",
     }
     axis.set_xlabel(labels[what])
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.4)
 
 
 def _growth(x: Sequence[float], y: Sequence[float]) -> str:
-    """The exponent of the power law through the first and the last point."""
+    """The exponent of the power law through the first and the last point, in words."""
     if len(x) < 2 or min(y[0], y[-1]) <= 0:
-        return "no growth to tell"
+        return "growth unknown"
     return f"exponent {math.log(y[-1] / y[0]) / math.log(x[-1] / x[0]):.1f}"
 
 
 def _epochs(groups: Groups) -> "Figure":
-    """Seconds per epoch against sparsity; evaluation and the term's cost stand in the table."""
+    """Seconds per epoch against sparsity; the table also has evaluation and the term."""
     networks: Groups = {}
     for timings in groups.values():
         for t in timings:
@@ -182,7 +205,7 @@ def _epochs(groups: Groups) -> "Figure":
 
 
 def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
-    """Both executions on logarithmic axes, and where time would fall as the multiply-adds do."""
+    """Draw both executions on logarithmic axes, and the time in proportion to the multiply-adds."""
 
     def seconds(milliseconds: float, t: Timing) -> float:
         return milliseconds / 1e3 * EPOCH / t.images
@@ -231,7 +254,7 @@ def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
 
 
 def _left(t: Timing) -> float:
-    """Share of the weights that is left."""
+    """Fraction of the weights that is left."""
     return 1 - t.work["sparsity"]
 
 

@@ -316,8 +316,8 @@ def cells(step: Step) -> list[Settings]:
     Raises what `Settings` raises for an impossible value, for any notebook.
 
     Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `betas`
-    of the arms beside the baseline and, where there are some, `terms`, `precisions` and
-    `order_seeds` span it.
+    of the arms beside the baseline and, where there are some, `terms`, `precisions`,
+    `order_seeds`, `sample_counts` and `intervals` (of the term) span it.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
     known = {item.name for item in fields(Settings)}
@@ -333,7 +333,25 @@ def cells(step: Step) -> list[Settings]:
         terms=given.get("terms"),
         precisions=given.get("precisions"),
         order_seeds=given.get("order_seeds"),
+        samples=given.get("sample_counts"),
+        every=given.get("intervals"),
     )
+
+
+def with_related(runs: Sequence[Settings], results: str | Path) -> list[records.Record]:
+    """The records of these runs, and those in `results` to be read beside them.
+
+    These differ from one of the runs in nothing but the seed and the settings of the term: the
+    CKA-SR arm beside a placebo, or the seeds that another profile left in the same folder.
+    """
+    wanted = {replace(run.baseline(), seed=0).id for run in runs}
+    found = records.load_all(resolve(results))
+    kinds = (Settings.from_dict(record["settings"]).baseline() for record in found)
+    return [
+        record
+        for record, kind in zip(found, kinds, strict=True)
+        if replace(kind, seed=0).id in wanted
+    ]
 
 
 def cost(runs: Sequence[Settings], results: str | Path) -> str:

@@ -435,6 +435,10 @@ def test_notebook_keeps_the_conventions(path):
             assert cell["execution_count"] is None
             assert not re.search(r"^\s*(async\s+)?(def|class)\s", source, re.M), "belongs in ckasr"
     assert "results" in declared(path)
+    if not path.stem.startswith("theory_"):
+        opening = "".join(whole["cells"][0]["source"]).split("\n\n")[1]
+        assert opening.startswith("This notebook "), "it says what it asks, in plain words"
+        assert "`results" in opening, "and where its results go"
 
 
 @every_notebook
@@ -532,6 +536,60 @@ def test_the_profile_of_the_a_a_check_is_twenty_pairs_of_baselines():
     for seed, (first, second) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
         assert first == Settings(seed=seed, sparsity=0.998, epochs=40)
         assert second == replace(first, order_seed=0)
+
+
+def test_groups_6_to_12_of_the_verdict_are_those_of_the_plan():
+    """results/PLAN.md: how many runs each has, and that both arms of every pair are in it."""
+    sizes = {
+        "verdict06_more_seeds_995": 10,
+        "verdict06_more_seeds_998": 10,
+        "verdict07_hosts": 60,
+        "verdict07_hosts_wide_resnet32": 20,
+        "verdict07_hosts_lottery": 40,
+        "verdict08_wide_resnet32": 10,
+        "verdict08_resnet32": 20,
+        "verdict09_resnet20_95_98": 12,
+        "verdict10_few_shots": 75,
+        "verdict11_structured": 20,
+        "verdict12_large_beta": 15,
+    }
+    for name, size in sizes.items():
+        profile = read_profile(name)
+        cells = {cell.id: cell for step in profile.steps for cell in notebooks.cells(step)}
+        assert len(cells) == size, name
+        assert {cell.baseline().id for cell in cells.values()} <= set(cells), name
+        long = name.startswith(("verdict06", "verdict09"))
+        assert {cell.epochs for cell in cells.values()} == {160 if long else 40}, name
+        assert "of one core" in profile.about, name
+
+
+def test_more_seeds_continue_those_of_the_first_group():
+    for sparsity in (995, 998):
+        (first,), (more,) = (
+            read_profile(f"{name}_{sparsity}").steps
+            for name in ("verdict01_resnet20", "verdict06_more_seeds")
+        )
+        moved = {replace(c, seed=c.seed + 5).id for c in notebooks.cells(first) if c.beta != 1e-3}
+        assert {cell.id for cell in notebooks.cells(more)} == moved
+
+
+def test_samples_and_intervals_span_the_grid_with_one_baseline_for_each_seed():
+    (step,) = read_profile("verdict10_few_shots").steps
+    cells = notebooks.cells(step)
+    assert sum(cell.beta == 0 for cell in cells) == 3
+    found = {(cell.samples, cell.every, cell.beta) for cell in cells if cell.beta}
+    assert found == {(s, e, b) for s in (4, 8, 16, 0) for e in (1, 5) for b in (1e-4, 1e-3, 1e-2)}
+
+
+def test_related_records_differ_in_seed_and_term_alone(tmp_path):
+    own = {"dataset": "digits", "sparsity": 0.9, "epochs": 4}
+    beside = [{"seed": 7}, {"beta": 1e-3}, {"beta": 1e-3, "term": "shuffled"}]
+    for other in ({}, *beside, {"epochs": 8}, {"sparsity": 0.95}, {"order_seed": 0}):
+        records.save(record(**(own | other)), tmp_path)
+    found = notebooks.with_related([Settings(**own)], tmp_path)
+    wanted = {Settings(**(own | other)).id for other in ({}, *beside)}
+    assert {run["id"] for run in found} == wanted
+    assert notebooks.with_related([], tmp_path) == []
 
 
 def test_only_a_notebook_of_a_grid_has_cells():

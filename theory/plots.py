@@ -1,4 +1,4 @@
-"""The look of the figures: lines that a grey print still tells apart, no pyplot state."""
+"""Panels and line styles of the figures; lines differ in a grey print too."""
 
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,10 @@ def style(index: int, marker: bool = False) -> dict[str, object]:
 
 
 def panels(columns: int, rows: int = 1, width: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """A figure of rows x columns panels (width in inches each) and its axes, row by row."""
-    from matplotlib.figure import Figure
+    """A figure of rows x columns panels, 0.8 * width inches wide, and its axes, row by row."""
+    from ckasr.analysis.style import blank
 
-    figure = Figure(figsize=(width * columns, 3.4 * rows), layout="constrained", dpi=120)
+    figure = blank(0.8 * width * columns, 0.8 * 3.4 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import theory
 from ckasr.analysis import tables
-from ckasr.storage import replacing, write_text
+from ckasr.analysis.style import save as write_figure
+from ckasr.analysis.style import style
+from ckasr.storage import write_text
 from theory.verdict import Verdict, as_json, corrected
 
 
-def draw(verdict: Verdict, folder: Path) -> Path:
-    """Write `<folder>/<name>.png`, whole or not at all, the same bytes for the same verdict."""
-    path = folder / f"{verdict.name}.png"
-    figure = theory.load(verdict.name).figure(verdict)
-    with replacing(path) as part:
-        figure.savefig(part, format="png", metadata={"Software": None})
-    return path
+def draw(verdict: Verdict, folder: Path) -> list[Path]:
+    """Write `<folder>/<name>.png` and `.svg`; the same verdict gives the same bytes.
+
+    Returns the files; none if the check has nothing to draw.
+    """
+    with style():
+        figure = theory.load(verdict.name).figure(verdict)
+    return [] if figure is None else write_figure(figure, folder / f"{verdict.name}.png")
 
 
 def stored(folder: Path) -> list[Verdict]:

@@ -167,9 +167,11 @@ def check(
                  figure=data)  # fmt: skip
 
 
-def figure(verdict: Verdict) -> "Figure":
-    """Per measure the relative change of every unit, and their median."""
+def figure(verdict: Verdict) -> "Figure | None":
+    """Per measure the relative change of every unit, and their median; None without units."""
     data = verdict.figure
+    if not data["units"]:
+        return None
     drawing, (axis,) = panels(1, width=7.5)
     names = list(data["relative"])
     for place, name in enumerate(names):
@@ -186,7 +188,4 @@ def figure(verdict: Verdict) -> "Figure":
     axis.set_xscale("symlog", linthresh=1)
     axis.set_xlabel("change from a lower to a higher beta, % of the baseline (bar: median)")
     axis.set_title(f"{data['units']} units of run records, full schedule", fontsize="medium")
-    if not data["units"]:
-        axis.set_xlim(-100, 100)
-        axis.text(1, len(names) / 2, "no records yet")
     return drawing

@@ -1,8 +1,8 @@
 """The A/A check: how often the decision rule finds a difference where there is none.
 
-A pair is two runs that differ in nothing but the order of the training images (the setting
-``order_seed``), so any difference between them is chance. The pairs are cut into groups of five, in
-the order of their seeds, and each group is judged as if it were a comparison of five seeds.
+A pair is two runs that differ only in the order of the training images (setting ``order_seed``), so
+any difference between them is due to chance. The pairs are split into groups of five, in the order
+of their seeds, and each group is judged as if it were a comparison with five seeds.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import Arm, Record, cells, percent, title
+from .cells import Arm, Record, cell_title, cells
 from .statistics import (
     CONFIDENCE,
     Comparison,
@@ -19,27 +19,28 @@ from .statistics import (
     mean_and_sd,
     of_values,
 )
-from .tables import NOTHING, interval_text, markdown
-from .verdict import difference_shown, verdict
+from .tables import DIFFERENCE, INTERVAL, NOTHING, PAIRS, VERDICT, interval_text, markdown
+from .verdict import difference_shown, verdict_of
 
 SIZE = 5
-"""Pairs of a group: the seeds of the comparisons that the rule is used for."""
+"""Pairs per group: as many as the seeds of the comparisons that the rule is used for."""
 
-COLUMNS = ("seeds", "pairs", "difference, points", "t 95 %", "called")
+COLUMNS = ("seeds", PAIRS, DIFFERENCE, INTERVAL, VERDICT)
 
 LEGEND = """\
-Test accuracy after the last epoch, with the images reordered minus in the order of the seed. The \
-runs of a pair share seed, initial weights, mask, split, and the crop and flip of every image in \
-every epoch. "Called" is the word of the decision rule for these pairs alone. The smallest \
-difference is Student's t quantile (97.5 %) times the standard deviation of the paired differences \
-over the root of the number of pairs: a mean difference of that size just excludes 0, and a true \
-difference of that size is found about every second time.
+Difference: test accuracy after the last epoch with the images in another order, minus that with \
+the order of the seed. The runs of a pair share seed, initial weights, mask, split, and the crop \
+and flip of every image in every epoch. The verdict is that of the decision rule for the pairs of \
+the row. The smallest difference is Student's t quantile (97.5 %) times the standard deviation of \
+the paired differences, divided by the square root of the number of pairs: the interval of a mean \
+difference of that size just excludes 0, and a true difference of that size is found about every \
+second time.
 """
 
 
 @dataclass(frozen=True)
 class Check:
-    """All pairs of one cell and arm, and the same pairs cut into groups of `SIZE`."""
+    """All pairs of one cell and arm, and the same pairs split into groups of `SIZE`."""
 
     whole: Comparison
     groups: tuple[Comparison, ...]
@@ -47,31 +48,32 @@ class Check:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the runs of a pair have in common."""
+        """The settings that the runs of a pair share."""
         return _shared(self.whole.cell.settings)
 
     @property
     def called(self) -> int:
-        """Groups that the rule calls positive or negative, although nothing differs."""
+        """Number of groups that the rule calls positive or negative, although nothing differs."""
         return sum(difference_shown(group) for group in self.groups)
 
     @property
     def left_over(self) -> int:
-        """Pairs that fill no group."""
+        """Number of pairs that do not fill a group."""
         return self.whole.n - SIZE * len(self.groups)
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the differences, as a fraction of 1; None below two pairs."""
+        """Standard deviation of the differences, as a fraction; None for fewer than two pairs."""
         return mean_and_sd(self.whole.differences)[1]
 
     def smallest_difference(self, pairs: int = SIZE) -> float | None:
-        """What so many pairs could have seen, as a fraction of 1; None without a spread."""
+        """The smallest difference, as a fraction, that ``pairs`` pairs can show; None without a
+        spread."""
         return None if self.spread is None else half_width(self.spread, pairs)
 
     @property
     def text(self) -> str:
-        """The result in one sentence or two."""
+        """The result in one or two sentences."""
         n = len(self.groups)
         if not n or self.spread is None:
             return f"{self.whole.n} complete pairs: {SIZE} are needed for the first group"
@@ -81,15 +83,15 @@ class Check:
             f"called positive or negative, where {100 * (1 - CONFIDENCE):.3g} % are expected (one "
             f"or more of {n} by chance in {100 * chance:.0f} % of such checks). The differences "
             f"of the {self.whole.n} pairs have a standard deviation of {100 * self.spread:.2f} "
-            f"points; the smallest difference that {SIZE} pairs could have seen is "
+            f"points; the smallest difference that {SIZE} pairs can show is "
             f"{100 * self.smallest_difference():.2f} points"
         )
 
 
 def aa_checks(records: Iterable[Record]) -> list[Check]:
-    """A check for each cell and arm that was run in more than one order of the images.
+    """A check for each cell and arm that was run with more than one order of the images.
 
-    The lowest ``order_seed`` is compared with each of the others.
+    The runs with the lowest ``order_seed`` are compared with those of each other one.
     """
     found: dict[tuple[str, Arm], dict[int, Any]] = {}
     for cell in cells(records):
@@ -105,7 +107,7 @@ def aa_checks(records: Iterable[Record]) -> list[Check]:
 
 
 def aa_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each check, a row for each group; one line where there is none."""
+    """Markdown: a table for each check, a row for each group, or one line if there is no check."""
     tables = [_table(check) for check in aa_checks(records)]
     return "\n".join([*tables, LEGEND]) if tables else "There are no A/A pairs yet.\n"
 
@@ -130,14 +132,13 @@ def _check(first: Any, second: Any, arm: Arm) -> Check:
 
 
 def _table(check: Check) -> str:
-    settings = check.settings
-    heading = f"### A/A: {title(settings)}, sparsity {percent(settings['sparsity'])}"
+    heading = f"### A/A: {cell_title(check.settings)}"
     whole = check.whole
-    rows = [_row(group, verdict(group)) for group in check.groups]
+    rows = [_row(group, verdict_of(group)) for group in check.groups]
     rows.append(_row(whole, NOTHING))
     lines = [f"{heading}, {whole.arm.label}", "", *markdown(COLUMNS, rows), "", f"- {check.text}."]
     if check.left_over and check.groups:
-        lines.append(f"- Pairs that fill no group: {check.left_over}")
+        lines.append(f"- Pairs that do not fill a group: {check.left_over}")
     if whole.diverged:
         lines.append(f"- Pairs lost to divergence: {', '.join(whole.diverged)}")
     if whole.incomplete:
@@ -156,7 +157,7 @@ def _row(comparison: Comparison, word: str) -> tuple[str, ...]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """As "0 to 4" where none is missing between, else all of them."""
+    """Seeds as text: "0 to 4" if none is missing, else all of them."""
     if not seeds:
         return "none"
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):

@@ -1,4 +1,7 @@
-"""Records sorted into what may be compared: a cell's arms, side by side, seed by seed."""
+"""Records sorted into cells: runs that differ only in the term and the seed, and may be compared.
+
+Also the names of cells and of groups of cells, in words and as file names.
+"""
 
 import json
 import warnings
@@ -9,6 +12,8 @@ from typing import Any, NamedTuple
 from ckasr.experiments.settings import CKA_SR_FIELDS, Settings
 from ckasr.terms import find
 
+from . import words
+
 Record = Mapping[str, Any]
 
 _METHOD_FIELDS = {"method", "method_options", "distribution"}
@@ -16,32 +21,32 @@ _METHOD_FIELDS = {"method", "method_options", "distribution"}
 _DEFAULTS = Settings().to_dict()
 
 _READ = ("curves", "sparsity", "layer_cka", "weights", "device")
-"""Fields that tables and figures read, and that a record need not have."""
+"""Fields that tables and figures need; a record without one of them is left out."""
 
 
 class Arm(NamedTuple):
-    """One side of a comparison: the term's settings. Beta 0 is the baseline, whatever the rest."""
+    """The settings of the term, one side of a comparison. With beta 0 it is the baseline."""
 
     beta: float
     variant: str
-    samples: int  # images of a batch the term sees; 0: all
+    samples: int  # images per batch that the term compares; 0: all
     every: int
     pairs: str
     term: str = "cka_sr"
 
     @property
     def label(self) -> str:
-        """Short name; settings that are the official code's are left out."""
+        """Short name. Settings that have the official code's value are left out."""
         if self.beta == 0:
             return "baseline"
-        words = [f"{find(self.term).label}, β = {power_of_ten(self.beta)}"]
+        parts = [f"{find(self.term).label}, β = {power_of_ten(self.beta)}"]
         if self.variant != BASELINE.variant:
-            words.append(self.variant)
+            parts.append(self.variant)
         if (self.samples, self.every) != (BASELINE.samples, BASELINE.every):
-            words.append(f"{self.samples or 'all'} samples every {self.every}")
+            parts.append(f"{self.samples or 'all'} samples every {self.every}")
         if self.pairs:
-            words.append(f"pairs {self.pairs}")
-        return ", ".join(words)
+            parts.append(f"pairs {self.pairs}")
+        return ", ".join(parts)
 
 
 BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
@@ -49,32 +54,32 @@ BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
 
 @dataclass(frozen=True)
 class Cell:
-    """Records that differ in nothing but the settings of the term and the seed."""
+    """Records that differ only in the settings of the term and in the seed."""
 
-    settings: dict[str, Any]  # what they share
+    settings: dict[str, Any]  # those that all of them share
     arms: dict[Arm, dict[int, Record]] = field(default_factory=dict)  # arm -> seed -> record
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """A record's settings; of the method's options, those that are not the default.
+    """A record's settings, with those options of the method that are not the default.
 
-    What an old record does not hold has the value that was used when it was made.
+    A setting that an old record does not hold has the value that was used when it was made.
     """
     settings = Settings.from_dict(record["settings"])
     return {**settings.to_dict(), "method_options": dict(settings.method_options)}
 
 
 def arm_of(settings: Mapping[str, Any]) -> Arm:
-    """The arm that settings belong to."""
+    """The arm to which these settings belong."""
     if settings["beta"] == 0:
         return BASELINE
     return Arm(**{name: settings[name] for name in CKA_SR_FIELDS})
 
 
 def term_label(arms: Iterable[Arm]) -> str:
-    """Label of the term of these arms; "term" where they have different ones.
+    """Label of the term that these arms share, or "term" if they have different ones.
 
-    The baseline has none. Without any other arm it is the label of CKA-SR, the default.
+    The baseline has no term. If there is no other arm, the label is that of CKA-SR, the default.
     """
     arms = set(arms)
     labels = {find(arm.term).label for arm in arms - {BASELINE} or {BASELINE}}
@@ -82,11 +87,14 @@ def term_label(arms: Iterable[Arm]) -> str:
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """All cells, by settings (longest schedule first) and sparsity; in each, arms by beta.
+    """Sort records into cells.
 
-    A record given twice (same id) counts once. One that lacks a field that tables and figures read
-    is named in a RuntimeWarning and left out. Raises ValueError for two records of one setting
-    and seed, between which nothing could choose.
+    Cells are ordered by their settings (longest schedule first) and their sparsity, the arms of a
+    cell by beta. A record that is given twice (same id) counts once. A record that lacks a field
+    that tables and figures need is left out with a RuntimeWarning that names it.
+
+    Raises:
+        ValueError: for two different records with the same settings and seed.
     """
     found: dict[str, Cell] = {}
     for record in records:
@@ -116,7 +124,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def groups(records: Iterable[Record]) -> list[list[Cell]]:
-    """Cells that differ in nothing but the sparsity: what one table or one figure may hold."""
+    """Group the cells that differ only in the sparsity: one table or figure may show them."""
     found: dict[str, list[Cell]] = {}
     for cell in cells(records):
         found.setdefault(_key(_without_sparsity(cell.settings)), []).append(cell)
@@ -124,7 +132,7 @@ def groups(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def families(records: Iterable[Record]) -> list[list[Cell]]:
-    """Cells that differ in nothing but method and sparsity: where there is more than one method."""
+    """Group the cells that differ only in method and sparsity, if there are several methods."""
     found: dict[str, list[Cell]] = {}
     for cell in cells(records):
         shared = _without_sparsity(_no_method(cell.settings))
@@ -133,7 +141,7 @@ def families(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def studies(records: Iterable[Record]) -> list[list[Cell]]:
-    """The groups, without those that have the baseline only and stand in one of the `families`."""
+    """The groups, without those that have only a baseline and belong to one of the `families`."""
     records = list(records)
     beside = [cell.settings for family in families(records) for cell in family]
     return [
@@ -143,37 +151,59 @@ def studies(records: Iterable[Record]) -> list[list[Cell]]:
     ]
 
 
+def nonempty_groups(records: Iterable[Record]) -> list[list[Cell]]:
+    """The `groups`. Raises ValueError if there are none."""
+    found = groups(records)
+    if not found:
+        raise ValueError("no records: there is nothing to draw")
+    return found
+
+
+def only_cell(records: Iterable[Record]) -> Cell:
+    """The cell of these records. Raises ValueError if there is none, or more than one."""
+    found = [cell for group in nonempty_groups(records) for cell in group]
+    if len(found) > 1:
+        names = "; ".join(cell_title(cell.settings) for cell in found)
+        raise ValueError(f"this figure is of one cell, the records are of {len(found)}: {names}")
+    return found[0]
+
+
 def title(settings: Mapping[str, Any]) -> str:
-    """What a group is, in words: data, network, method, schedule, and whatever is not default."""
-    method = settings["method"]
-    if method != "dense":
-        method += f" ({settings['distribution']})"
-    head = f"{settings['dataset']}, {settings['model']}, {method}"
-    return ", ".join([head, *_recipe(settings)])
+    """The title of a group: data set, network, method, epochs, and settings that are unusual.
+
+    Example: "CIFAR-100, ResNet20, random ERK masks, 160 epochs".
+    """
+    method = words.method(settings["method"], settings["distribution"])
+    return ", ".join([*_task(settings), method, *_recipe(settings)])
+
+
+def cell_title(settings: Mapping[str, Any]) -> str:
+    """The title of a cell: that of its group, and the sparsity."""
+    return f"{title(settings)}, sparsity {percent(settings['sparsity'])}"
 
 
 def family_title(settings: Mapping[str, Any]) -> str:
-    """What a family is, in words: as a group's, without the method."""
-    return ", ".join([settings["dataset"], settings["model"], *_recipe(_no_method(settings))])
+    """The title of a family: that of a group, without the method."""
+    return ", ".join([*_task(settings), *_recipe(_no_method(settings))])
 
 
 def slug(settings: Mapping[str, Any]) -> str:
-    """A group's title as a file name, without the sparsity."""
+    """The file name of a group, without the sparsity."""
     return _slug(settings, "dataset", "model", "method", "distribution")
 
 
 def family_slug(settings: Mapping[str, Any]) -> str:
-    """A family's title as a file name."""
+    """The file name of a family."""
     return _slug(_no_method(settings), "dataset", "model")
 
 
 def percent(share: float) -> str:
-    """A share in percent with the digits it needs: 0.998 is 99.8 %."""
+    """A fraction in percent, with as many digits as it needs: 0.998 gives "99.8 %"."""
     return f"{100 * share:.10g} %"
 
 
 def power_of_ten(value: float) -> str:
-    """0.0001 as 1e-4, 0.05 as 0.05: betas as the paper writes them."""
+    """A number as the paper writes beta: 0.0001 gives "1e-4", 0.05 gives "0.05"."""
     if 0.01 <= value < 1000:
         return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")
@@ -181,15 +211,21 @@ def power_of_ten(value: float) -> str:
 
 
 def _slug(settings: Mapping[str, Any], *names: str) -> str:
-    words = [*(str(settings[name]) for name in names), f"{settings['epochs']}ep"]
-    words += [f"{name}-{json.dumps(value)}" for name, value in _unusual(settings).items()]
-    kept = "_".join(words).replace(", ", "-")
-    return "".join(c for c in kept if c.isalnum() or c in "_-.")
+    parts = [*(str(settings[name]) for name in names), f"{settings['epochs']}ep"]
+    for name, value in _unusual(settings).items():
+        options = value if isinstance(value, Mapping) else {name: value}
+        parts += [f"{key}-{json.dumps(each)}" for key, each in options.items()]
+    text = "_".join(parts).replace(", ", "-").replace(",", "-")
+    return "".join(c for c in text if c.isalnum() or c in "_-.")
+
+
+def _task(settings: Mapping[str, Any]) -> list[str]:
+    return [words.dataset(settings["dataset"]), words.network(settings["model"])]
 
 
 def _recipe(settings: Mapping[str, Any]) -> list[str]:
-    extra = [f"{name} {value}" for name, value in _unusual(settings).items()]
-    return [f"{settings['epochs']} epochs ({settings['schedule']} schedule)", *extra]
+    extra = [words.setting(name, value) for name, value in _unusual(settings).items()]
+    return [words.setting("epochs", settings["epochs"]), *extra]
 
 
 def _no_method(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""One table of what the paper claims about accuracy, and what the records of every folder say.
+"""One table of what the paper claims about accuracy, and what the records of all folders show.
 
-The claims of the theory have a table of their own, in theory/README.md.
+The claims of the theory are in a table of their own, in theory/README.md.
 """
 
 import re
@@ -11,10 +11,10 @@ from typing import Any
 from ckasr.notebooks import profiles
 
 from .aa import aa_checks
-from .cells import BASELINE, Arm, Record, percent, title
+from .cells import BASELINE, Arm, Record, cell_title, percent
 from .paper import CLAIM_TERMS, CLAIMS, SELECTION, lookup, paper_difference
 from .statistics import Comparison, paired_differences
-from .tables import NOTHING, interval_text, markdown
+from .tables import NOTHING, VERDICT, interval_text, markdown
 from .verdict import RULE, learned, place, verdict_on
 
 NOT_RUN = "not run yet"
@@ -23,10 +23,10 @@ OFFICIAL = Arm(1e-4, "official", 8, 5, "")
 COLUMNS = (
     "claim",
     "where made",
-    "the paper's number",
+    "paper",
     "our runs",
-    "ours, points [t 95 %], n pairs",
-    "verdict",
+    "difference, points [95 % interval], n pairs",
+    VERDICT,
     "command",
     "core-hours",
 )
@@ -34,16 +34,16 @@ COLUMNS = (
 HEADING = """\
 # What the paper claims, and what our runs say
 
-Made from the records under `results/` by `make figures`; nothing in it is written by hand.
+`make figures` writes this file from the records under `results/`; nothing is written by hand.
 
 """
 
 LEGEND = f"""\
-Ours: test accuracy after the last epoch, with CKA-SR minus without, mean over pairs of the same \
-seed, mask and data order. The paper's numbers: {SELECTION}. Core-hours: of both arms of the row \
-(a baseline counts in the row of every arm it is compared with). Runs shorter than the paper's 160 \
-epochs are named by their schedule and never tested against its number. Claims of the theory: \
-[theory/README.md](../theory/README.md).
+Difference: test accuracy after the last epoch with CKA-SR minus without, mean over pairs with \
+the same seed, mask and data order, with Student's t interval. The paper's numbers: {SELECTION}. \
+Core-hours are those of both arms of the row; a baseline counts in the row of every arm that it \
+is compared with. Runs shorter than the paper's 160 epochs are called "short schedule" and do not \
+test the paper's number. The claims of the theory are in [theory/README.md](../theory/README.md).
 
 {CLAIM_TERMS}.
 
@@ -53,19 +53,19 @@ epochs are named by their schedule and never tested against its number. Claims o
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim, the cells that speak to it, and the profile that runs them."""
+    """A claim, the cells that test it, and the profile that runs them."""
 
     text: str
     made: str
     number: str  # as published
-    where: Mapping[str, Any]  # settings of the cells; a tuple: any of these
-    profile: str | None = None  # of workflow/; None: there is none yet
-    gain: float | None = None  # claimed for all of the cells, a fraction of 1
-    appendix: bool = False  # the appendix has a number for each arm, and others do not count
-    headline: str = ""  # its wording in README's short table; empty: not listed there
+    where: Mapping[str, Any]  # settings of the cells; a tuple means any of its values
+    profile: str | None = None  # name in workflow/; None: there is none yet
+    gain: float | None = None  # claimed for all of the cells, as a fraction
+    appendix: bool = False  # whether only arms with a number in the appendix count
+    headline: str = ""  # its wording in README's short table; empty if it is not listed there
 
     def gain_of(self, comparison: Comparison) -> float | None:
-        """The paper's gain for this comparison, a fraction of 1; None where none is known."""
+        """The paper's gain for this comparison, as a fraction; None if it is not known."""
         if self.appendix:
             return paper_difference(comparison.cell.settings, comparison.arm)
         return self.gain
@@ -75,7 +75,7 @@ class Statement:
         return self.appendix or self.gain is not None
 
     def about(self, comparison: Comparison) -> bool:
-        """Whether the comparison speaks to the claim, which is of CKA-SR and not of a placebo."""
+        """Whether the comparison tests the claim, which is about CKA-SR and not a placebo."""
         if comparison.arm.term != BASELINE.term:
             return False
         settings = comparison.cell.settings
@@ -171,11 +171,14 @@ STATEMENTS = (
 
 
 def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
-    """Markdown: a row for each claim and each comparison that speaks to it.
+    """Markdown: a row for each claim and each comparison that tests it.
 
-    folders: name of a folder of results -> its records. The name is that of the profile whose
-    command makes them again. A claim that has a number of the paper's, and no comparison with the
-    paper's schedule, has a row that says so, beside those with short schedules.
+    If the paper has a number for a claim and no comparison has the paper's schedule, a row says so,
+    in addition to the rows with short schedules.
+
+    Args:
+        folders: name of a folder of results -> its records. The name is also that of the profile
+            whose command computes the records.
     """
     found = {name: paired_differences(runs) for name, runs in folders.items()}
     rows = []
@@ -186,7 +189,7 @@ def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
             for comparison in comparisons
             if statement.about(comparison)
         ]
-        # The full schedule first: it alone tests the claim.
+        # The full schedule comes first: only it tests the claim.
         told.sort(key=lambda item: item[1].cell.settings["schedule"] != "full")
         full = any(c.n and c.cell.settings["schedule"] == "full" for _, c in told)
         if not told or (statement.has_number and not full):
@@ -263,7 +266,7 @@ def _row(statement: Statement, folder: str, comparison: Comparison) -> tuple[str
         statement.text,
         statement.made,
         statement.number,
-        f"{title(settings)}, {percent(settings['sparsity'])}, {c.arm.label}",
+        f"{cell_title(settings)}, {c.arm.label}",
         ", ".join([size, f"n = {c.n}", *lost]),
         _word(statement, c),
         _command(folder),
@@ -272,7 +275,7 @@ def _row(statement: Statement, folder: str, comparison: Comparison) -> tuple[str
 
 
 def _word(statement: Statement, comparison: Comparison) -> str:
-    """The verdict on a claim; for a short schedule or without a number, what was seen instead."""
+    """The verdict on a claim; for a short schedule or without a number, what was observed."""
     gain = statement.gain_of(comparison)
     if comparison.cell.settings["schedule"] != "full":
         told = "" if gain is None else "claim not tested: "
@@ -292,9 +295,9 @@ def _runs(comparison: Comparison) -> list[Record]:
 
 
 def core_hours(runs: Sequence[Record]) -> str:
-    """Hours of the runs times the threads of each; those on a GPU, named so, apart.
+    """Core-hours of the runs: hours times threads; hours of a GPU are listed separately.
 
-    "-" where a record does not hold its seconds.
+    The text is "-" if a record does not hold its seconds.
     """
     if any("seconds" not in run for run in runs):
         return NOTHING
@@ -315,12 +318,11 @@ def _command(profile: str | None) -> str:
 
 
 def _aa(folders: Iterable[Sequence[Record]]) -> list[str]:
-    """How far the rule can be trusted: the A/A checks, or that there are none yet."""
+    """How far the rule can be trusted: the A/A checks, or a line that there are none yet."""
     checks = [check for runs in folders for check in aa_checks(runs)]
     if not checks:
         return [f"A/A check of the decision rule: {NOT_RUN} ({_command(AA_PROFILE)})."]
     return [
-        f"A/A check of the decision rule ({title(check.settings)}, "
-        f"{percent(check.settings['sparsity'])}): {check.text}."
+        f"A/A check of the decision rule ({cell_title(check.settings)}): {check.text}."
         for check in checks
     ]

@@ -1,4 +1,4 @@
-"""Methods side by side: what each reaches with the same data, network and recipe, at what cost."""
+"""The methods compared: accuracy and cost with the same data, network and recipe."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,36 +10,39 @@ from .paper import SELECTION, deviations, lookup
 from .paper import SOURCE as APPENDIX
 from .references import SOURCE, TERMS, Reference, reference
 from .statistics import mean_and_sd, value_of
-from .tables import NOTHING, markdown
+from .tables import ACCURACY, DEAD_CLASSES, EFFECTIVE, NOTHING, PAPER, SPARSITY, markdown
 
 COLUMNS = (
-    "sparsity",
+    SPARSITY,
     "method",
-    "test accuracy, % ± sd (n)",
+    ACCURACY,
     "validation accuracy, %",
     "sparsity reached",
-    "effective sparsity",
-    "dead classes",
+    EFFECTIVE,
+    DEAD_CLASSES,
     "dead layers",
-    "epochs trained (x dense)",
+    "epochs trained (× dense)",
     "minutes",
-    "CKA-SR's appendix, %",
+    PAPER,
     "Synaptic-Flow's data, %",
 )
-TOLERANCE = 0.05  # of the weights that were to be left
+TOLERANCE = 0.05
+"""Relative error of the number of weights left, above which a method missed its sparsity."""
+
 LEGEND = """\
-Best test accuracy first, after the last epoch; validation accuracy is of held-out training \
-images. Behind a method stand the options that are not its defaults. \
-*Sparsity* is what was asked for, *reached* what the masks left, *effective* counts only \
-weights on a path from input to output; a dead layer or class has no such path. Epochs are of all \
-trainings together and, in brackets, as a multiple of those of dense training; scoring before \
-training is in neither. Minutes are as they were on the machine, shared or not. Means over \
-seeds; dead layers are those of any.
+The method with the best test accuracy after the last epoch comes first; sd is the standard \
+deviation over n seeds. Validation accuracy is measured on held-out training images. A method is \
+followed by its options, if they are not the defaults. *Sparsity* is what was asked for, \
+*reached* is what the masks have, *effective* counts only weights on a path from input to output; \
+a dead layer or class has no such path. The epochs of all phases are added up; in brackets they \
+are a multiple of the epochs of dense training. Scoring before training is not counted. Minutes \
+are wall-clock time on a machine that may have been shared. All numbers are means over seeds, \
+except that a layer counts as dead if it is dead with any seed.
 """
 OTHERS = f"""\
-Published accuracies are **not to be compared as equals**: network, schedule or both differ. \
-*Synaptic-Flow's data*: {SOURCE}; {TERMS}. *CKA-SR's appendix*: {APPENDIX}; the same network and \
-method, {SELECTION}, at the full recipe.
+Published accuracies are **not directly comparable**: network, schedule or both differ. \
+*Synaptic-Flow's data*: {SOURCE}; {TERMS}. *Paper*: {APPENDIX}; the same network and method, \
+{SELECTION}, with the full recipe.
 """
 
 
@@ -56,18 +59,18 @@ class Entry:
 
     @property
     def sparsity(self) -> float:
-        """As asked for."""
+        """The sparsity that was asked for."""
         return self.cell.settings["sparsity"]
 
     @property
     def form(self) -> str:
-        """Method and options as `grid` reads them, the same at every sparsity.
+        """Method and options in the form that `grid` reads, the same at every sparsity.
 
-        Options that have the method's default are left out.
+        Options with their default value are left out.
         """
         settings = self.cell.settings
         own = str(self.sparsity)
-        options = [f"{k}={_parted(v, own)}" for k, v in settings["method_options"].items()]
+        options = [f"{k}={_option_text(v, own)}" for k, v in settings["method_options"].items()]
         unusual = [] if settings["distribution"] == "erk" else [settings["distribution"]]
         return " ".join([self.method, *options, *unusual])
 
@@ -92,47 +95,47 @@ class Entry:
 
     @property
     def epochs(self) -> float:
-        """Trained in all phases together."""
+        """Mean number of epochs of all phases together."""
         return mean(len(run["curves"]["epoch"]) for run in self.runs)
 
     @property
     def cost(self) -> float:
-        """The same as a multiple of the epochs of dense training."""
+        """Epochs as a multiple of the epochs of dense training."""
         return self.epochs / self.cell.settings["epochs"]
 
     @property
     def dead_layers(self) -> list[str]:
-        """Layers that no path from input to output goes through, in any seed."""
+        """Layers without a path from input to output, with any seed."""
         named = [name for run in self.runs for name in run["sparsity"]["dead_layers"]]
         return list(dict.fromkeys(named))
 
     @property
     def fixed_rate(self) -> bool:
-        """Whether it is L0 whose multiplier gains the same in every step, however few there are."""
+        """Whether this is L0 with a multiplier whose rate ignores the length of the training."""
         return self.cell.settings["method_options"].get("dual_per") == "step"
 
     @property
     def open_before_cut(self) -> list[float]:
-        """Shares of weights whose gate was open when L0's training ended, where recorded."""
+        """Shares of weights with an open gate after training, of the runs of L0 that have it."""
         shares = [run.get("measured", {}).get("open_before_cut") for run in self.runs]
         return [share for share in shares if share is not None]
 
     @property
     def missed(self) -> bool:
-        """Whether over 5 % more, or fewer, weights were left than asked for: not comparable."""
+        """Whether the number of weights left is more than 5 % off: then it is not comparable."""
         left = mean(1 - run["sparsity"]["nominal"] for run in self.runs)
         return abs(left / (1 - self.sparsity) - 1) > TOLERANCE
 
     def report(self, field: str) -> float:
-        """The mean over seeds of a number of the sparsity report."""
+        """Mean over seeds of a number of the sparsity report."""
         return mean(run["sparsity"][field] for run in self.runs)
 
 
 def method_families(records: Iterable[Record]) -> list[list[Entry]]:
-    """The methods that may be compared: they share data, network and recipe.
+    """The methods that may be compared, because they share data set, network and recipe.
 
-    By sparsity and, in each, the best mean test accuracy first; a method's arms with a term follow
-    its baseline. Records of a recipe with one method only are left out.
+    Entries are ordered by sparsity, then by mean test accuracy, best first; a method's arms with a
+    term follow its baseline. Records of a recipe with a single method are left out.
     """
     found = []
     for family in families(records):
@@ -142,7 +145,7 @@ def method_families(records: Iterable[Record]) -> list[list[Entry]]:
 
 
 def methods_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each family of methods; one line where there is none."""
+    """Markdown: a table for each family of methods, or one line if there is none."""
     found = method_families(records)
     if not found:
         return "There are no two methods to compare yet.\n"
@@ -166,17 +169,17 @@ def _family_table(entries: Sequence[Entry]) -> str:
     if broken:
         lines.append(f"- Diverged, not in the mean: {'; '.join(broken)}")
     if missed:
-        lines.append(f"- Not the sparsity asked for, not to be compared: {'; '.join(missed)}")
+        lines.append(f"- Not the sparsity that was asked for, not comparable: {'; '.join(missed)}")
     lines += _gates(entries)
     if max(len(entry.runs) for entry in entries) == 1:
-        lines.append("- One seed each: only large differences say anything")
+        lines.append("- One seed per method: only large differences mean anything")
     if published and (different := deviations(published[0])):
-        lines.append(f"- CKA-SR's appendix is of another recipe: {', '.join(different)}")
+        lines.append(f"- Our recipe differs from the paper's: {', '.join(different)}")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _gates(entries: Sequence[Entry]) -> list[str]:
-    """What the accuracies of L0 depend on: how much of the pruning its final cut had to do."""
+    """Notes on L0: how much of the pruning its final cut had to do."""
     lines = [
         f"- {entry.label} at {percent(entry.sparsity)}: when training ended, the gates of "
         f"{100 * mean(shares):.1f} % of the weights were open; the cut closed the rest"
@@ -186,9 +189,9 @@ def _gates(entries: Sequence[Entry]) -> list[str]:
     if old := [entry for entry in entries if entry.fixed_rate]:
         names = "; ".join(f"{entry.label} at {percent(entry.sparsity)}" for entry in old)
         lines.append(
-            "- Made with a multiplier whose rate does not depend on the length of the training "
-            "(dual_per=step), which can leave most gates of a short one open, so that the final "
-            f"cut does the pruning: {names}"
+            "- Trained with a multiplier whose rate ignores the length of the training "
+            "(dual_per=step): after a short training most gates can be open, and the final cut "
+            f"does the pruning: {names}"
         )
     return lines
 
@@ -210,7 +213,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         f"{100 * entry.report('effective'):.2f} %",
         f"{entry.report('dead_classes'):.3g} of {entry.runs[0]['sparsity']['classes']}",
         f"{len(entry.dead_layers)}",
-        f"{entry.epochs:.4g} ({entry.cost:.3g} x)",
+        f"{entry.epochs:.4g} ({entry.cost:.3g} ×)",
         f"{mean(run['seconds'] for run in entry.runs) / 60:.1f}",
         NOTHING if appendix is None else f"{appendix.percent:.2f}",
         NOTHING if other is None else f"{other.percent:.2f} at {100 * other.sparsity:.2f} %",
@@ -228,14 +231,14 @@ def _published(entry: Entry) -> bool:
 
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
-    """By sparsity; then best first, cells without a finished run last."""
+    """Sort key: sparsity, then accuracy, best first; cells without a finished run come last."""
     first = Entry(cell, next(iter(cell.arms)))
     known = first.accuracy is not None
     return cell.settings["sparsity"], not known, -(first.accuracy or 0), first.form
 
 
-def _parted(value: Any, own: str) -> str:
-    """An option as text; in a list the run's own sparsity by name."""
+def _option_text(value: Any, own: str) -> str:
+    """An option as text; in a list, the run's own sparsity is replaced by "{sparsity}"."""
     if not isinstance(value, str):
         return str(value)
     return ",".join("{sparsity}" if part.strip() == own else part for part in value.split(","))

@@ -1,13 +1,14 @@
 """The figure of all methods side by side."""
 
-from collections.abc import Iterable, Sequence
-from statistics import mean
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from . import words
 from .cells import Arm, Record, family_title, percent
+from .marks import NOTE, draw_means, draw_seeds
 from .methods import Entry, method_families
 from .statistics import t_interval
-from .style import Look, blank, legend, looks, styled, wrapped
+from .style import GUIDE, Look, blank, legend, looks, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
 @styled
 def method_accuracy(records: Iterable[Record]) -> "Figure":
-    """Test accuracy of every method, a panel for each sparsity; dense training a dashed line.
+    """Test accuracy of every method, in a panel for each sparsity.
 
-    Each seed a dot, the mean with its 95 % Student-t interval. Methods stand in the order of their
-    accuracy at the lowest sparsity, with their cost in dense trainings where it is not one. Raises
-    ValueError unless the records are of one family.
+    Each seed is a dot, over it the mean with its 95 % Student-t interval. Vertical lines mark dense
+    training and chance. Methods are ordered by their accuracy at the lowest sparsity. A method that
+    trains longer than dense training has the ratio of epochs behind its name.
+
+    Raises:
+        ValueError: unless the records belong to one family of methods.
     """
     found = method_families(records)
     if len(found) != 1:
@@ -34,7 +38,7 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     names = _tick_labels(pruned)
     arms = looks(entry.arm for entry in entries)
     best = max((100 * value for entry in entries for value in entry.accuracies), default=100)
-    figure = blank(1.3 + 2.5 * len(sparsities), 1.5 + 0.21 * len(names))
+    figure = blank(2.0 + 2.4 * len(sparsities), 1.5 + 0.21 * len(names))
     axes = figure.subplots(1, len(sparsities), squeeze=False, sharex=True, sharey=True)[0]
     for axis, sparsity in zip(axes, sparsities, strict=True):
         axis.set_title(f"sparsity {percent(sparsity)}")
@@ -44,67 +48,57 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
         for entry in pruned:
             if entry.sparsity == sparsity:
                 _draw_entry(axis, entry, list(names).index(entry.form), arms, best)
-        axis.set_xlabel("test accuracy after the last epoch (%)")
+        axis.set_xlabel("test accuracy after\nthe last epoch (%)")
+        axis.label_outer()
     axes[0].set_yticks(range(len(names)), names.values())
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     axes[0].set_xlim(left=0)
-    figure.suptitle(wrapped(family_title(entries[0].cell.settings), 34 * len(axes)), fontsize=8)
-    if max(len(entry.runs) for entry in entries) > 1:
-        note = "Small dots: seeds. Markers: mean and its 95 % Student-t interval."
-    else:
-        note = "One seed each."
-    if any(" x)" in name for name in names.values()):
-        note += " In brackets: epochs trained, as a multiple of those of dense training."
+    figure.suptitle(wrapped(family_title(entries[0].cell.settings), 34 * len(axes)))
+    seeds = max(len(entry.runs) for entry in entries)
+    note = NOTE if seeds > 1 else "One seed per method."
+    if any("×" in name for name in names.values()):
+        note += " Epochs: trained in all phases, as a multiple of those of dense training."
     if any(entry.missed for entry in pruned):
-        note += " Hollow: not the sparsity asked for."
+        note += " Hollow: the method missed the sparsity that was asked for."
+    if any(entry.dead_layers or entry.report("dead_classes") for entry in pruned):
+        note += " Dead: no path from input to output goes through it."
     legend(figure, axes[:1], note)
     return figure
 
 
-def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: dict[Arm, Look]) -> None:
-    """What bounds the accuracies: chance, and dense training in each arm."""
+def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: Mapping[Arm, Look]) -> None:
+    """Draw what bounds the accuracies: chance, and dense training in each arm."""
     for entry in entries:
         if entry.method == "dense" and entry.accuracy is not None:
+            arm = f", {entry.arm.label}" if len(arms) > 1 else ""
             axis.axvline(
                 100 * entry.accuracy,
                 color=arms[entry.arm]["color"],
                 linewidth=0.9,
                 linestyle=(0, (4, 2)),
-                label=f"{entry.label}: {100 * entry.accuracy:.1f} %",
+                label=f"dense training{arm}: {100 * entry.accuracy:.1f} %",
             )
     chance = 100 / entries[0].report("classes")
-    axis.axvline(
-        chance, color="0.5", linewidth=0.7, linestyle=(0, (1, 3)), label=f"chance: {chance:g} %"
-    )
+    axis.axvline(chance, **GUIDE | {"linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %")
 
 
-def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: dict[Arm, Look], best: float) -> None:
+def _draw_entry(
+    axis: "Axes", entry: Entry, row: int, arms: Mapping[Arm, Look], best: float
+) -> None:
     values = [100 * value for value in entry.accuracies]
     if not values:
         return
-    look, of_cell = arms[entry.arm], list(entry.cell.arms)
-    y = row + 0.25 * (of_cell.index(entry.arm) - (len(of_cell) - 1) / 2)
+    look, in_cell = arms[entry.arm], list(entry.cell.arms)
+    y = row + 0.25 * (in_cell.index(entry.arm) - (len(in_cell) - 1) / 2)
     if len(values) > 1:
-        dots = {"color": look["color"], "alpha": 0.5, "markersize": 4, "markeredgewidth": 0}
-        axis.plot(values, [y] * len(values), ".", **dots)
-    average, interval = mean(values), t_interval(values)
-    low, high = interval or (average, average)
-    axis.errorbar(
-        [average],
-        [y],
-        xerr=[[average - low], [high - average]] if interval else None,
-        fmt=look["marker"],
-        color=look["color"],
-        markerfacecolor="white" if entry.missed else look["color"],
-        markersize=4,
-        capsize=2,
-        linewidth=0.9,
-        label=entry.arm.label if len(arms) > 1 and not entry.missed else None,
-    )
+        draw_seeds(axis, y, values, look, horizontal=True)
+    label = entry.arm.label if len(arms) > 1 and not entry.missed else None
+    draw_means(axis, [y], [values], look, label, horizontal=True, hollow=entry.missed)
     counts = {"layer": len(entry.dead_layers), "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
-        left = average > 0.65 * best  # where there is room
+        low, high = t_interval(values) or (min(values), max(values))
+        left = entry.accuracy is not None and 100 * entry.accuracy > 0.65 * best  # where room is
         axis.annotate(
             f"dead: {', '.join(dead)}",
             (min(low, *values) if left else max(high, *values), y),
@@ -124,14 +118,18 @@ def _counted(number: float, name: str) -> str:
 
 
 def _tick_labels(entries: Sequence[Entry]) -> dict[str, str]:
-    """Form -> name on the axis, best first by the lowest sparsity a form has."""
+    """Form -> name on the axis, best first by the lowest sparsity that a form has."""
     labels: dict[str, str] = {}
     forms = {(entry.method, entry.form) for entry in entries}
     for entry in entries:
         alone = sum(method == entry.method for method, _ in forms) == 1
-        name = entry.method if alone else entry.form
-        name += ", dual_per=step" if alone and entry.fixed_rate else ""
+        settings = entry.cell.settings
+        name = words.method(entry.method, settings["distribution"])
+        options = settings["method_options"]
+        if alone:  # The options tell forms of one method apart; a single form needs only this one.
+            options = {k: v for k, v in options.items() if k == "dual_per" and entry.fixed_rate}
+        name = ", ".join([name, *(words.option(key, value) for key, value in options.items())])
         costs = {round(e.cost, 3) for e in entries if e.form == entry.form}
-        cost = f" ({costs.pop():.3g} x)" if len(costs) == 1 and costs != {1} else ""
+        cost = f", {costs.pop():.3g} × epochs" if len(costs) == 1 and costs != {1} else ""
         labels.setdefault(entry.form, name + cost)
     return labels

@@ -1,22 +1,23 @@
 """The paper's published numbers, as data.
 
-Source: arXiv 2307.07389, "Learning Sparse Neural Networks with Identity Layers", its appendix
-(top-1 accuracy in percent; host method random ERK pruning unless said). How many runs stand behind
-a number is not published; in the official code the CIFAR-100 test set serves as validation and the
-best test epoch is kept. The main text's tables were not available: of it there are only the gains
-that the abstract claims (`CLAIMS`).
+Source: the appendix of arXiv 2307.07389, "Learning Sparse Neural Networks with Identity Layers"
+(top-1 accuracy in percent; the host method is random ERK pruning unless stated otherwise). The
+number of runs behind each value is not published. The official code validates on the CIFAR-100
+test set and keeps the best test epoch. The tables of the main text were not available; from the
+main text there are only the gains that the abstract claims (`CLAIMS`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import words
 from .cells import BASELINE, Arm, arm_of
 
 SOURCE = "arXiv 2307.07389, appendix"
 
 TERM = "cka_sr"
-"""The only term of `ckasr.terms` that the paper has numbers for."""
+"""The only term of `ckasr.terms` for which the paper has numbers."""
 
 RECIPE = {
     "epochs": 160,
@@ -30,15 +31,17 @@ RECIPE = {
     "validation": 0,
     "precision": "fp32",
 }
-"""Of its random pruning on CIFAR-100, in the names of our settings. validation 0: every image is
-trained on. On CIFAR-10 it holds 5000 out, as we do."""
+"""The paper's recipe for random pruning on CIFAR-100, with the names of our settings.
+
+With validation 0, all images are for training. On CIFAR-10 the paper holds out 5000, as we do.
+"""
 
 SELECTION = "best test epoch, number of runs unknown"
 
 
 @dataclass(frozen=True)
 class Published:
-    """One number. What the appendix leaves open is None."""
+    """One number. A field is None if the appendix does not state it."""
 
     dataset: str
     model: str
@@ -55,7 +58,7 @@ class Published:
 
     @property
     def accuracy(self) -> float:
-        """As a fraction, like the accuracies of records."""
+        """The accuracy as a fraction, like the accuracies of records."""
         return round(self.percent / 100, 6)
 
 
@@ -115,11 +118,11 @@ PUBLISHED = tuple(_published())
 
 @dataclass(frozen=True)
 class Claim:
-    """A gain that the abstract claims for extreme sparsity, without naming network or host."""
+    """A gain that the abstract claims for extreme sparsity; network and host are not named."""
 
     dataset: str
     sparsity: float
-    gain: float  # of accuracy, a fraction of 1: the claimed percentage read as points
+    gain: float  # of accuracy, a fraction: the claimed percentage is read as points
 
 
 CLAIMS = (Claim("cifar100", 0.995, 0.04), Claim("cifar100", 0.998, 0.06))
@@ -135,11 +138,11 @@ LOTTERY_TERMS = (
 
 
 def claim_beside(settings: Mapping[str, Any]) -> Claim | None:
-    """The abstract's claim that stands beside a cell, or None.
+    """The abstract's claim that a cell is shown with, or None.
 
-    It is one for CIFAR-100 at the cell's sparsity. The lottery tickets on MNIST, which are the
-    paper's first suggested experiment, have no known number of their own: beside them stands the
-    one for CIFAR-100, whose ``dataset`` says so.
+    This is the claim for CIFAR-100 at the cell's sparsity. Lottery tickets on MNIST, the first
+    experiment that the paper suggests, have no known number. They are shown with the claim for
+    CIFAR-100, whose ``dataset`` names the other data set.
     """
     lottery = settings["dataset"] == "mnist" and settings["method"] == "lth"
     for claim in CLAIMS:
@@ -150,11 +153,14 @@ def claim_beside(settings: Mapping[str, Any]) -> Claim | None:
 
 
 def lookup(settings: Mapping[str, Any], arm: Arm | None = None) -> Published | None:
-    """The paper's number for a cell and arm, or None where it has none.
+    """The paper's number for a cell and arm, or None if it has none.
 
-    Data, network, host method, sparsity and CKA-SR settings must be the paper's; the recipe need
-    not be (`deviations` names where it is not). No other term than CKA-SR has a number. arm: None:
-    the one in the settings.
+    Data set, network, host method, sparsity and CKA-SR settings must be the paper's; the recipe may
+    differ (see `deviations`). Only CKA-SR and the baseline have numbers.
+
+    Args:
+        settings: settings of the cell, or of one run.
+        arm: the arm; None: the arm of the settings.
     """
     arm = arm_of(settings) if arm is None else arm
     for number in PUBLISHED:
@@ -172,7 +178,7 @@ def lookup(settings: Mapping[str, Any], arm: Arm | None = None) -> Published | N
 
 
 def paper_difference(settings: Mapping[str, Any], arm: Arm) -> float | None:
-    """The paper's arm minus its baseline, as a fraction; None where it has not both."""
+    """The paper's arm minus its baseline, as a fraction; None unless it has both numbers."""
     treated, baseline = lookup(settings, arm), lookup(settings, BASELINE)
     if arm == BASELINE or treated is None or baseline is None:
         return None
@@ -180,15 +186,22 @@ def paper_difference(settings: Mapping[str, Any], arm: Arm) -> float | None:
 
 
 def deviations(settings: Mapping[str, Any]) -> list[str]:
-    """Where a cell's recipe is not the paper's: "epochs 30 (paper 160)"."""
+    """How a cell's recipe differs from the paper's, such as "30 epochs (paper: 160)"."""
     if settings["method"] != "random":
-        return ["the paper's recipe for this method is not known"]
+        return ["the paper does not state its recipe for this method"]
     recipe = {**RECIPE, "validation": 5000} if settings["dataset"] == "cifar10" else RECIPE
     return [
-        f"{name} {settings[name]} (paper {value})"
+        f"{words.setting(name, settings[name])} (paper: {_short(value)})"
         for name, value in recipe.items()
         if settings[name] != value
     ]
+
+
+def _short(value: Any) -> str:
+    """The paper's value behind ours, whose name is already told: "160", "50 % and 75 %"."""
+    if isinstance(value, list):
+        return " and ".join(f"{100 * share:g} %" for share in value)
+    return str(value)
 
 
 def _same_arm(number: Published, arm: Arm) -> bool:

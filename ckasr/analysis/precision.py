@@ -1,4 +1,4 @@
-"""bf16 against fp32: runs that differ in the precision alone, by the rule of results/PLAN.md."""
+"""bf16 and fp32 compared, by the rule of results/PLAN.md: runs that differ only in precision."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,46 +8,51 @@ from typing import Any
 
 from .cells import BASELINE, Arm, Cell, Record, cells, percent, title
 from .statistics import Comparison, compare_sides, of_values
-from .tables import NOTHING, interval_text, markdown
+from .tables import DIFFERENCE, INTERVAL, NOTHING, PAIRS, SPARSITY, VERDICT, interval_text, markdown
 from .verdict import FEWEST_PAIRS, UNDECIDED, too_little
 
 REFERENCE, OTHER = "fp32", "bf16"
-MARGIN = 0.01  # of accuracy: the largest gain the paper reports in these settings
-PLANNED = {"digits": 20}  # pairs of every row that results/PLAN.md asks for, by data set
+MARGIN = 0.01
+"""Accuracy difference that counts as none: the largest gain of the paper in these settings."""
+
+PLANNED = {"digits": 20}
+"""Data set -> pairs per row that results/PLAN.md asks for."""
+
 SAME, LOWER, HIGHER = "same", "lower", "higher"
 COLUMNS = (
-    "sparsity",
+    SPARSITY,
     "quantity",
     f"{REFERENCE}, %",
     f"{OTHER}, %",
-    "pairs",
-    "difference, points",
-    "t 95 %",
-    "verdict",
+    PAIRS,
+    DIFFERENCE,
+    INTERVAL,
+    VERDICT,
 )
 LEGEND = f"""\
-Test accuracy after the last epoch, in {OTHER} minus in {REFERENCE}: mean over pairs of the same \
-seed, mask, weights and data order; interval of that mean by Student's t. \
-The effect of a term is its accuracy minus the baseline's, in points, in each precision.
+Difference: test accuracy after the last epoch in {OTHER} minus that in {REFERENCE}, mean over \
+pairs with the same seed, mask, initial weights and data order. The interval of that mean is \
+Student's t interval. The effect of a term is its accuracy minus the baseline's, in points, in \
+each precision.
 
-Verdict, by the t interval: *{SAME}* if all of it lies within {100 * MARGIN:g} point either way; \
-else *{LOWER}* or *{HIGHER}* if it excludes 0; else *{UNDECIDED}*. Always *{UNDECIDED}* with fewer \
-than {FEWEST_PAIRS} pairs, without an interval, or where more than one pair in five diverged. \
-{OTHER} may be used only where every accuracy is *{SAME}*, no effect is *{LOWER}* or *{HIGHER}*, \
-and every row has the pairs that were planned ({PLANNED["digits"]} on digits).
+The verdict follows from the interval: *{SAME}* if it lies within ±{100 * MARGIN:g} point; else \
+*{LOWER}* or *{HIGHER}* if it excludes 0; else *{UNDECIDED}*. It is always *{UNDECIDED}* with \
+fewer than {FEWEST_PAIRS} pairs, without an interval, or if more than one pair in five diverged. \
+{OTHER} may be used only if every accuracy is *{SAME}*, no effect is *{LOWER}* or *{HIGHER}*, and \
+every row has as many pairs as were planned ({PLANNED["digits"]} on digits).
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity at one sparsity: fp32 is the comparison's baseline, bf16 what is treated."""
+    """One quantity at one sparsity. In its comparison, fp32 is the baseline, bf16 the treated."""
 
     comparison: Comparison
-    effect: bool = False  # of the term, instead of an accuracy
+    effect: bool = False  # whether the quantity is the effect of the term, not an accuracy
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its whole group has in common: what `title` and `slug` name the group by."""
+        """The settings that its group shares, from which `title` and `slug` name the group."""
         return _shared(self.comparison.cell.settings)
 
     @property
@@ -74,10 +79,10 @@ class Row:
 
 
 def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
-    """A list of rows for each group that was run in both precisions, by sparsity.
+    """The rows of each group that was run in both precisions, ordered by sparsity.
 
-    A group: what differs in nothing but precision, sparsity, term and seed. At each sparsity the
-    accuracy of every arm, then the effect of every arm with a term.
+    The runs of a group differ only in precision, sparsity, term and seed. Each sparsity has a row
+    for the accuracy of every arm, then one for the effect of every arm with a term.
     """
     found: dict[str, dict[float, dict[str, Cell]]] = {}
     for cell in cells(records):
@@ -92,7 +97,7 @@ def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
 
 
 def chosen_precision(rows: Sequence[Row]) -> str:
-    """The precision that the decision rule allows: bf16, or fp32 wherever there is doubt."""
+    """The precision that the decision rule allows: bf16, or fp32 if there is any doubt."""
     if any(row.comparison.n < PLANNED.get(row.settings["dataset"], 0) for row in rows):
         return REFERENCE
     alike = all(row.verdict == SAME for row in rows if not row.effect)
@@ -101,7 +106,7 @@ def chosen_precision(rows: Sequence[Row]) -> str:
 
 
 def precision_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each group that was run in both precisions, with its decision."""
+    """Markdown: a table, with its decision, for each group that was run in both precisions."""
     tables = [_table(rows) for rows in precision_rows(records)]
     return "\n".join([*tables, LEGEND]) if tables else "There are no runs in both precisions yet.\n"
 
@@ -130,7 +135,7 @@ def _of_level(level: Mapping[str, Cell]) -> list[Row]:
 
 
 def _effect(without: Comparison, with_term: Comparison) -> Comparison:
-    """With minus without the term in either precision, for the seeds that have all four runs."""
+    """The effect of the term in both precisions, for the seeds that have all four runs."""
     sides = [
         {seed: pair for seed, *pair in zip(c.seeds, c.baseline, c.treated, strict=True)}
         for c in (without, with_term)
@@ -150,7 +155,7 @@ def _effect(without: Comparison, with_term: Comparison) -> Comparison:
 
 
 def _each_seed_once(*lists: Sequence[str]) -> list[str]:
-    """Lines "seed 3: why" of both arms, joined where they are of one seed."""
+    """Join lines of the form "seed 3: why" that belong to the same seed."""
     whys: dict[str, list[str]] = {}
     for line in (line for lines in lists for line in lines):
         seed, why = line.split(": ", 1)
@@ -160,7 +165,7 @@ def _each_seed_once(*lists: Sequence[str]) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    heading = f"### {OTHER} against {REFERENCE}: {title(rows[0].settings)}"
+    heading = f"### {OTHER} and {REFERENCE}: {title(rows[0].settings)}"
     lines = [heading, "", *markdown(COLUMNS, [_cells(row) for row in rows]), ""]
     for row in rows:
         c = row.comparison

@@ -1,8 +1,9 @@
-"""Accuracies that others published for the same methods, as data: to stand beside ours.
+"""Accuracies that others published for the same methods, as data, to compare ours with.
 
 Source: the raw arrays of Tanaka et al. 2020 (arXiv 2006.05467), in Results/data/Accuracy_CompRatio
-of github.com/ganguli-lab/Synaptic-Flow: ResNet18 (11 million weights), pruned before training, 160
-epochs, test accuracy after the last; means of three seeds, computed from the arrays.
+of github.com/ganguli-lab/Synaptic-Flow: ResNet18 (11 million weights), pruned before training, test
+accuracy after the last of 160 epochs. The numbers are means over three seeds, computed from the
+arrays.
 """
 
 import math
@@ -12,12 +13,13 @@ from statistics import mean
 SOURCE = "Tanaka et al. 2020, raw data of github.com/ganguli-lab/Synaptic-Flow"
 TERMS = (
     "ResNet18, 160 epochs, last epoch, mean of three seeds, at their nearest sparsity; their "
-    "random is uniform over the layers, their SNIP arrays may predate a mended bug (August 2020)"
+    "random is uniform over the layers, their SNIP arrays may be older than a fix of August 2020"
 )
 
-# Weights left are 10^(-k/4) of all: 0, 90, 94.38, 96.84, 98.22, 99, 99.44, 99.68, 99.82, 99.9 %.
+# The share of weights left is 10^(-k/4). Sparsities:
+# 0, 90, 94.38, 96.84, 98.22, 99, 99.44, 99.68, 99.82, 99.9 %.
 _QUARTERS = (0, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-# Top-1 accuracy in percent; magnitude: of the weights as they are drawn.
+# Top-1 accuracy in percent. Magnitude means that of the initial weights.
 _RESNET18 = {
     ("cifar10", "random"): (
         95.11, 92.92, 91.60, 89.57, 87.34, 82.98, 75.99, 58.51, 39.34, 13.5,
@@ -51,17 +53,17 @@ _RESNET18 = {
 
 @dataclass(frozen=True)
 class Reference:
-    """One number: top-1 accuracy in percent, at the sparsity it was published for."""
+    """One number: top-1 accuracy in percent, and the sparsity it was published for."""
 
     percent: float
     sparsity: float
 
 
 def reference(dataset: str, method: str, sparsity: float) -> Reference | None:
-    """The published number whose sparsity is nearest, or None where none is near.
+    """The published number with the nearest sparsity, or None if none is near.
 
-    Near: the shares of weights left differ by at most half a step of theirs, a factor of 1.33. For
-    ``dense``: the mean over the methods' arrays without pruning.
+    A number is near if the shares of weights left differ by at most half a step of the published
+    grid, a factor of 1.33. For ``dense`` it is the mean over the methods' numbers without pruning.
     """
     if method == "dense":
         unpruned = [row[0] for (name, _), row in _RESNET18.items() if name == dataset]

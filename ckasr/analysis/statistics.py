@@ -1,13 +1,13 @@
 """Paired differences between the arms of a comparison, with intervals and exact p-values.
 
-A *pair* is two finished runs that differ in the term alone (in `precision.py`: in the precision
-alone, in `aa.py`: in the order of the images alone): same seed, hence the same initial weights,
-mask, order and augmentation. Rules, fixed before any result:
+A *pair* is two finished runs that differ only in the term (in `precision.py` only in the precision,
+in `aa.py` only in the order of the images). They have the same seed, and therefore the same initial
+weights, mask, order and augmentation. These rules were fixed before the first result:
 
-- runs are compared in pairs only, and never across cells (so never across schedules);
-- a diverged run has no accuracy: its pair is counted and named, and left out of every mean,
-  interval and p-value;
-- a run without partner, or with a partner from another device, execution or commit, is named and
+- Runs are compared only in pairs, and never across cells, hence never across schedules.
+- A diverged run has no accuracy. Its pair is counted and named, but is not part of any mean,
+  interval or p-value.
+- A run without a partner, or with a partner from another device, execution or commit, is named and
   left out.
 """
 
@@ -18,25 +18,26 @@ from typing import Any
 from .cells import BASELINE, Arm, Cell, Record, cells
 
 CONFIDENCE = 0.95
-EXACT_UP_TO = 20  # pairs: a million sign flips
+EXACT_UP_TO = 20
+"""Number of pairs up to which all sign flips, a million for 20 pairs, are enumerated."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against a baseline: its cell's, unless said. Values are fractions, differences
-    arm - baseline.
+    """One arm compared with a baseline, which is that of its cell unless stated otherwise.
 
-    An interval or p-value that cannot be had is None, and `note` says why.
+    Values are fractions; differences are arm - baseline. An interval or p-value that does not exist
+    is None, and `note` says why.
     """
 
     cell: Cell
     arm: Arm
     seeds: tuple[int, ...]  # of the complete pairs
-    baseline: tuple[float, ...]  # one value a pair
+    baseline: tuple[float, ...]  # one value per pair
     treated: tuple[float, ...]
-    diverged: tuple[str, ...] = ()  # one entry a pair: "seed 3: baseline"
+    diverged: tuple[str, ...] = ()  # one entry per pair: "seed 3: baseline"
     incomplete: tuple[str, ...] = ()  # "seed 4: no baseline", "seed 5: different devices"
     mean: float | None = None
     t_interval: Interval | None = None
@@ -53,14 +54,14 @@ class Comparison:
 
     @property
     def text(self) -> str:
-        """Mean difference in points, pairs and interval, as a notebook prints them."""
+        """Mean difference in points, number of pairs and interval, for a notebook to print."""
         size = "no pair" if self.mean is None else f"{100 * self.mean:+.2f} points"
         interval = [round(100 * bound, 2) for bound in self.t_interval or ()] or "none"
         return f"{size}, {self.n} pairs, 95 % interval {interval}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The same for a notebook's result."""
+        """Mean difference, number of pairs and interval, for a notebook's result."""
         return {"pairs": self.n, "difference": self.mean, "interval": self.t_interval}
 
 
@@ -69,10 +70,16 @@ def paired_differences(
     arm: Mapping[str, Any] | None = None,
     outcome: str = "test_accuracy",
 ) -> list[Comparison]:
-    """Every arm with a term, of every cell, against the cell's baseline.
+    """Compare every arm that has a term with the baseline of its cell.
 
-    arm: settings of the term to keep, as {"term": "cka_sr", "beta": 1e-4}; None: all arms. outcome:
-    the field of the record that is compared. Raises ValueError for a finished run without it.
+    Args:
+        records: the records.
+        arm: settings of the term, such as {"term": "cka_sr", "beta": 1e-4}: only arms that have
+            them are compared; None: all arms.
+        outcome: the field of the record to compare.
+
+    Raises:
+        ValueError: for a finished run without the outcome.
     """
     return [
         compare(cell, candidate, outcome)
@@ -84,7 +91,7 @@ def paired_differences(
 
 
 def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
-    """One arm of a cell against its baseline, pair by pair."""
+    """Compare one arm of a cell with its baseline, pair by pair."""
     sides = {"baseline": cell.arms.get(BASELINE, {}), arm.label: cell.arms[arm]}
     return compare_sides(cell, arm, sides, outcome)
 
@@ -95,10 +102,13 @@ def compare_sides(
     sides: Mapping[str, Mapping[int, Record]],
     outcome: str = "test_accuracy",
 ) -> Comparison:
-    """The second of two sides against the first, pair by pair.
+    """Compare two sides, the second with the first, pair by pair.
 
-    sides: name -> seed -> record, in the order baseline, treated; they must differ in one thing
-    only. cell, arm: where the second side belongs.
+    Args:
+        cell: cell of the second side.
+        arm: arm of the second side.
+        sides: name -> seed -> record, the baseline first; the sides must differ in one thing only.
+        outcome: the field of the record to compare.
     """
     seeds, values, diverged, incomplete = [], [], [], []
     for seed in sorted(set().union(*sides.values())):
@@ -128,7 +138,15 @@ def of_values(
     diverged: Sequence[str] = (),
     incomplete: Sequence[str] = (),
 ) -> Comparison:
-    """The comparison of values that are known: seed -> (baseline, treated)."""
+    """The comparison of given values.
+
+    Args:
+        cell: cell of the treated side.
+        arm: arm of the treated side.
+        values: seed -> (baseline, treated), as fractions.
+        diverged: pairs lost to divergence, in words.
+        incomplete: pairs that were left out, in words.
+    """
     baseline, treated = zip(*values.values(), strict=True) if values else ((), ())
     return Comparison(
         cell,
@@ -143,7 +161,7 @@ def of_values(
 
 
 def value_of(record: Record, outcome: str = "test_accuracy") -> float:
-    """The outcome of a finished run; ValueError where the record has none."""
+    """The outcome of a finished run. Raises ValueError if the record does not have it."""
     value = record.get(outcome)
     if value is None:
         raise ValueError(f"record {record['id']} is finished but has no {outcome}")
@@ -151,7 +169,7 @@ def value_of(record: Record, outcome: str = "test_accuracy") -> float:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None where there are too few values."""
+    """Mean and sample standard deviation; None if there are too few values."""
     import numpy as np
 
     mean = float(np.mean(values)) if len(values) else None
@@ -168,18 +186,23 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def half_width(sd: float, n: int) -> float:
-    """Half of the Student-t interval of the mean of n values (two or more) with this spread."""
+    """Half the width of the Student-t interval of a mean.
+
+    Args:
+        sd: sample standard deviation of the values.
+        n: number of values, at least 2.
+    """
     from scipy import stats
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
 
 
 def sign_flip_p(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of the mean under random signs; None without values.
+    """Two-sided p-value of the mean under random signs; None if there are no values.
 
-    Exact: the share of all 2^n sign patterns whose mean is at least as far from 0 as the one
-    observed, which is one of them. The smallest it can be is 2^(1-n). Beyond 20 values it is
-    estimated from 10^5 random patterns of a fixed seed, the observed one included.
+    This is the share of all 2^n sign patterns whose mean is at least as far from 0 as the observed
+    mean, which is one of them; it is never below 2^(1-n). For more than 20 values it is estimated
+    from 10^5 random patterns with a fixed seed, the observed pattern included.
     """
     import numpy as np
 
@@ -193,13 +216,13 @@ def sign_flip_p(values: Sequence[float]) -> float | None:
     else:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], (100_000, len(data)))
         sums = np.append(signs @ data, data.sum())
-    # Sums that are equal on paper differ in the last digits, by the order of adding.
+    # Sums that are equal in exact arithmetic can differ in their last digits.
     slack = 1e-9 * np.abs(data).sum()
     return float(np.mean(np.abs(sums) >= abs(data.sum()) - slack))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values, in the order given; None stays, and is not counted."""
+    """Holm's step-down adjusted p-values, in the same order; None stays, and is not counted."""
     order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0

@@ -1,7 +1,8 @@
-"""How the figures look: in print, in grey, and whatever the reader's own settings are.
+"""The theme of all figures: benchmarks, theory and notebooks draw with it too.
 
-Figures are made without pyplot, so they need no display and leave no state. Arms differ in marker
-and line as well as in colour: printed in grey they can still be told apart.
+Figures are created without pyplot, so they need no display and leave no open figure behind. Arms
+differ in marker and line style as well as in colour, so that a print in grey still tells them
+apart.
 """
 
 import functools
@@ -9,7 +10,10 @@ import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ckasr.storage import replacing
 
 from .cells import BASELINE, Arm
 
@@ -17,12 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Look = Mapping[str, Any]  # colour, marker and line style of an arm
+Look = Mapping[str, Any]
+"""Colour, marker and line style of an arm."""
+
+DPI = 300
 
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
+    "figure.titlesize": 8,
     "legend.fontsize": 7,
     "legend.frameon": False,
     "axes.spines.top": False,
@@ -32,9 +40,13 @@ STYLE = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.0,
     "mathtext.default": "regular",
+    "svg.hashsalt": "ckasr",  # Without it, the identifiers in an SVG file are random.
 }
+GUIDE = {"color": "0.3", "linewidth": 0.7, "zorder": 1}
+"""Look of a line that marks a reference value, such as 0."""
+
+# The colours of Okabe and Ito (2008), which colour-blind readers tell apart.
 BASELINE_LOOK = {"color": "#222222", "marker": "o", "linestyle": "-"}
-# Colours of Okabe and Ito (2008), ordered so that neighbours differ in grey too.
 ARM_LOOKS = (
     {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     {"color": "#56B4E9", "marker": "^", "linestyle": ":"},
@@ -45,14 +57,14 @@ ARM_LOOKS = (
 
 
 def style() -> AbstractContextManager[None]:
-    """The project's style over matplotlib's own defaults, for as long as the context lasts."""
+    """A context in which matplotlib uses the project's theme, whatever the reader's settings."""
     import matplotlib.style
 
     return matplotlib.style.context(["default", STYLE])
 
 
 def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """A function that draws in the project's style."""
+    """Decorate a function so that it draws in the project's theme."""
 
     @functools.wraps(draw)
     def in_style(*args: Any, **kwargs: Any) -> "Figure":
@@ -60,6 +72,32 @@ def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
             return draw(*args, **kwargs)
 
     return in_style
+
+
+def save(figure: "Figure", path: Path | str) -> list[Path]:
+    """Write a figure as PNG (300 dpi) and as SVG; returns both files, the PNG first.
+
+    Each file is written whole or not at all (see ``ckasr.storage.replacing``). The same figure
+    gives the same bytes: the files hold neither dates nor versions.
+
+    Args:
+        figure: the figure.
+        path: path of the PNG file. The SVG file has the same name and the ending ``.svg``.
+
+    Raises:
+        ValueError: if ``path`` does not end in ``.png``.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"a figure is written as PNG and SVG: name {path.name!r} must end in .png")
+    # Matplotlib would write its version (Software, Creator) and the date.
+    kinds = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}
+    written = []
+    for kind, metadata in kinds.items():
+        written.append(path.with_suffix(f".{kind}"))
+        with style(), replacing(written[-1]) as part:
+            figure.savefig(part, format=kind, dpi=DPI, metadata=metadata)
+    return written
 
 
 def looks(arms: Iterable[Arm]) -> dict[Arm, Look]:
@@ -70,14 +108,8 @@ def looks(arms: Iterable[Arm]) -> dict[Arm, Look]:
     }
 
 
-def slot(arm: Arm, arms: Mapping[Arm, Look]) -> tuple[float, float]:
-    """Center and width of an arm's place beside its tick, in ticks."""
-    width = min(0.3, 0.9 / len(arms))
-    return (list(arms).index(arm) - (len(arms) - 1) / 2) * width, width
-
-
 def blank(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches; a notebook shows it without pyplot."""
+    """An empty figure, width and height in inches; a notebook shows it without pyplot."""
     return _figure_class()((width, height), layout="constrained")
 
 
@@ -95,25 +127,33 @@ def _figure_class() -> type["Figure"]:
     return NotebookFigure
 
 
-def legend(figure: "Figure", axes: Iterable["Axes"], note: str) -> None:
-    """One legend under all axes, the paper's numbers last, with a note as its heading."""
+def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2) -> None:
+    """Put one legend below all axes, reference values last, with a note as its heading."""
     entries: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries.update(zip(labels, handles, strict=True))
-    labels = sorted(entries, key=lambda label: label.startswith("paper"))
+    labels = sorted(entries, key=lambda label: label.startswith(("chance", "paper")))
     figure.legend(
         [entries[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=2,
-        title=textwrap.fill(note, int(17 * figure.get_figwidth())),
+        ncols=columns,
+        title=textwrap.fill(note, int(19 * figure.get_figwidth()), break_on_hyphens=False),
         title_fontsize=7,
     )
 
 
+def widen(axis: "Axes", smallest_range: float) -> None:
+    """Widen the y axis to at least this range, so that noise does not look like an effect."""
+    low, high = axis.get_ylim()
+    if high - low < smallest_range:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - smallest_range / 2, middle + smallest_range / 2)
+
+
 def wrapped(text: str, width: int = 46) -> str:
-    """Lines of at most about `width` characters, broken after commas only."""
+    """Break a text after commas into lines of at most about ``width`` characters."""
     lines = [""]
     for part in text.split(", "):
         if lines[-1] and len(lines[-1]) + len(part) > width:

@@ -14,43 +14,54 @@ from .paper import (
     paper_difference,
 )
 from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
-from .verdict import RULE, place, verdict, verdict_on_claim
+from .verdict import RULE, place, verdict_of, verdict_on_claim
 
 NOTHING = "-"
+# The words of the columns that several tables have.
+SPARSITY = "sparsity"
+ACCURACY = "test accuracy, % ± sd (n)"
+EFFECTIVE = "effective sparsity"
+DEAD_CLASSES = "dead classes"
+PAIRS = "pairs"
+DIFFERENCE = "difference, points"
+INTERVAL = "95 % interval"
+PAPER = "paper, %"
+VERDICT = "verdict"
 COLUMNS = (
-    "sparsity",
+    SPARSITY,
     "arm",
-    "test accuracy, % ± sd (n)",
-    "effective sparsity",
-    "dead classes",
-    "difference, points",
-    "t 95 %",
+    ACCURACY,
+    EFFECTIVE,
+    DEAD_CLASSES,
+    DIFFERENCE,
+    INTERVAL,
     "p",
     "Holm p",
-    "paper, %",
+    PAPER,
     "paper's difference",
-    "verdict",
+    VERDICT,
 )
 
 LEGEND = f"""\
-Test accuracy after the last epoch. Difference: arm minus baseline, mean over pairs of the same \
-seed, mask and data order; interval of that mean by Student's t; p by exact \
-two-sided sign flips; Holm p corrected over the table. Effective sparsity counts only weights on a \
-path from input to output; a dead class has no such path; both are means over seeds. In brackets \
-behind the paper's difference: whether it lies inside our interval, above or below it.
+Test accuracy is measured after the last epoch; sd is the standard deviation over n seeds. \
+Difference: arm minus baseline, mean over pairs with the same seed, mask and data order. The \
+interval of that mean is Student's t interval. p is from the exact two-sided sign-flip test; Holm \
+p is corrected for all rows of the table. Effective sparsity counts only weights on a path from \
+input to output; a dead class has no such path; both are means over seeds. The paper's difference \
+is followed by its place: inside our interval, above it or below it.
 
 {RULE}
 """
 
-ELSEWHERE = "Methods side by side have a table of their own: [methods.md](methods.md).\n"
+ELSEWHERE = "The methods are compared in a table of their own: [methods.md](methods.md).\n"
 
 
 def runs_table(records: Iterable[Record]) -> str:
-    """Every comparison, as markdown: one table for each group, a row for each sparsity and arm.
+    """Markdown: a table for each group, a row for each sparsity and arm.
 
-    Settings that differ in anything but sparsity, term and seed (so: schedules) never share a
-    table. Under each stand the runs that could not be used, and how the recipe differs from the
-    paper's. Methods that are only set beside each other are left to `methods_table`.
+    Runs whose settings differ in more than sparsity, term and seed never share a table. Below each
+    table are the runs that could not be used, and the differences between our recipe and the
+    paper's. `methods_table` has the methods that were run without a term.
     """
     records = list(records)
     tables = [group_table(group) for group in studies(records)]
@@ -60,7 +71,7 @@ def runs_table(records: Iterable[Record]) -> str:
 
 
 def group_table(group: Sequence[Cell]) -> str:
-    """The table of cells that differ in the sparsity alone, under a heading, with its notes."""
+    """The table of cells that differ only in the sparsity, with a heading and notes."""
     comparisons = [compare(cell, arm) for cell in group for arm in cell.arms if arm != BASELINE]
     adjusted = holm([comparison.p for comparison in comparisons])
     corrected = {(id(c.cell), c.arm): (c, p) for c, p in zip(comparisons, adjusted, strict=True)}
@@ -110,12 +121,12 @@ def _row(
         *compared,
         NOTHING if published is None else f"{published.percent:.2f}",
         _paper_difference(cell, arm, comparison and comparison.t_interval),
-        NOTHING if comparison is None else verdict(comparison),
+        NOTHING if comparison is None else verdict_of(comparison),
     )
 
 
 def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
-    """The abstract's gain against our interval; None where it claims nothing."""
+    """The gain that the abstract claims and our interval; None if it claims none for the cell."""
     settings, arm = comparison.cell.settings, comparison.arm
     claim = claim_beside(settings)
     if claim is None or arm.term != BASELINE.term:  # of CKA-SR, not of a placebo
@@ -123,7 +134,7 @@ def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
     elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
     return (
         percent(settings["sparsity"]),
-        f"abstract's claim{elsewhere}; ours: {arm.label}",
+        f"abstract's claim{elsewhere}, and our {arm.label}",
         f"{comparison.n} pairs",
         NOTHING,
         NOTHING,
@@ -143,13 +154,13 @@ def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
 
 
 def _placed(difference: float, interval: Interval | None) -> str:
-    """A published difference in points, and where it lies with respect to our interval."""
+    """A published difference in points, and its place with respect to our interval."""
     where = "" if interval is None else f" ({place(difference, interval)})"
     return f"{100 * difference:+.2f}{where}"
 
 
 def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str]:
-    found: dict[str, list[str]] = {}  # what is said -> of which rows
+    found: dict[str, list[str]] = {}  # note -> rows it belongs to
 
     def say(text: str, cell: Cell, arm: Arm) -> None:
         found.setdefault(text, []).append(f"{percent(cell.settings['sparsity'])} {arm.label}")
@@ -170,16 +181,19 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
 
     most = max((c.n for c in comparisons), default=0)
     if most > 1:
-        notes.append(f"With {most} pairs no sign-flip p is below {_p(2.0 ** (1 - most))}")
+        notes.append(f"With {most} pairs, no sign-flip p can be below {_p(2.0 ** (1 - most))}")
     if any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
         different = deviations(group[0].settings)
-        recipe = f"another recipe than ours: {', '.join(different)}" if different else "this recipe"
-        notes.append(f"The paper's numbers ({SELECTION}) are of {recipe}")
+        ours = f"; our recipe differs: {', '.join(different)}" if different else "; same recipe"
+        notes.append(f"The paper's numbers: {SELECTION}{ours}")
     return notes
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Pipes, padded so that the source reads as a table too; columns that say nothing left out."""
+    """The lines of a Markdown table, padded so that the source reads as a table too.
+
+    Columns in which every row has `NOTHING` are left out.
+    """
     told = [
         column
         for column in zip(header, *rows, strict=True)
@@ -195,7 +209,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def interval_text(interval: Interval | None) -> str:
-    """Both ends in points."""
+    """Both ends of an interval in points."""
     return NOTHING if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 

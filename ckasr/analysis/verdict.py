@@ -1,4 +1,4 @@
-"""What a comparison shows, by the decision rule of results/PLAN.md: the interval decides."""
+"""What a comparison shows: the decision rule of results/PLAN.md, which reads the interval."""
 
 from collections.abc import Iterable
 from statistics import mean
@@ -14,24 +14,29 @@ SMALLER = "positive, smaller than the paper's"
 NOT_REPRODUCED = "not reproduced"
 UNDECIDED = "undecided"
 COLLAPSE = 0.05
-"""Accuracy whose loss is a collapse: far more than any effect that the paper reports."""
+"""Loss of accuracy that counts as a collapse: far more than any effect that the paper reports."""
 
 RULE = f"""\
-Verdict, by the t interval. Where the paper has a gain for the cell and the schedule is full: \
-*{REPRODUCED}* if the interval is above 0 and reaches the paper's gain; *{SMALLER}* if it is above \
-0 and below that gain; *{NOT_REPRODUCED}* if it is not above 0 and excludes the gain; \
-*{UNDECIDED}* if it holds both. Elsewhere: *positive*, *negative*, or *no difference shown*. \
-Always *{UNDECIDED}* with fewer than {FEWEST_PAIRS} pairs, without an interval, or where more than \
-one pair in five diverged."""
+The verdict follows from the 95 % interval. If the paper has a gain for the cell and the schedule \
+is full (160 epochs or more), it is *{REPRODUCED}* if the interval is above 0 and reaches the \
+paper's gain; *{SMALLER}* if it is above 0 and below that gain; *{NOT_REPRODUCED}* if it is not \
+above 0 and excludes the gain; *{UNDECIDED}* if it contains both. Otherwise it is *positive*, \
+*negative*, or *no difference shown*. It is always *{UNDECIDED}* with fewer than {FEWEST_PAIRS} \
+pairs, without an interval, or if more than one pair in five diverged."""
 
 
-def verdict(comparison: Comparison) -> str:
-    """The word of `RULE` for a comparison of test accuracies."""
+def verdict_of(comparison: Comparison) -> str:
+    """The verdict of `RULE` on a comparison of test accuracies."""
     return verdict_on(comparison, paper_difference(comparison.cell.settings, comparison.arm))
 
 
 def verdict_on(comparison: Comparison, gain: float | None) -> str:
-    """The word of `RULE` with this gain, a fraction of 1, as the paper's; None: it has none."""
+    """The verdict of `RULE`.
+
+    Args:
+        comparison: the comparison to judge.
+        gain: the paper's gain as a fraction; None: it has none.
+    """
     if too_little(comparison):
         return UNDECIDED
     low, high = comparison.t_interval
@@ -44,7 +49,7 @@ def verdict_on(comparison: Comparison, gain: float | None) -> str:
 
 
 def verdict_on_claim(comparison: Comparison, claim: Claim) -> str:
-    """The word of `RULE` for a claim of the paper, or why this comparison does not test it."""
+    """The verdict of `RULE` on a claim of the paper, or why the comparison does not test it."""
     settings = comparison.cell.settings
     if settings["dataset"] != claim.dataset:
         return f"not tested: claimed on {claim.dataset}"
@@ -54,18 +59,18 @@ def verdict_on_claim(comparison: Comparison, claim: Claim) -> str:
 
 
 def difference_shown(comparison: Comparison) -> bool:
-    """Whether the rule without a gain of the paper's says positive or negative."""
+    """Whether the verdict, without a gain of the paper's, is positive or negative."""
     return verdict_on(comparison, None) in ("positive", "negative")
 
 
 def place(gain: float, interval: Interval) -> str:
-    """Where a published gain lies: inside our interval, above or below it."""
+    """The place of a published gain: "inside" our interval, "above" or "below" it."""
     low, high = interval
     return "above" if gain > high else "below" if gain < low else "inside"
 
 
 def too_little(comparison: Comparison) -> bool:
-    """Whether nothing can be said: too few pairs, no interval, or too many that diverged."""
+    """Whether nothing can be said: too few pairs, no interval, or too many diverged pairs."""
     lost = len(comparison.diverged)
     return (
         comparison.t_interval is None
@@ -77,11 +82,16 @@ def too_little(comparison: Comparison) -> bool:
 def similarity_verdict(
     similarity: tuple[float, float], accuracy: tuple[float, float], classes: int
 ) -> str:
-    """Whether the term lowered the similarity of layers in a network that still works.
+    """Whether the term lowered the similarity of the layers of a network that still works.
 
-    similarity, accuracy: without and with the term. It does not hold where the term cost more than
-    `COLLAPSE` of accuracy, where the network without it is at chance (below 2 / ``classes``), or
-    where a number is NaN: layers of a broken network may be as different as they like.
+    It does not hold if the accuracy fell by more than `COLLAPSE` or if a number is NaN: how similar
+    the layers of a broken network are means nothing. It is not tested if the network without the
+    term is at chance, with an accuracy below 2 / ``classes``.
+
+    Args:
+        similarity: mean CKA between layers without and with the term.
+        accuracy: accuracy without and with the term, as fractions.
+        classes: number of classes.
     """
     if not accuracy[0] >= 2 / classes:
         return "not tested: the network without the term is at chance"
@@ -91,7 +101,7 @@ def similarity_verdict(
 
 
 def learned(runs: Iterable[Record]) -> bool:
-    """Whether the mean test accuracy of the finished runs is above chance: 2 / classes or more."""
+    """Whether the mean test accuracy of the finished runs is 2 / classes or more, above chance."""
     finished = [run for run in runs if run["status"] == "finished"]
     if not finished:
         return False

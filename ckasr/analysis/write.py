@@ -1,43 +1,33 @@
-"""Writing what the records say: every figure and table, again and again the same bytes."""
+"""Writes every figure and table of the records; the same records give the same bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ckasr.storage import replacing, write_text
+from ckasr.storage import write_text
 
-from . import figures
 from .aa import aa_checks, aa_table
+from .accuracy_figure import accuracy_vs_sparsity
 from .cells import Cell, Record, family_slug, percent, slug, studies
+from .curves_figure import training_curves
+from .execution import execution_curves, execution_pairs, execution_table
+from .failures_figure import write_failures
+from .failures_floor_figure import write_floor
+from .few_shots_figure import write_few_shots
+from .layers_figure import has_layers, layer_cka_maps
+from .mechanism_figure import write_mechanism
 from .methods import method_families, methods_table
 from .methods_figure import method_accuracy
 from .precision import precision_rows, precision_table
 from .precision_figure import precision_differences
-from .style import style
+from .style import save
 from .tables import runs_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-DPI = 300
-
-
-def save(figure: "Figure", path: Path | str) -> Path:
-    """Write a figure as PNG, 300 dpi, whole or not at all; the same figure gives the same bytes.
-
-    Raises ValueError for another ending than .png.
-    """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"figures are written as PNG: name {path.name!r} must end in .png")
-    with style(), replacing(path) as part:
-        # Matplotlib would name its own version in the file.
-        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-    return path
 
 
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
-    """Every table there is to make of the records, as markdown, by the name of its file."""
+    """The tables of accuracies in Markdown, by the name of their file.
+
+    `write_few_shots`, `write_mechanism` and `write_failures` write their tables themselves.
+    """
     records = list(records)
     tables = {"runs": runs_table(records)}
     if method_families(records):
@@ -50,39 +40,64 @@ def all_tables(records: Iterable[Record]) -> dict[str, str]:
 
 
 def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
-    """Every table and figure of the records under ``folder``; returns the files, in order.
+    """Write every table and figure of the records; returns the files, in the order written.
 
-    ``tables/`` holds `all_tables`. Under ``figures/`` each group (one data set, network, method and
-    schedule) has its accuracy against sparsity, and each of its cells its layer CKA and training
-    curves. Several methods of one recipe have a figure of them all, which for those without a term
-    is the only one; what was run in both precisions has one of the paired differences.
+    ``tables/`` holds `all_tables`. ``figures/`` holds, each as PNG and SVG: for every group (one
+    data set, network, method and schedule) the accuracy against sparsity; for every cell of a
+    group its training curves and, if a run is finished, its layer CKA; for methods with one recipe
+    a figure of all of them, which for methods without a term is the only one; for runs in two
+    precisions their paired differences. Cells with several betas have a table and a figure of
+    their mechanism and of their failures, cells with several numbers of samples those of the
+    comparison between them; groups beyond the paper's sparsities a figure of the classes that
+    still have a live path.
+
+    Args:
+        records: the records of one folder.
+        folder: folder of results that ``tables/`` and ``figures/`` belong to.
     """
     folder = Path(folder)
     records = list(records)
+    drawn = folder / "figures"
     written = []
     for name, text in all_tables(records).items():
         written.append(folder / "tables" / f"{name}.md")
         write_text(written[-1], text)
     for entries in method_families(records):
-        path = folder / "figures" / f"{family_slug(entries[0].cell.settings)}_methods.png"
         cells = list({id(entry.cell): entry.cell for entry in entries}.values())
-        written.append(save(method_accuracy(_records(cells)), path))
+        name = family_slug(entries[0].cell.settings)
+        written += save(method_accuracy(_records(cells)), drawn / f"{name}_methods.png")
     for group in studies(records):
         name = slug(group[0].settings)
-        figure = figures.accuracy_vs_sparsity(_records(group))
-        written.append(save(figure, folder / "figures" / f"{name}_accuracy.png"))
+        written += save(accuracy_vs_sparsity(_records(group)), drawn / f"{name}_accuracy.png")
         for cell in group:
             at = percent(cell.settings["sparsity"]).replace(" %", "")
             runs = _records([cell])
-            path = folder / "figures" / f"{name}_s{at}"
-            if any(run["layer_cka"] and run["weights"] for run in runs):
-                figure = figures.layer_cka_maps(runs)
-                written.append(save(figure, path.with_name(f"{path.name}_layer_cka.png")))
-            figure = figures.training_curves(runs)
-            written.append(save(figure, path.with_name(f"{path.name}_curves.png")))
+            if has_layers(runs):
+                written += save(layer_cka_maps(runs), drawn / f"{name}_s{at}_layer_cka.png")
+            written += save(training_curves(runs), drawn / f"{name}_s{at}_curves.png")
     for rows in precision_rows(records):
-        path = folder / "figures" / f"{slug(rows[0].settings)}_precision.png"
-        written.append(save(precision_differences(rows), path))
+        name = slug(rows[0].settings)
+        written += save(precision_differences(rows), drawn / f"{name}_precision.png")
+    for write in (write_floor, write_few_shots, write_mechanism, write_failures):
+        written += write(records, folder)
+    return written
+
+
+def write_executions(folders: Sequence[Path]) -> list[Path]:
+    """Write the table and the figure of runs in dense and in sparse execution.
+
+    Args:
+        folders: folders of results. The files of a comparison go to the folder that holds its
+            sparse runs.
+
+    Returns:
+        The files, in the order written; none if no run has a record of both executions.
+    """
+    written = []
+    for folder, pairs in execution_pairs(folders).items():
+        written.append(folder / "tables" / "executions.md")
+        write_text(written[-1], execution_table(pairs))
+        written += save(execution_curves(pairs), folder / "figures" / "executions.png")
     return written
 
 

@@ -27,19 +27,22 @@ def grid(
     terms: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     order_seeds: Sequence[int] | None = None,
+    samples: Sequence[int] | None = None,
+    every: Sequence[int] | None = None,
 ) -> list[Settings]:
     """Cells in the order in which they are worth having, each once.
 
-    Seeds go slowest, betas, terms, precisions and order seeds fastest: whenever a sweep stops, it
-    leaves complete pairs, and every sparsity once before any twice.
+    Seeds go slowest, betas, terms, precisions, order seeds, samples and intervals fastest: whenever
+    a sweep stops, it leaves complete pairs, and every sparsity once before any twice.
 
     base: the other settings. Where its beta is 0, those of the term are the defaults.
     methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
     stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
     is asked for. terms: names of ``ckasr.terms.TERMS``, each with every beta; with beta 0 they are
-    one run, the baseline. methods, terms, precisions, order_seeds: None: that of ``base``. Raises
-    ValueError for an option that is not name=value, LookupError for a method, a term or an option
-    that does not exist.
+    one run, the baseline. samples, every: of the term, each with every beta. methods, terms,
+    precisions, order_seeds, samples, every: None: that of ``base``. Raises ValueError for an
+    option that is not name=value, LookupError for a method, a term or an option that does not
+    exist.
     """
     cells = [
         replace(
@@ -49,16 +52,22 @@ def grid(
             term=term,
             precision=precision,
             order_seed=order_seed,
+            samples=count,
+            every=steps,
             **_method(base, method, sparsity),
         )
-        for seed, method, sparsity, beta, term, precision, order_seed in itertools.product(
-            seeds,
-            methods or [base.method],
-            sparsities,
-            betas,
-            terms or [base.term],
-            precisions or [base.precision],
-            order_seeds or [base.order_seed],
+        for seed, method, sparsity, beta, term, precision, order_seed, count, steps in (
+            itertools.product(
+                seeds,
+                methods or [base.method],
+                sparsities,
+                betas,
+                terms or [base.term],
+                precisions or [base.precision],
+                order_seeds or [base.order_seed],
+                samples or [base.samples],
+                every or [base.every],
+            )
         )
     ]
     return list({cell.id: cell for cell in cells}.values())

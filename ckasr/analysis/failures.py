@@ -1,0 +1,172 @@
+"""How the term fails as beta grows: accuracy, loss, term, gradient, dead classes, time, memory."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import mean
+
+from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
+from .mechanism import several_betas
+from .statistics import compare
+from .tables import NOTHING, markdown
+from .verdict import COLLAPSE
+
+DOMINATES = 1.0
+"""Ratio of the gradient norms, term to loss, from which the term decides where the weights go."""
+
+GROWS = 1.5
+"""Factor on the baseline's norm of the weights that counts as a failure."""
+
+SLOWER = 0.1
+"""Share of additional time or memory that counts as a cost."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A number in which a failure shows.
+
+    Attributes:
+        name: column of the table.
+        label: axis of the figure.
+        read: the number of a record; None where it has none.
+        digits: decimals in the table.
+        log: whether its axis may be logarithmic.
+        ceiling: the largest number that there can be; None: any.
+        smallest: the least that the top of its axis may be, so that noise does not look large.
+    """
+
+    name: str
+    label: str
+    read: Callable[[Record], float | None]
+    digits: int
+    log: bool = False
+    ceiling: float | None = None
+    smallest: float = 0.0
+
+
+def last(record: Record, curve: str) -> float | None:
+    """The last number of a curve; None where it has none."""
+    known = [value for value in record["curves"].get(curve, ()) if value is not None]
+    return known[-1] if known else None
+
+
+def _accuracy(record: Record) -> float | None:
+    return None if record["test_accuracy"] is None else 100 * record["test_accuracy"]
+
+
+def _largest_ratio(record: Record) -> float | None:
+    known = [value for value in record["curves"]["gradient_ratio"] if value is not None]
+    return max(known) if known else None
+
+
+def _norm(record: Record) -> float | None:
+    return (record["weights"] or {}).get("frobenius_norm")
+
+
+def _dead_classes(record: Record) -> float | None:
+    return record["sparsity"].get("dead_classes")
+
+
+def _seconds(record: Record) -> float | None:
+    seconds = record["curves"].get("seconds", ())
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _gigabytes(record: Record) -> float | None:
+    peak = record.get("peak_memory_bytes")
+    return None if peak is None else peak / 1e9
+
+
+ACCURACY = Signature("test accuracy, %", "test accuracy (%)", _accuracy, 2, ceiling=100)
+LOSS = Signature(
+    "training loss", "training loss,\nlast epoch", lambda r: last(r, "loss"), 3, log=True
+)
+TERM = Signature("term", "term before β,\nlast epoch", lambda r: last(r, "term"), 2)
+RATIO = Signature(
+    "gradient ratio", "gradient norm of β term\n/ of loss, highest", _largest_ratio, 3, log=True
+)
+NORM = Signature("norm of W", "Frobenius norm\nof all weights", _norm, 1, log=True)
+DEAD = Signature("dead classes", "classes without\na live path", _dead_classes, 1, smallest=1.0)
+SECONDS = Signature("seconds per epoch", "seconds per epoch", _seconds, 2)
+MEMORY = Signature("peak memory, GB", "peak memory (GB)", _gigabytes, 2)
+SIGNATURES = (ACCURACY, LOSS, TERM, RATIO, NORM, DEAD, SECONDS, MEMORY)
+
+COLUMNS = ("arm", "runs", "diverged", *(signature.name for signature in SIGNATURES), "failures")
+
+LEGEND = f"""\
+Means over seeds; accuracy and norm are those of finished runs, all other numbers also those of \
+diverged ones. Gradient ratio: norm of the gradient of beta times the term over that of the loss, \
+measured at one step of each epoch, here the highest. Failures: *diverged*: a loss that is not \
+finite; *accuracy collapsed*: a mean paired loss of more than {100 * COLLAPSE:g} points; \
+*gradient of the term dominates*: a ratio above {DOMINATES:g}; *weights grow*: a norm above \
+{GROWS:g} times the baseline's; *more dead classes*, *slower*, *more memory*: more than the \
+baseline, the last two by more than {100 * SLOWER:.0f} %. Time depends on what else the machine \
+does meanwhile. Peak memory is that of the process, which keeps what earlier runs in it have \
+used, so only a clear excess means something.
+"""
+
+
+def failure_cells(records: Iterable[Record]) -> list[Cell]:
+    """Cells that have a baseline, and arms with CKA-SR that differ in beta alone."""
+    return [cell for cell in cells(records) if BASELINE in cell.arms and several_betas(cell)]
+
+
+def numbers(cell: Cell, arm: Arm, signature: Signature) -> list[float]:
+    """The number of every run of an arm that has one."""
+    found = [signature.read(run) for run in cell.arms.get(arm, {}).values()]
+    return [value for value in found if value is not None and math.isfinite(value)]
+
+
+def diverged(cell: Cell, arm: Arm) -> int:
+    """How many runs of an arm have diverged."""
+    return sum(run["status"] == "diverged" for run in cell.arms.get(arm, {}).values())
+
+
+def failures(cell: Cell, arm: Arm) -> list[str]:
+    """The failures that an arm shows, in the words of `LEGEND`; empty where it shows none."""
+
+    def average(of: Arm, signature: Signature) -> float | None:
+        values = numbers(cell, of, signature)
+        return mean(values) if values else None
+
+    def exceeds(signature: Signature, factor: float) -> bool:
+        here, there = average(arm, signature), average(BASELINE, signature)
+        return here is not None and there is not None and here > factor * there
+
+    ratio = average(arm, RATIO)
+    shown = {
+        "diverged": diverged(cell, arm) > 0,
+        "accuracy collapsed": arm != BASELINE and (compare(cell, arm).mean or 0.0) < -COLLAPSE,
+        "gradient of the term dominates": ratio is not None and ratio > DOMINATES,
+        "weights grow": exceeds(NORM, GROWS),
+        "more dead classes": exceeds(DEAD, 1.0),
+        "slower": exceeds(SECONDS, 1 + SLOWER),
+        "more memory": exceeds(MEMORY, 1 + SLOWER),
+    }
+    return [name for name, here in shown.items() if here]
+
+
+def failures_table(found: Iterable[Cell]) -> str:
+    """Markdown: for every cell a row for each arm, with the failures that it shows."""
+    tables = [_table(cell) for cell in found]
+    return "\n".join([*tables, LEGEND]) if tables else "There are no runs with several betas yet.\n"
+
+
+def _table(cell: Cell) -> str:
+    rows = [_row(cell, arm) for arm in cell.arms]
+    heading = f"### Failures: {cell_title(cell.settings)}"
+    return "\n".join([heading, "", *markdown(COLUMNS, rows)]) + "\n"
+
+
+def _row(cell: Cell, arm: Arm) -> tuple[str, ...]:
+    told = []
+    for signature in SIGNATURES:
+        values = numbers(cell, arm, signature)
+        told.append(f"{mean(values):.{signature.digits}f}" if values else NOTHING)
+    return (
+        arm.label,
+        str(len(cell.arms[arm])),
+        str(diverged(cell, arm)),
+        *told,
+        ", ".join(failures(cell, arm)) or "none",
+    )

@@ -1,0 +1,101 @@
+"""Where the task ends: accuracy beside the share of classes that a path of weights reaches."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cells import Cell, Record, groups, percent, slug, title
+from .marks import NOTE, draw_means, draw_seeds
+from .style import GUIDE, blank, legend, looks, save, styled, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEYOND = 0.998
+"""The largest sparsity for which the paper has a number."""
+
+
+@styled
+def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
+    """Test accuracy of every arm, and the share of classes with a live path, against sparsity.
+
+    A class without a path from the input is predicted by its bias alone, so at most the share of
+    the others can be learned. Both are drawn on one logarithmic axis, with chance as a dotted line.
+
+    Args:
+        group: cells that differ in nothing but the sparsity, as `groups` gives them.
+
+    Raises:
+        ValueError: if there is no cell.
+    """
+    cells = list(group)
+    if not cells:
+        raise ValueError("no cells: there is nothing to draw")
+    arms = looks(arm for cell in cells for arm in cell.arms)
+    figure = blank(1.6 + 0.9 * max(3, len(cells)), 3.6)
+    axis = figure.subplots()
+    width = 0.8 / len(arms)
+    for number, (arm, look) in enumerate(arms.items()):
+        samples = {
+            place + (number + 0.5) * width - 0.4: [
+                100 * run["test_accuracy"]
+                for run in cell.arms.get(arm, {}).values()
+                if run["status"] == "finished"
+            ]
+            for place, cell in enumerate(cells)
+        }
+        samples = {place: values for place, values in samples.items() if values}
+        for place, values in samples.items():
+            draw_seeds(axis, place - 0.15 * width, values, look)
+        means = [[sum(values) / len(values)] for values in samples.values()]
+        if samples:
+            draw_means(axis, [p + 0.2 * width for p in samples], means, look, arm.label)
+    floor = {"color": "#0072B2", "linewidth": 1.4}
+    for place, cell in enumerate(cells):
+        label = "classes with a live path" if place == 0 else None
+        axis.hlines(100 * live_share(cell), place - 0.42, place + 0.42, label=label, **floor)
+    reports = [run["sparsity"] for cell in cells for a in cell.arms.values() for run in a.values()]
+    chance = 100 / max(report["classes"] for report in reports)
+    dotted = {**GUIDE, "linestyle": (0, (1, 3))}
+    axis.axhline(chance, label=f"chance: {chance:g} %", **dotted)
+    # Symmetric, as no class at all may have a path.
+    axis.set_yscale("symlog", linthresh=chance / 2)
+    axis.set_ylim(0, 130)
+    axis.set_yticks([0, chance, 3 * chance, 10 * chance, 100], labels=None)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    axis.set_xticks(range(len(cells)), [percent(cell.settings["sparsity"]) for cell in cells])
+    axis.set_xlabel("sparsity")
+    axis.set_ylabel("test accuracy, and share of\nclasses with a live path (%)")
+    figure.suptitle(wrapped(title(cells[0].settings), 60))
+    legend(figure, [axis], NOTE.partition(" and its")[0] + ".")
+    return figure
+
+
+def live_share(cell: Cell) -> float:
+    """Mean share of classes that a path of kept weights reaches, over all runs; from 0 to 1."""
+    reports = [run["sparsity"] for runs in cell.arms.values() for run in runs.values()]
+    return sum(1 - report["dead_classes"] / report["classes"] for report in reports) / len(reports)
+
+
+def floor_groups(records: Iterable[Record]) -> list[list[Cell]]:
+    """The groups with a sparsity beyond the paper's and a class without a path."""
+    return [
+        group
+        for group in groups(records)
+        if any(cell.settings["sparsity"] > BEYOND and live_share(cell) < 1 for cell in group)
+    ]
+
+
+def write_floor(records: Iterable[Record], folder: Path) -> list[Path]:
+    """Write the figure of every group of `floor_groups`; returns the files.
+
+    Args:
+        records: the records of one folder.
+        folder: folder of results that ``figures/`` belongs to.
+    """
+    written = []
+    for group in floor_groups(records):
+        name = f"{slug(group[0].settings)}_floor.png"
+        written += save(accuracy_and_floor(group), folder / "figures" / name)
+    return written

@@ -1,0 +1,87 @@
+"""The marks that the figures share: seeds as a swarm of dots, and their mean with its interval."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .statistics import mean_and_sd, t_interval
+from .style import Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NOTE = "Dots: seeds. Large markers: mean and its 95 % Student-t interval."
+
+
+def draw_seeds(
+    axis: "Axes", place: float, values: Sequence[float], look: Look, horizontal: bool = False
+) -> None:
+    """Draw a dot per seed; dots that would overlap are moved sideways.
+
+    Args:
+        axis: axes to draw on.
+        place: position on the categorical axis.
+        values: one value per seed.
+        look: look of the arm.
+        horizontal: whether the values are on the x axis.
+    """
+    import seaborn
+
+    places = [place] * len(values)
+    seaborn.swarmplot(
+        x=values if horizontal else places,
+        y=places if horizontal else values,
+        orient="y" if horizontal else "x",
+        ax=axis,
+        color=look["color"],
+        alpha=0.55,
+        size=2.6,
+        linewidth=0,
+        native_scale=True,
+        legend=False,
+        warn_thresh=1,
+    )
+
+
+def draw_means(
+    axis: "Axes",
+    places: Sequence[float],
+    samples: Sequence[Sequence[float]],
+    look: Look,
+    label: str | None = None,
+    horizontal: bool = False,
+    hollow: bool = False,
+) -> None:
+    """Draw the mean of each sample with its 95 % Student-t interval, if it has one.
+
+    Args:
+        axis: axes to draw on.
+        places: position of each sample on the categorical axis.
+        samples: for each place the values of the seeds, at least one.
+        look: look of the arm.
+        label: entry of the legend; None: no entry.
+        horizontal: whether the values are on the x axis.
+        hollow: whether the marker is filled with white.
+    """
+    means = [mean_and_sd(values)[0] for values in samples]
+    ends = [t_interval(values) for values in samples]
+    errors = [
+        [
+            abs(end[side] - mean) if end else float("nan")
+            for mean, end in zip(means, ends, strict=True)
+        ]
+        for side in (0, 1)
+    ]
+    x, y, name = (means, places, "xerr") if horizontal else (places, means, "yerr")
+    axis.errorbar(
+        x,
+        y,
+        **{name: errors},
+        color=look["color"],
+        markerfacecolor="white" if hollow else look["color"],
+        fmt=look["marker"],
+        markersize=4,
+        capsize=2,
+        linewidth=0.9,
+        zorder=3,
+        label=label,
+    )

@@ -1,0 +1,287 @@
+"""What the term does to layers and weights: hypotheses H2 and H3 of results/PLAN.md.
+
+The similarity of layers is read from ``layer_cka``, which every record has, with and without the
+term: the same estimator, the same images and the same network state, after the last epoch. So both
+arms are measured the same way, and not by the term itself, which a baseline does not compute.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+
+from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
+from .statistics import Comparison, compare, compare_sides
+from .tables import NOTHING, markdown
+from .verdict import COLLAPSE, learned, too_little
+
+HOLDS = "holds here"
+IN_PART = "holds in part here"
+FAILS = "does not hold here"
+UNDECIDED = "undecided"
+UNTESTED = "not tested: the network without the term is at chance"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that each record gives.
+
+    Attributes:
+        name: column of the table.
+        label: axis of the figure.
+        read: the number of a record; None where it was not measured.
+        digits: decimals in the table.
+    """
+
+    name: str
+    label: str
+    read: Callable[[Record], float | None]
+    digits: int = 3
+
+
+def mean_similarity(record: Record) -> float | None:
+    """Mean CKA over all pairs of different layers, the stem included; None if not measured."""
+    return _mean_over_pairs(record, lambda first, second: True)
+
+
+def stage_similarity(record: Record) -> float | None:
+    """Mean CKA over the pairs of blocks that the term sums: those of one stage, without the stem.
+
+    None where the record has no map, or no stage of two blocks.
+    """
+    return _mean_over_pairs(
+        record,
+        lambda first, second: (
+            "." in first and first.rpartition(".")[0] == second.rpartition(".")[0]
+        ),
+    )
+
+
+def _mean_over_pairs(record: Record, wanted: Callable[[str, str], bool]) -> float | None:
+    measured = record["layer_cka"]
+    if not measured:
+        return None
+    names, matrix = measured["layers"], measured["matrix"]
+    pairs = [(i, j) for i in range(len(names)) for j in range(i) if wanted(names[i], names[j])]
+    # A layer whose output is constant has no CKA, not even with itself: its entries are 0 or null.
+    if not pairs or not all(matrix[i][i] and matrix[j][j] for i, j in pairs):
+        return None
+    return mean(matrix[i][j] for i, j in pairs)
+
+
+def _weight(name: str) -> Callable[[Record], float | None]:
+    return lambda record: (record["weights"] or {}).get(name)
+
+
+SIMILARITY = Quantity("CKA of all layers", "mean CKA\nof all layers", mean_similarity)
+IN_STAGES = Quantity("CKA within stages", "mean CKA\nwithin stages", stage_similarity)
+NORM = Quantity("norm of W", "Frobenius norm\nof all weights", _weight("frobenius_norm"), 2)
+NEAR_ZERO = Quantity(
+    "share below 0.01", "share of weights\nbelow 0.01", _weight("fraction_below_1e-2"), 4
+)
+NEAR_ZERO_SCALED = Quantity(
+    "share below a tenth of the rms",
+    "share of weights\nbelow rms / 10",
+    _weight("fraction_below_tenth_rms"),
+    4,
+)
+RANK = Quantity("effective rank", "effective rank,\nmean of layers", _weight("effective_rank"), 2)
+QUANTITIES = (SIMILARITY, IN_STAGES, NORM, NEAR_ZERO, NEAR_ZERO_SCALED, RANK)
+
+COLUMNS = ("arm", "pairs", *(quantity.name for quantity in QUANTITIES))
+
+LEGEND = f"""\
+After the last epoch. Of the baseline: the mean over seeds. Of every other arm: the mean paired \
+difference to it, with its Student-t 95 % interval. CKA is unbiased, pooled over minibatches of \
+the same images for both arms; *within stages* are the pairs that the term sums, *all layers* \
+include the stem and pairs of different stages. The share of weights below 0.01 depends on the \
+scale of the weights, the one below a tenth of their layer's root mean square does not. Effective \
+rank: participation ratio of the squared singular values of a layer.
+
+H2: the CKA of all layers is lower with the term, and lower at a larger beta than at a smaller \
+one. H3: more weights are below 0.01, and the norm is smaller. A part of a hypothesis is met \
+where the whole interval lies on its side of 0. *{HOLDS}*: every part is met, at every beta; \
+*{FAILS}*: none; *{IN_PART}*: some; *{UNDECIDED}*: fewer than 3 pairs, no interval, or too many \
+diverged. Arms that lose more than {100 * COLLAPSE:g} points of accuracy are left out: layers of \
+a broken network may be as different as they like.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One statement of a hypothesis: a difference, and the side of 0 on which it should lie.
+
+    Attributes:
+        text: the statement in words.
+        comparison: paired differences of the quantity.
+        sign: -1 if they should be negative, 1 if positive.
+    """
+
+    text: str
+    comparison: Comparison
+    sign: int
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there are too few pairs to say anything."""
+        return too_little(self.comparison)
+
+    @property
+    def met(self) -> bool:
+        """Whether the whole interval lies on the right side of 0."""
+        interval = self.comparison.t_interval
+        return not self.undecided and interval is not None and self._inside(interval)
+
+    def _inside(self, interval: tuple[float, float]) -> bool:
+        return interval[1] < 0 if self.sign < 0 else interval[0] > 0
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """H2 or H3 in one cell.
+
+    Attributes:
+        name: as in results/PLAN.md.
+        verdict: one of the words of `LEGEND`.
+        parts: what it consists of.
+        left_out: arms that were not counted, with the reason.
+    """
+
+    name: str
+    verdict: str
+    parts: tuple[Part, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The verdict and which parts are met, in one sentence."""
+        groups = {
+            "met": [part.text for part in self.parts if part.met],
+            "not met": [part.text for part in self.parts if not part.met and not part.undecided],
+            "undecided": [part.text for part in self.parts if part.undecided],
+        }
+        told = [f"{word}: {', '.join(texts)}" for word, texts in groups.items() if texts]
+        told += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        return f"{self.name}: **{self.verdict}**" + (f" ({'; '.join(told)})" if told else "")
+
+
+def mechanism_cells(records: Iterable[Record]) -> list[Cell]:
+    """Cells that have a baseline and another arm, both with layer CKA and weight statistics."""
+    return [cell for cell in cells(records) if len(_measured_arms(cell)) > 1]
+
+
+def several_betas(cell: Cell) -> bool:
+    """Whether the arms with CKA-SR differ in beta and in nothing else, so that a trend can show."""
+    arms = [arm for arm in cell.arms if arm.beta and arm.term == BASELINE.term]
+    return len(arms) > 1 and len({arm._replace(beta=0.0) for arm in arms}) == 1
+
+
+def difference(cell: Cell, arm: Arm, quantity: Quantity) -> Comparison:
+    """Paired differences of a quantity, arm minus baseline, over the seeds that have it."""
+    return compare(_with_quantity(cell, quantity), arm, quantity.name)
+
+
+def values_of(cell: Cell, arm: Arm, quantity: Quantity) -> list[float]:
+    """The quantity of every finished run of an arm that has it."""
+    found = [
+        quantity.read(run) for run in cell.arms.get(arm, {}).values() if run["status"] == "finished"
+    ]
+    return [value for value in found if value is not None]
+
+
+def hypotheses(cell: Cell) -> list[Hypothesis]:
+    """H2 and H3 in this cell, for its arms with CKA-SR in order of beta."""
+    arms = [arm for arm in _measured_arms(cell) if arm.beta and arm.term == BASELINE.term]
+    if not learned(cell.arms.get(BASELINE, {}).values()):
+        return [Hypothesis("H2", UNTESTED), Hypothesis("H3", UNTESTED)]
+    broken = [arm for arm in arms if (compare(cell, arm).mean or 0) < -COLLAPSE]
+    left_out = tuple(f"{arm.label} (accuracy collapsed)" for arm in broken)
+    arms = [arm for arm in arms if arm not in broken]
+    similar = [Part(f"lower at {a.label}", difference(cell, a, SIMILARITY), -1) for a in arms]
+    for smaller, larger in itertools.pairwise(arms):
+        if smaller._replace(beta=larger.beta) != larger:
+            continue
+        sides = {a.label: _with_quantity(cell, SIMILARITY).arms[a] for a in (smaller, larger)}
+        step = compare_sides(cell, larger, sides, SIMILARITY.name)
+        similar.append(Part(f"lower at {larger.label} than at {smaller.label}", step, -1))
+    concentrated = [
+        part
+        for arm in arms
+        for part in (
+            Part(f"more weights near 0 at {arm.label}", difference(cell, arm, NEAR_ZERO), 1),
+            Part(f"smaller norm at {arm.label}", difference(cell, arm, NORM), -1),
+        )
+    ]
+    return [
+        Hypothesis("H2", _verdict(similar), tuple(similar), left_out),
+        Hypothesis("H3", _verdict(concentrated), tuple(concentrated), left_out),
+    ]
+
+
+def mechanism_table(found: Iterable[Cell]) -> str:
+    """Markdown: for every cell a row for each arm, and the verdicts on H2 and H3."""
+    tables = [_table(cell) for cell in found]
+    return "\n".join([*tables, LEGEND]) if tables else "There are no pairs with layer CKA yet.\n"
+
+
+def _measured_arms(cell: Cell) -> list[Arm]:
+    """The arms of a cell with at least one run that has both measurements."""
+    if BASELINE not in cell.arms:
+        return []
+    return [
+        arm
+        for arm, runs in cell.arms.items()
+        if any(run["layer_cka"] and run["weights"] for run in runs.values())
+    ]
+
+
+def _with_quantity(cell: Cell, quantity: Quantity) -> Cell:
+    """The cell with the quantity as a field of its records, without finished runs that lack it."""
+
+    def added(runs: Mapping[int, Record]) -> dict[int, Record]:
+        found = {}
+        for seed, run in runs.items():
+            value = quantity.read(run)
+            if value is not None or run["status"] != "finished":
+                found[seed] = {**run, quantity.name: value}
+        return found
+
+    return Cell(cell.settings, {arm: added(runs) for arm, runs in cell.arms.items()})
+
+
+def _verdict(parts: list[Part]) -> str:
+    if not parts or any(part.undecided for part in parts):
+        return UNDECIDED
+    met = [part.met for part in parts]
+    return HOLDS if all(met) else IN_PART if any(met) else FAILS
+
+
+def _table(cell: Cell) -> str:
+    arms = _measured_arms(cell)
+    rows = [_row(cell, arm) for arm in arms]
+    lines = [f"### Layers and weights: {cell_title(cell.settings)}", ""]
+    lines += [*markdown(COLUMNS, rows), ""]
+    return "\n".join(lines + [f"- {found.text}" for found in hypotheses(cell)]) + "\n"
+
+
+def _row(cell: Cell, arm: Arm) -> tuple[str, ...]:
+    if arm == BASELINE:
+        told = [_of_baseline(values_of(cell, arm, q), q.digits) for q in QUANTITIES]
+        return ("baseline", NOTHING, *told)
+    found = {quantity.name: difference(cell, arm, quantity) for quantity in QUANTITIES}
+    told = [_of_arm(found[q.name], q.digits) for q in QUANTITIES]
+    return (arm.label, str(max(c.n for c in found.values())), *told)
+
+
+def _of_baseline(values: list[float], digits: int) -> str:
+    return f"{mean(values):.{digits}f}" if values else NOTHING
+
+
+def _of_arm(comparison: Comparison, digits: int) -> str:
+    if comparison.mean is None:
+        return NOTHING
+    told = f"{comparison.mean:+.{digits}f}"
+    if comparison.t_interval is not None:
+        low, high = comparison.t_interval
+        told += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return told

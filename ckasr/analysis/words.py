@@ -1,0 +1,92 @@
+"""The names of data sets, networks, methods and settings as a paper prints them.
+
+A name that is not listed here is printed as it is registered, so a new method, model or data set
+needs no entry.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ckasr.methods import METHODS
+
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "8 × 8 digits",
+    "fashion-mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+}
+NETWORKS = {"lenet300": "LeNet-300-100", "resmlp": "residual MLP"}
+METHOD_NAMES = {
+    "dense": "dense training",
+    "dlth": "dual lottery tickets",
+    "gmp": "gradual magnitude pruning",
+    "grasp": "GraSP",
+    "l0": "L0 regularisation",
+    "l1": "L1 regularisation",
+    "lth": "lottery tickets",
+    "magnitude": "magnitude pruning",
+    "random": "random masks",
+    "rigl": "RigL",
+    "set": "SET",
+    "snip": "SNIP",
+    "structured": "structured pruning",
+    "synflow": "SynFlow",
+}
+SETTINGS = {
+    "augment": "augmentation: {}",
+    "batch_size": "batches of {}",
+    "decay": "learning rate × {} per drop",
+    "epochs": "{} epochs",
+    "learning_rate": "learning rate {}",
+    "momentum": "momentum {}",
+    "order_seed": "image order {}",
+    "precision": "{}",
+    "validation": "{} validation images",
+    "weight_decay": "weight decay {}",
+}
+
+
+def dataset(name: str) -> str:
+    """The name of a data set in print."""
+    return DATASETS.get(name, name)
+
+
+def network(name: str) -> str:
+    """The name of a network in print: "ResNet20" for ``resnet20``."""
+    return NETWORKS.get(name) or re.sub(r"^resnet(\d+)", r"ResNet\1", name).replace("_", "-")
+
+
+def method(name: str, distribution: str) -> str:
+    """The name of a method in print, with the distribution of layer densities where it has one."""
+    words = METHOD_NAMES.get(name, name)
+    if name not in METHODS or not METHODS[name].uses_distribution:
+        return words
+    densities = distribution.upper() if distribution in ("er", "erk") else distribution
+    if name == "random":
+        return f"random {densities} masks"
+    return f"{words} ({densities})"
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting and its value in words, such as "200 validation images"."""
+    if isinstance(value, Mapping):
+        return ", ".join(option(key, each) for key, each in value.items())
+    if name == "milestones":
+        shares = " and ".join(f"{100 * share:g} %" for share in value)
+        return f"learning-rate drops at {shares}" if value else "constant learning rate"
+    if isinstance(value, bool):
+        return f"{'' if value else 'no '}{_spaced(name)}"
+    return SETTINGS.get(name, f"{_spaced(name)} {{}}").format(value)
+
+
+def option(name: str, value: Any) -> str:
+    """An option of a method and its value in words, such as "train mode off"."""
+    if isinstance(value, bool):
+        return f"{_spaced(name)} {'on' if value else 'off'}"
+    return f"{_spaced(name)} {value}".replace(",", "/")
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

@@ -24,7 +24,7 @@ Groups = dict[str, list[Timing]]
 OURS, PLAIN = ARM_LOOKS[4]["color"], "0.65"
 TITLES = {
     "data": "a batch of 128 augmented images",
-    "epoch": "an epoch of training",
+    "epoch": "training",
     "import": "start of a process",
     "shrink": "inference",
     "step": "a training step",

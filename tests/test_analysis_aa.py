@@ -38,7 +38,7 @@ def test_fives_spread_and_smallest_difference_by_hand():
         "(one or more of 2 by chance in 10 % of such checks)"
     )
     assert "standard deviation of 1.27 points" in check.text
-    assert check.text.endswith("that 5 pairs could have seen is 1.57 points")
+    assert check.text.endswith("that 5 pairs can show is 1.57 points")
 
 
 def test_a_group_that_is_called_negative_counts():
@@ -85,7 +85,7 @@ def test_the_table_has_a_row_for_each_five_and_one_for_all():
         ["5 to 9", "5", "+0.00", "[-1.24, +1.24]", "no difference shown"],
         ["0 to 11", "12", "+0.83", "[+0.03, +1.64]", "-"],
     ]
-    assert "- Pairs that fill no group: 2" in text
+    assert "- Pairs that do not fill a group: 2" in text
 
 
 def test_fewer_than_five_pairs_say_so():

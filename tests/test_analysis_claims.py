@@ -50,7 +50,7 @@ class TestRowsOfTheAbstract:
         assert claimed["arm"].startswith("abstract's claim")
         assert claimed["arm"].endswith("; ours: CKA-SR, β = 1e-4")
         assert claimed["test accuracy, % ± sd (n)"] == "3 pairs"
-        for column in ("difference, points", "t 95 %"):
+        for column in ("difference, points", "95 % interval"):
             assert claimed[column] == ours[column] != "-"
         assert (claimed["paper's difference"], claimed["verdict"]) == (placed, word)
 
@@ -100,14 +100,16 @@ class TestTableOfClaims:
         assert {AA_PROFILE, *named} <= profiles().keys()
 
     def test_the_numbers_of_the_appendix_are_the_published_ones(self):
-        numbers = {row["claim"][:24]: row["the paper's number"] for row in rows(claims_table({}))}
+        numbers = {row["claim"][:24]: row["paper"] for row in rows(claims_table({}))}
         assert numbers["accuracy rises at 99.8 %"] == "2.95 to 3.32 % (+0.37)"
         assert numbers["accuracy rises at 95 %: "] == "47.27 to 48.26 % (+0.99)"
 
     def test_a_full_schedule_is_tested_against_both_numbers(self):
         text = claims_table({"verdict01_resnet20_998": cell(0.3, sparsity=0.998)})
         (abstract,) = about(text, "at 99.8 % on CIFAR-100")
-        assert abstract["ours, points [t 95 %], n pairs"] == "+0.30 [+0.05, +0.55], n = 3"
+        assert (
+            abstract["difference, points [95 % interval], n pairs"] == "+0.30 [+0.05, +0.55], n = 3"
+        )
         assert abstract["verdict"] == (
             "positive, smaller than the paper's (the paper's +6.00: above the interval)"
         )
@@ -120,7 +122,7 @@ class TestTableOfClaims:
         short = cell(5.0, epochs=40)
         missing, row = about(claims_table({"made_up": short}), "at 99.5 % on CIFAR-100")
         assert missing["verdict"] == "not run yet"
-        assert "40 epochs (short schedule)" in row["our runs"]
+        assert "40 epochs" in row["our runs"]
         assert row["verdict"] == "claim not tested: short schedule; positive"
         assert row["command"] == "-", "no profile has this name"
         full, short_too = about(
@@ -147,7 +149,7 @@ class TestTableOfClaims:
         runs = pairs([0.01] * 3, treated, sparsity=0.998)
         runs += [record(status="diverged", sparsity=0.998, beta=1e-4, seed=7)]
         (row,) = about(claims_table({"x": runs}), "at 99.8 % on CIFAR-100")
-        assert row["ours, points [t 95 %], n pairs"].endswith("n = 3, 1 diverged")
+        assert row["difference, points [95 % interval], n pairs"].endswith("n = 3, 1 diverged")
         assert row["verdict"].endswith("; accuracy is at chance")
 
     def test_the_aa_check_stands_below(self):
@@ -157,7 +159,7 @@ class TestTableOfClaims:
             for order in (-1, 0)
         ]
         text = claims_table({"verdict00_aa": aa})
-        assert "A/A check of the decision rule (cifar100, resnet20" in text
+        assert "A/A check of the decision rule (CIFAR-100, ResNet20" in text
         assert "0 of 1 groups of 5 pairs (0 %) are called" not in text
         assert "1 of 1 groups of 5 pairs (100 %) are called" in text
 

@@ -6,6 +6,7 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from PIL import Image
 from synthetic import pairs, record, study
 
@@ -21,7 +22,9 @@ from ckasr.analysis import (
 def drawn(axis) -> dict[str, np.ndarray]:
     """Label -> y values of each labelled line of points on an axis."""
     found = {container.get_label(): container.lines[0] for container in axis.containers}
-    found |= {line.get_label(): line for line in axis.lines if line.get_marker() not in ("", ".")}
+    found |= {
+        line.get_label(): line for line in axis.lines if line.get_marker() not in ("", "None")
+    }
     return {
         label: np.asarray(line.get_ydata())
         for label, line in found.items()
@@ -30,7 +33,9 @@ def drawn(axis) -> dict[str, np.ndarray]:
 
 
 def dots(axis) -> list[list[float]]:
-    return [list(line.get_ydata()) for line in axis.lines if line.get_marker() == "."]
+    """Values of the seeds, a list for each swarm."""
+    swarms = [c for c in axis.collections if isinstance(c, PathCollection)]
+    return [list(swarm.get_offsets()[:, 1]) for swarm in swarms]
 
 
 def cell(**settings) -> list[dict]:
@@ -85,6 +90,17 @@ class TestAccuracy:
         assert len(figure.axes) == 4
         assert ["dense" in axis.get_title() for axis in figure.axes[:2]] == [True, False]
 
+    def test_the_axis_starts_at_0_only_if_an_accuracy_is_near_chance(self):
+        low = accuracy_vs_sparsity(pairs([0.01, 0.02], [0.02, 0.01])).axes[0]
+        assert low.get_ylim()[0] == 0
+        assert "chance: 1 %" in low.get_legend_handles_labels()[1]
+        high = accuracy_vs_sparsity(pairs([0.90, 0.91], [0.92, 0.91]))
+        assert high.axes[0].get_ylim()[0] > 80
+        assert "Chance is 1 %." in high.legends[0].get_title().get_text()
+
+    def test_a_baseline_alone_has_no_panel_of_differences(self):
+        assert len(accuracy_vs_sparsity([record(0.4), record(0.5, seed=1)]).axes) == 1
+
     def test_schedules_are_not_mixed(self):
         with pytest.raises(ValueError, match="different schedules"):
             accuracy_vs_sparsity(cell() + cell(epochs=30))
@@ -95,31 +111,79 @@ class TestAccuracy:
             draw([])
 
 
+def note(figure) -> str:
+    return figure.legends[0].get_title().get_text().replace("\n", " ")
+
+
 class TestMaps:
     def test_maps_and_histograms_are_means_over_seeds(self):
         runs = cell()
         figure = layer_cka_maps(runs)
-        baseline, treated, below = figure.axes[:3]
+        baseline, treated, _, _, below, _ = figure.axes[:6]
         expected = np.mean([run["layer_cka"]["matrix"] for run in runs[:3]], axis=0)
-        image = baseline.images[0]
+        image = baseline.collections[0]
         np.testing.assert_allclose(image.get_array(), expected)
-        assert image.get_clim() == treated.images[0].get_clim() == (0, 1)
+        lowest = min(run["layer_cka"]["matrix"][0][-1] for run in runs)
+        low, high = image.get_clim()
+        assert (low, high) == treated.collections[0].get_clim()
+        assert lowest - 0.1 <= low <= lowest
+        assert high == 1
         counts = np.mean([run["weights"]["histogram"]["counts"] for run in runs[:3]], axis=0)
         np.testing.assert_allclose(below.patches[0].get_data().values, counts)
         assert below.get_xlim() == (-0.3, 0.3)
         assert baseline.get_title() == "baseline\n(n = 3)"
         assert "unbiased" in figure.get_suptitle()
 
+    def test_changes_are_means_over_pairs_on_a_scale_centred_on_0(self):
+        runs = cell()
+        for run in runs[3:]:
+            run["layer_cka"] = run["layer_cka"] | {"matrix": (np.eye(10) + 0.2).tolist()}
+        axis = layer_cka_maps(runs).axes[3]
+        sides = [[run["layer_cka"]["matrix"] for run in side] for side in (runs[3:], runs[:3])]
+        change = np.mean(sides[0], axis=0) - np.mean(sides[1], axis=0)
+        np.testing.assert_allclose(axis.collections[0].get_array(), change)
+        low, high = axis.collections[0].get_clim()
+        assert low == -high
+        assert high >= np.abs(change).max()
+        assert axis.get_title() == "minus baseline\n(pairs: n = 3)"
+
+    def test_the_mean_over_pairs_of_layers_is_shown_for_both_arms(self):
+        runs = cell()
+        off_diagonal = ~np.eye(10, dtype=bool)
+        expected = [
+            [np.array(run["layer_cka"]["matrix"])[off_diagonal].mean() for run in side]
+            for side in (runs[:3], runs[3:])
+        ]
+        assert dots(layer_cka_maps(runs).axes[2]) == [pytest.approx(each) for each in expected]
+
+    def test_constant_layers_are_left_out_and_told(self):
+        runs = cell()
+        for run in runs[:3]:
+            matrix = np.array(run["layer_cka"]["matrix"])
+            matrix[0] = matrix[:, 0] = 0
+            run["layer_cka"] = run["layer_cka"] | {"matrix": matrix.tolist()}
+        figure = layer_cka_maps(runs)
+        shown = np.ma.filled(figure.axes[0].collections[0].get_array(), np.nan)
+        assert np.isnan(shown[0]).all()
+        assert np.isfinite(shown[1:, 1:]).all()
+        assert "undefined (grey)" in figure.get_suptitle()
+
+    def test_a_baseline_alone_is_one_map_beside_its_weights(self):
+        figure = layer_cka_maps(cell()[:3])
+        map_, weights, *_ = figure.axes
+        assert map_.collections
+        assert weights.patches
+
     def test_weights_beyond_the_edges_are_told(self):
         runs = cell()
         for run in runs:
             run["sparsity"]["kept"] = 2 * sum(run["weights"]["histogram"]["counts"])
-        note = layer_cka_maps(runs).axes[2].texts[0].get_text()
-        assert note == "beyond ±0.3:\n50 %"
+        label = layer_cka_maps(runs).axes[4].get_xlabel()
+        assert label == "kept weight\n(50 % beyond ±0.3)"
 
     def test_more_than_one_cell_is_refused(self):
         for draw in (layer_cka_maps, training_curves):
-            with pytest.raises(ValueError, match=r"of one cell.*at 95 %; .*at 99\.5 %"):
+            with pytest.raises(ValueError, match=r"of one cell.*sparsity 95 %; .*sparsity 99\.5 %"):
                 draw(cell() + pairs([0.1], [0.1], sparsity=0.995))
 
     def test_only_diverged_runs(self):
@@ -132,11 +196,38 @@ class TestCurves:
         runs = cell(epochs=6)
         figure = training_curves(runs)
         labels = [axis.get_ylabel().split("\n")[0] for axis in figure.axes]
-        assert labels == ["training loss", "validation", "CKA-SR term", "gradient norm of"]
+        assert labels == ["training loss", "validation", "CKA-SR term", "gradient norm:"]
         accuracy = figure.axes[1]
         assert len(accuracy.lines) == 8
         curves = [run["curves"]["validation_accuracy"] for run in runs[:3]]
         np.testing.assert_allclose(accuracy.lines[3].get_ydata(), 100 * np.mean(curves, axis=0))
+        assert "not computed while the baseline trains" in note(figure)
+
+    def test_many_runs_are_a_band_around_their_mean(self):
+        runs = pairs([0.4] * 6, [0.5] * 6, sparsity=0.95, epochs=3)
+        figure = training_curves(runs)
+        loss = figure.axes[0]
+        assert len(loss.lines) == len(loss.collections) == 2
+        values = [run["curves"]["loss"][0] for run in runs[:6]]
+        half = 2.570582 * np.std(values, ddof=1) / 6**0.5
+        ends = [y for x, y in loss.collections[0].get_paths()[0].vertices if x == 1]
+        assert (min(ends), max(ends)) == pytest.approx(
+            (np.mean(values) - half, np.mean(values) + half)
+        )
+        assert "95 % Student-t interval" in note(figure)
+
+    def test_a_logarithmic_axis_has_the_geometric_mean(self):
+        runs = cell(epochs=2)
+        ratios = [run["curves"]["gradient_ratio"] for run in runs[3:]]
+        mean = training_curves(runs).axes[3].lines[-1].get_ydata()
+        np.testing.assert_allclose(mean, np.exp(np.mean(np.log(ratios), axis=0)))
+
+    def test_the_start_of_a_phase_is_marked(self):
+        runs = cell(epochs=4)
+        for run in runs:
+            run["curves"]["phase"] = ["train", "train", "finetune", "finetune"]
+        loss = training_curves(runs).axes[0]
+        assert [list(line.get_xdata()) for line in loss.lines][-1] == [2.5, 2.5]
 
     def test_what_nobody_measured_has_no_panel(self):
         assert len(training_curves([record(validation=0)]).axes) == 1
@@ -151,28 +242,34 @@ class TestCurves:
 
 class TestSave:
     def test_the_same_bytes_whatever_the_readers_settings(self, tmp_path):
-        first = save(accuracy_vs_sparsity(cell()), tmp_path / "deep" / "a.png").read_bytes()
+        files = save(accuracy_vs_sparsity(cell()), tmp_path / "deep" / "a.png")
+        first = [path.read_bytes() for path in files]
         with mpl.rc_context({"font.size": 20, "savefig.dpi": 50, "savefig.facecolor": "red"}):
-            second = save(accuracy_vs_sparsity(cell()), tmp_path / "b.png").read_bytes()
+            files = save(accuracy_vs_sparsity(cell()), tmp_path / "b.png")
+            second = [path.read_bytes() for path in files]
             assert mpl.rcParams["font.size"] == 20
         assert first == second
         with Image.open(tmp_path / "b.png") as image:
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             assert set(image.info) == {"dpi"}  # neither dates nor versions
-        assert [p.name for p in sorted(tmp_path.iterdir())] == ["b.png", "deep"]
+        assert second[1].startswith(b"<?xml")
+        assert [p.name for p in sorted(tmp_path.iterdir())] == ["b.png", "b.svg", "deep"]
 
-    def test_only_png(self, tmp_path):
+    def test_the_path_is_that_of_the_png(self, tmp_path):
         with pytest.raises(ValueError, match=r"'a\.svg' must end in \.png"):
             save(accuracy_vs_sparsity(cell()), tmp_path / "a.svg")
 
     def test_a_notebook_shows_a_figure_without_pyplot(self):
         assert accuracy_vs_sparsity(cell())._repr_png_().startswith(b"\x89PNG")
 
-    def test_figures_need_neither_pyplot_nor_a_display(self):
+    def test_figures_need_no_display_and_leave_none_open(self):
         code = (
-            "import sys, synthetic, ckasr.analysis as a;"
+            "import synthetic, ckasr.analysis as a, matplotlib;"
+            "before = dict(matplotlib.rcParams);"
             "a.accuracy_vs_sparsity(synthetic.pairs([.1, .2], [.1, .3]));"
-            "assert 'matplotlib.pyplot' not in sys.modules"
+            "import matplotlib.pyplot as plt;"
+            "assert plt.get_fignums() == [];"
+            "assert dict(matplotlib.rcParams) == before"
         )
         folder = __file__.rsplit("/", 1)[0]
         result = subprocess.run(
@@ -190,12 +287,18 @@ class TestWriteAll:
         stem = "figures/cifar100_resnet20_random_erk"
         assert names == [
             "tables/runs.md",
-            f"{stem}_160ep_accuracy.png",
-            f"{stem}_160ep_s95_layer_cka.png",
-            f"{stem}_160ep_s95_curves.png",
-            f"{stem}_160ep_s99.8_curves.png",
-            f"{stem}_30ep_accuracy.png",
-            f"{stem}_30ep_s95_curves.png",
+            *(
+                f"{stem}_{name}.{kind}"
+                for name in (
+                    "160ep_accuracy",
+                    "160ep_s95_layer_cka",
+                    "160ep_s95_curves",
+                    "160ep_s99.8_curves",
+                    "30ep_accuracy",
+                    "30ep_s95_curves",
+                )
+                for kind in ("png", "svg")
+            ),
         ]
         assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(written)
         before = {path: path.read_bytes() for path in written}

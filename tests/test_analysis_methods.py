@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from synthetic import pairs, record, study
 
 from ckasr.analysis import (
@@ -83,7 +84,7 @@ class TestTable:
             "dead layers": "0",
             "epochs trained (x dense)": "4 (2 x)",
             "minutes": "0.4",
-            "CKA-SR's appendix, %": "-",
+            "paper, %": "-",
             "Synaptic-Flow's data, %": "-",
         }
         assert list(lth) == list(COLUMNS)
@@ -129,8 +130,8 @@ class TestTable:
 
     def test_recipes_never_share_a_table(self):
         text = methods_table(comparison() + comparison(epochs=160) + comparison(precision="bf16"))
-        assert text.count("### Methods: cifar10, resnet20") == 3
-        assert "2 epochs (short schedule), milestones [0.5], precision bf16" in text
+        assert text.count("### Methods: CIFAR-10, ResNet20") == 3
+        assert "2 epochs, learning-rate drops at 50 %, bf16" in text
 
     def test_what_was_not_asked_for_is_said(self):
         runs = comparison()
@@ -139,12 +140,12 @@ class TestTable:
         broken = Settings(method="gmp", sparsity=0.995, **RECIPE)
         runs.append(made(broken, None, status="diverged", test_accuracy=None))
         text = methods_table(runs)
-        assert "- Not the sparsity asked for, not to be compared: snip at 95 %\n" in text
+        assert "- Not the sparsity that was asked for, not comparable: snip at 95 %\n" in text
         assert "- Diverged, not in the mean: gmp at 99.5 %, seed 0\n" in text
-        assert "- One seed each" in text
+        assert "- One seed per method" in text
         last = rows(text)[-1]
         assert (last["method"], last["test accuracy, % ± sd (n)"]) == ("gmp", "- (0)")
-        assert "One seed each" not in methods_table(comparison(seeds=2))
+        assert "One seed per method" not in methods_table(comparison(seeds=2))
 
     def test_one_method_alone_is_no_comparison(self):
         assert methods_table(study(2)) == "There are no two methods to compare yet.\n"
@@ -154,8 +155,8 @@ class TestTable:
 class TestPublished:
     def test_numbers_stand_at_the_sparsity_they_were_measured_at(self):
         found = {(r["method"], r["sparsity"]): r for r in rows(methods_table(comparison()))}
-        assert found["random", "95 %"]["CKA-SR's appendix, %"] == "84.16"
-        assert found["random", "99.5 %"]["CKA-SR's appendix, %"] == "-"
+        assert found["random", "95 %"]["paper, %"] == "84.16"
+        assert found["random", "99.5 %"]["paper, %"] == "-"
         others = {k: r["Synaptic-Flow's data, %"] for k, r in found.items()}
         assert others["random", "95 %"] == "91.60 at 94.38 %"
         assert others["snip", "99.5 %"] == "88.85 at 99.44 %"
@@ -167,14 +168,16 @@ class TestPublished:
         settings = Settings(sparsity=0.95, beta=1e-4, **RECIPE)
         found = rows(methods_table([*comparison(), made(settings, 0.61)]))
         treated = next(row for row in found if "CKA-SR" in row["method"])
-        assert treated["CKA-SR's appendix, %"] == "84.97"
+        assert treated["paper, %"] == "84.97"
         assert treated["Synaptic-Flow's data, %"] == "-"
 
     def test_that_they_are_no_equals_is_said(self):
         text = methods_table(comparison())
-        assert "**not to be compared as equals**" in text
+        assert "**not directly comparable**" in text
         assert "ResNet18, 160 epochs" in text
-        assert "another recipe: epochs 2 (paper 160), milestones [0.5]" in text
+        assert (
+            "differs from the paper's: 2 epochs (paper: 160), learning-rate drops at 50 %" in text
+        )
         elsewhere = methods_table(comparison(dataset="digits"))
         assert "published" not in elsewhere.lower()
         assert "Synaptic-Flow" not in elsewhere
@@ -210,7 +213,7 @@ def positions(axis) -> dict[float, float]:
 class TestFigure:
     def test_a_panel_a_sparsity_and_a_row_a_method(self):
         lower, higher = method_accuracy(comparison()).axes
-        names = ["lth (2 x)", "random", "synflow", "snip"]
+        names = ["lottery tickets, 2 × epochs", "random ERK masks", "SynFlow", "SNIP"]
         assert [label.get_text() for label in lower.get_yticklabels()] == names
         assert (lower.get_title(), higher.get_title()) == ("sparsity 95 %", "sparsity 99.5 %")
         assert positions(lower) == pytest.approx({0: 63, 1: 60, 2: 58, 3: 55})
@@ -221,13 +224,13 @@ class TestFigure:
         for axis in method_accuracy(comparison()).axes:
             levels = [line for line in axis.lines if len(set(line.get_xdata())) == 1]
             labels = {line.get_label(): line.get_xdata()[0] for line in levels}
-            assert labels["dense: 66.0 %"] == pytest.approx(66)
+            assert labels["dense training: 66.0 %"] == pytest.approx(66)
             assert labels["chance: 1 %"] == pytest.approx(1)
 
     def test_seeds_and_their_interval(self):
         axis, _ = method_accuracy(comparison(seeds=3)).axes
-        seeds = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "."]
-        assert seeds[0] == pytest.approx([63, 64, 65])
+        swarms = [c for c in axis.collections if isinstance(c, PathCollection)]
+        assert list(swarms[0].get_offsets()[:, 0]) == pytest.approx([63, 64, 65])
         (low, _), (high, _) = axis.containers[0].lines[2][0].get_segments()[0]
         half = 4.302653 / math.sqrt(3)
         assert (low, high) == pytest.approx((64 - half, 64 + half))
@@ -259,7 +262,7 @@ class TestFigure:
         lazy = Settings(method="random", distribution="uniform", sparsity=0.95, **RECIPE)
         axis, _ = method_accuracy([*comparison(), made(lazy, 0.61)]).axes
         names = [label.get_text() for label in axis.get_yticklabels()]
-        assert names == ["lth (2 x)", "random uniform", "random", "synflow", "snip"]
+        assert names[1:3] == ["random uniform masks", "random ERK masks"]
         assert positions(axis)[1] == pytest.approx(61)
 
     def test_one_recipe_a_figure(self):
@@ -275,6 +278,7 @@ class TestWriting:
             "tables/runs.md",
             "tables/methods.md",
             "figures/cifar10_resnet20_2ep_milestones-0.5_methods.png",
+            "figures/cifar10_resnet20_2ep_milestones-0.5_methods.svg",
         ]
         before = [path.read_bytes() for path in written]
         assert write_all(comparison()[::-1], tmp_path) == written
@@ -286,7 +290,7 @@ class TestWriting:
         assert sum(name.endswith("_accuracy.png") for name in names) == 1
         assert sum(name.endswith("_methods.png") for name in names) == 1
         text = (tmp_path / "tables" / "runs.md").read_text()
-        assert "### cifar10, resnet20, rigl (erk)" in text
+        assert "### CIFAR-10, ResNet20, RigL (ERK)" in text
         assert text.count("###") == 1
 
     def test_all_tables_are_those_that_are_written(self, tmp_path):
@@ -299,6 +303,6 @@ class TestWriting:
 
     def test_runs_table_says_where_the_methods_are(self):
         assert runs_table(comparison()) == (
-            "Methods side by side have a table of their own: [methods.md](methods.md).\n"
+            "The methods are compared in a table of their own: [methods.md](methods.md).\n"
         )
         assert "methods.md" not in runs_table(study(1))

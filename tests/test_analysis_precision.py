@@ -1,9 +1,11 @@
 """bf16 against fp32: what is paired, the words of the rule, and what is written."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from synthetic import pairs, record
 
 from ckasr.analysis import write_all
@@ -159,10 +161,10 @@ class TestTable:
         assert cells["sparsity"] == "95 %"
         assert (cells["fp32, %"], cells["bf16, %"], cells["pairs"]) == ("90.00", "90.40", "3")
         assert cells["difference, points"] == "+0.40"
-        assert cells["t 95 %"] == "[+0.15, +0.65]"
+        assert cells["95 % interval"] == "[+0.15, +0.65]"
         assert cells["verdict"] == "same"
         assert effect[1:4] == ["effect of CKA-SR, β = 1e-4", "+0.00", "+0.00"]
-        assert "### bf16 against fp32: cifar100, resnet20, random (erk), 160 epochs" in text
+        assert "### bf16 and fp32: CIFAR-100, ResNet20, random ERK masks, 160 epochs" in text
         assert "**bf16**" in text
 
     def test_what_was_left_out_is_said(self):
@@ -175,13 +177,18 @@ class TestTable:
         assert precision_table(pairs(*FP32)) == "There are no runs in both precisions yet.\n"
 
 
+def dots(axis) -> list[np.ndarray]:
+    """Places and values of the seeds, an array of shape (seeds, 2) for each swarm."""
+    swarms = [c for c in axis.collections if isinstance(c, PathCollection)]
+    return [np.asarray(swarm.get_offsets()) for swarm in swarms]
+
+
 class TestFigure:
     def test_dots_means_intervals_and_words(self):
         left, right = precision_differences(
             *precision_rows(shifted(0.4) + both(sparsity=0.995))
         ).axes
-        dots = [line for line in left.lines if line.get_marker() == "."]
-        assert dots[0].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
+        assert list(dots(left)[0][:, 1]) == pytest.approx([0.3, 0.4, 0.5])
         means = [float(c.lines[0].get_ydata()[0]) for c in left.containers]
         assert means == pytest.approx([0.4, 0.4, 0.1, 0.1])
         (segment,) = left.containers[0].lines[2][0].get_segments()
@@ -192,10 +199,11 @@ class TestFigure:
         assert ticks == ["95 %\nn = 3", "99.5 %\nn = 3"]
 
     def test_equal_differences_lie_side_by_side(self):
-        axis = precision_differences(*precision_rows(both())).axes[0]
-        dots = next(line for line in axis.lines if line.get_marker() == ".")
-        assert dots.get_ydata() == pytest.approx([0.1, 0.1, 0.1])
-        places = dots.get_xdata()
+        figure = precision_differences(*precision_rows(both()))
+        axis = figure.axes[0]
+        figure.savefig(io.BytesIO())  # The swarm is arranged when the figure is drawn.
+        places, values = dots(axis)[0].T
+        assert list(values) == pytest.approx([0.1, 0.1, 0.1])
         assert min(b - a for a, b in itertools.pairwise(sorted(places))) > 0.01
 
     def test_without_cka_sr_there_is_one_panel(self):
@@ -214,7 +222,8 @@ class TestWriteAll:
         assert not any("precision" in name for name in alone)
         written = write_all(runs, tmp_path / "two")
         names = {path.name for path in written}
-        drawn = {f"cifar100_resnet20_random_erk_{n}ep_precision.png" for n in (30, 160)}
+        stems = [f"cifar100_resnet20_random_erk_{n}ep_precision" for n in (30, 160)]
+        drawn = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
         assert {"precision.md", *drawn} <= names
         assert alone < names
         before = {path: path.read_bytes() for path in written}

@@ -243,7 +243,7 @@ class TestNames:
         settings = [record(**changed)["settings"] for changed in groups_]
         assert len({title(s) for s in settings}) == len(settings)
         assert len({slug(s) for s in settings}) == len(settings)
-        assert title(settings[0]) == "cifar100, resnet20, random (erk), 160 epochs (full schedule)"
+        assert title(settings[0]) == "CIFAR-100, ResNet20, random ERK masks, 160 epochs"
         assert slug(settings[0]) == "cifar100_resnet20_random_erk_160ep"
         for name in map(slug, settings):
             assert all(c.isalnum() or c in "_-." for c in name)

@@ -10,7 +10,7 @@ from ckasr.analysis.cells import BASELINE, Arm
 from ckasr.analysis.paper import PUBLISHED, deviations, lookup, paper_difference
 from ckasr.analysis.statistics import paired_differences
 from ckasr.analysis.tables import COLUMNS, runs_table
-from ckasr.analysis.verdict import verdict
+from ckasr.analysis.verdict import verdict_of
 
 OFFICIAL = Arm(1e-4, "official", 8, 5, "")
 ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
@@ -46,7 +46,7 @@ class TestRunsTable:
         }
         assert treated["test accuracy, % ± sd (n)"] == "48.30 ± 0.30 (3)"
         assert treated["difference, points"] == "+1.10"
-        assert treated["t 95 %"] == "[+0.85, +1.35]"  # 4.303 * 0.1 / sqrt(3)
+        assert treated["95 % interval"] == "[+0.85, +1.35]"  # 4.303 * 0.1 / sqrt(3)
         assert treated["p"] == treated["Holm p"] == "0.25"
         assert treated["paper, %"] == "48.26"
         assert treated["paper's difference"] == "+0.99 (inside)"
@@ -56,11 +56,11 @@ class TestRunsTable:
     def test_schedules_have_tables_of_their_own(self):
         text = runs_table(study(2) + study(2, epochs=30))
         full, short = text.split("### ")[1:]
-        assert "160 epochs (full schedule)" in full.splitlines()[0]
-        assert "30 epochs (short schedule)" in short.splitlines()[0]
+        assert "160 epochs" in full.splitlines()[0]
+        assert "30 epochs" in short.splitlines()[0]
         assert len(rows(full)) == len(rows(short)) == 8 + 2  # the claims
-        assert "another recipe than ours: epochs 30 (paper 160), " in short
-        assert "another recipe than ours: validation 5000 (paper 0)" in full
+        assert "our recipe differs: 30 epochs (paper: 160), " in short
+        assert "our recipe differs: 5000 validation images (paper: 0)" in full
 
     def test_holm_runs_over_one_table(self):
         runs = study(5) + study(5, epochs=30)
@@ -85,7 +85,7 @@ class TestRunsTable:
         assert row["test accuracy, % ± sd (n)"] == "- (0)"
 
     def test_how_small_p_can_be_is_said(self):
-        assert "With 5 pairs no sign-flip p is below 0.0625" in runs_table(study(5))
+        assert "With 5 pairs, no sign-flip p is below 0.0625" in runs_table(study(5))
 
     def test_columns_without_a_value_are_left_out(self):
         (row,) = rows(runs_table([record(0.5, sparsity=0.5)]))
@@ -102,7 +102,7 @@ def judged(differences, lost=0, **settings) -> str:
     arm = {"beta": runs[-1]["settings"]["beta"], **settings}
     runs += [record(status="diverged", seed=100 + i, **arm) for i in range(lost)]
     (found,) = paired_differences(runs)
-    return verdict(found)
+    return verdict_of(found)
 
 
 class TestVerdict:

@@ -311,7 +311,7 @@ def lines() -> store.Record:
 def test_figures_are_the_same_bytes_again(tmp_path, make):
     folder = store.save(make(), tmp_path).parent
     first = {path.name: path.read_bytes() for path in figures.write_all(folder)}
-    assert sorted(p.rpartition(".")[2] for p in first) == ["md", "png"]
+    assert sorted(p.rpartition(".")[2] for p in first) == ["md", "png", "svg"]
     assert {path.name: path.read_bytes() for path in figures.write_all(folder)} == first
 
 
@@ -360,7 +360,12 @@ def test_command_line_keeps_what_it_measured(tmp_path):
     (printed,) = json.load(io.StringIO(result.stdout))
     (path,) = Path(tmp_path).glob("*/data.json")
     assert json.loads(path.read_text()) == printed
-    assert {p.name for p in path.parent.iterdir()} == {"data.json", "data.png", "table.md"}
+    assert {p.name for p in path.parent.iterdir()} == {
+        "data.json",
+        "data.png",
+        "data.svg",
+        "table.md",
+    }
     assert "![data](data.png)" in (path.parent / "table.md").read_text()
     assert printed["threads"] == 1
     assert {"torch", "python"} <= printed["versions"].keys()

@@ -75,7 +75,7 @@ def test_every_setting_is_a_flag(results):
 def test_table_and_figures_come_from_records(results, tmp_path):
     assert "CKA-SR, β = 0.001" in ckasr("table", results) or "1e-3" in ckasr("table", results)
     written = [Path(line) for line in ckasr("figures", results).splitlines()]
-    assert {path.suffix for path in written} == {".md", ".png"}
+    assert {path.suffix for path in written} == {".md", ".png", ".svg"}
     assert all(path.is_file() for path in written)
 
 

@@ -84,7 +84,7 @@ def test_a_new_term_needs_one_entry_and_is_named_everywhere(tmp_path, monkeypatc
     assert "newcomer, β = 1e-3" in table
     assert "CKA-SR" not in table
     said = {axis.get_ylabel() for axis in training_curves(runs).axes}
-    assert {"newcomer term\nbefore β", "gradient norm of\nβ newcomer / of loss"} <= said
+    assert {"newcomer term\n(without factor β)", "gradient norm:\nβ newcomer / loss"} <= said
     listed = CliRunner().invoke(cli.app, ["terms"], catch_exceptions=False).output
     assert [line.split()[0] for line in listed.splitlines()] == list(terms.TERMS)
     assert "penalty           added by a test" in listed
@@ -148,7 +148,7 @@ def test_baseline_cka_sr_and_placebo_stand_in_one_table():
     assert [row[paper] for row in rows[1:]] == ["47.27", "48.26", "-"]
     assert [row[paper + 2] for row in rows[1:]] == ["-", "reproduced", "positive"]
     said = {axis.get_ylabel() for axis in training_curves(runs).axes}
-    assert {"term\nbefore β", "gradient norm of\nβ term / of loss"} <= said
+    assert {"term\n(without factor β)", "gradient norm:\nβ term / loss"} <= said
 
 
 def test_the_figure_of_precisions_names_the_term():
@@ -159,8 +159,8 @@ def test_the_figure_of_precisions_names_the_term():
             for run in pairs([0.5, 0.6], [0.6, 0.8], precision=precision, term=term)
         ]
         (rows,) = precision_rows(runs)
-        said = [axis.get_ylabel() for axis in precision_differences(rows).axes]
-        assert f"effect of {label},\nbf16 minus fp32 (points)" in said
+        said = [axis.get_title() for axis in precision_differences(rows).axes]
+        assert f"effect of {label} on test accuracy" in said
 
 
 def test_a_claim_about_cka_sr_does_not_count_placebos():

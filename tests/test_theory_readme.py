@@ -26,7 +26,9 @@ def test_the_committed_suite_is_whole_full_size_and_has_its_figures():
     assert [v.name for v in suite] == list(theory.NAMES)
     assert not any(v.fast for v in suite), "small sizes must not replace full ones"
     for v in suite:
-        assert (STORED / f"{v.name}.png").is_file()
+        drawn = theory.load(v.name).figure(v) is not None
+        assert (STORED / f"{v.name}.png").is_file() == drawn
+        assert (STORED / f"{v.name}.svg").is_file() == drawn
 
 
 @pytest.mark.parametrize("name", theory.NAMES)

@@ -31,7 +31,11 @@ def test_run_writes_verdict_and_figure_and_prints_a_table(tmp_path, capsys):
     )
     assert entry["seconds"] > 0
     assert (tmp_path / "theory" / f"{NAME}.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in (tmp_path / "theory").iterdir()} == {"verdicts.json", f"{NAME}.png"}
+    assert {p.name for p in (tmp_path / "theory").iterdir()} == {
+        "verdicts.json",
+        f"{NAME}.png",
+        f"{NAME}.svg",
+    }
     progress, *rest = capsys.readouterr().out.splitlines()
     assert progress.startswith(f"[1/1] {NAME} ... proved (")
     assert rest[-1].startswith("1 proved; ")

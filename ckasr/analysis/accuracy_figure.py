@@ -62,7 +62,8 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
             )
         pairs = _draw_differences(lower, group, arms) if rows == 2 else [""] * len(group)
         ticks = [
-            f"{percent(c.settings['sparsity'])}\n{n}" for c, n in zip(group, pairs, strict=True)
+            f"{percent(c.settings['sparsity'])}\n{n}".strip()
+            for c, n in zip(group, pairs, strict=True)
         ]
         lower.set_xticks(range(len(group)), ticks)
         lower.set_xlim(-0.5, len(group) - 0.5)
@@ -128,9 +129,11 @@ def _draw_arm(
         draw_seeds(axis, x + centre - 0.1 * width, seeds, look)
     if samples:
         draw_means(
-            axis, [x + centre + 0.4 * width for x in samples], list(samples.values()), look, label
+            axis, [x + centre + 0.34 * width for x in samples], list(samples.values()), look, label
         )
-    hollow = [(x + centre - 0.4 * width, 100 * y) for x, y in enumerate(published) if y is not None]
+    hollow = [
+        (x + centre - 0.38 * width, 100 * y) for x, y in enumerate(published) if y is not None
+    ]
     if hollow:
         axis.plot(
             *zip(*hollow, strict=True),

@@ -134,7 +134,7 @@ def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
     elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
     return (
         percent(settings["sparsity"]),
-        f"abstract's claim{elsewhere}, and our {arm.label}",
+        f"abstract's claim{elsewhere}; ours: {arm.label}",
         f"{comparison.n} pairs",
         NOTHING,
         NOTHING,
@@ -181,7 +181,7 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
 
     most = max((c.n for c in comparisons), default=0)
     if most > 1:
-        notes.append(f"With {most} pairs, no sign-flip p can be below {_p(2.0 ** (1 - most))}")
+        notes.append(f"With {most} pairs, no sign-flip p is below {_p(2.0 ** (1 - most))}")
     if any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
         different = deviations(group[0].settings)
         ours = f"; our recipe differs: {', '.join(different)}" if different else "; same recipe"

@@ -13,8 +13,11 @@ from theory import (
     estimators,
     fewshot_gradient,
     hsic_norm,
+    information_and_sparsity,
     multilayer_sum,
+    readout_alignment,
     residual_reversal,
+    vanishing_gradient,
 )
 from theory import gaussian as g
 from theory.continuity_eps_sparsity import lipschitz_bound
@@ -100,6 +103,21 @@ def layer_numerator(w, s):
     return (w @ s).square().sum()
 
 
+def unrooted_bound(c, y, gram_norm):
+    """As if the gradient vanished in proportion to 1 - c^2."""
+    return vanishing_gradient.bound_of(c, y, gram_norm) * (1 - c.square()).sqrt()
+
+
+def informed_by_zeros(w):
+    """Information that follows the zeros: the step that the appendix leaves out."""
+    return 20 * (1 - information_and_sparsity.zeros_of(w))
+
+
+def rank_deficit(w):
+    """Missing rank in place of zeros."""
+    return 1 - torch.linalg.matrix_rank(w) / w.shape[-1]
+
+
 CASES = [
     Case("estimators", PROVED, QUALIFIES, [
         ("biased", {"estimator": lambda K, L: hsic(K, L, "biased")}, FALSE),
@@ -175,5 +193,30 @@ CASES = [
         ("rank in nats", {"entropy": lambda a: -a.square().sum().log()}, INCONCLUSIVE),
         ("centred moment", {"information": lambda a, b: (a * b).sum().log2()}, INCONCLUSIVE),
         ("I that falls", {"truth": lambda *m: -g.layer_information(*m)}, INCONCLUSIVE),
+    ]),
+    Case("outlier", PROVED, QUALIFIES, [
+        ("limit of all samples", {"limit": lambda k, i: k.trace() / len(k) / k.norm()}, FALSE),
+        ("without 1 - 1/n", {"limit": lambda k, i: k[i, i] / k.norm()}, FALSE),
+        ("all samples move", {"move": lambda x, i, by: x + by}, FALSE),
+    ]),
+    Case("vanishing_gradient", PROVED, QUALIFIES, [
+        ("no projection", {"gradient": lambda k, m, y: 2 * k @ y / k.norm() / m.norm()}, FALSE),
+        ("bound without root", {"bound": unrooted_bound}, FALSE),
+        ("bound halved", {"bound": lambda *m: vanishing_gradient.bound_of(*m) / 2}, FALSE),
+    ]),
+    Case("readout_alignment", PROVED, QUALIFIES, [
+        ("no penalty", {"readout": lambda x, z, q: readout_alignment.ridge(x, z, 0.0)}, FALSE),
+        ("fixed penalty", {"readout": lambda x, z, q: readout_alignment.ridge(x, z, 1.0)}, FALSE),
+        ("no whitening", {"correlations": lambda x, y: torch.linalg.svdvals(x.T @ y)}, FALSE),
+    ]),
+    Case("input_structure", PROVED, QUALIFIES, [
+        ("input subtracted", {"correct": lambda gram, inputs: gram - inputs}, FALSE),
+        ("no correction", {"correct": lambda gram, inputs: gram}, FALSE),
+        ("width alone", {"formula": lambda width, ratio: 1 / (1 + 1 / width)}, INCONCLUSIVE),
+    ]),
+    Case("information_and_sparsity", FALSE, REFUTES, [
+        ("I of the zeros", {"information": informed_by_zeros}, INCONCLUSIVE),
+        ("I of the norm", {"information": lambda w: (w**2).sum((-2, -1))}, INCONCLUSIVE),
+        ("zeros by rank", {"zeros": rank_deficit}, INCONCLUSIVE),
     ]),
 ]  # fmt: skip

@@ -30,6 +30,11 @@ NAMES = (
     "fewshot_gradient",
     "continuity_eps_sparsity",
     "renyi2",
+    "outlier",
+    "vanishing_gradient",
+    "readout_alignment",
+    "input_structure",
+    "information_and_sparsity",
     "trained_networks",
 )
 

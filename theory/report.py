@@ -55,7 +55,7 @@ def markdown(results: Sequence[Result]) -> str:
 def table(results: Sequence[Result]) -> str:
     """One row per check, the reason wrapped to the width of the terminal."""
     width = max(100, min(160, shutil.get_terminal_size((120, 24)).columns))
-    form = "{:<24}{:<23}{:<11}{:>6}  {}"
+    form = "{:<25}{:<23}{:<11}{:>6}  {}"
     indent = len(form.format("", "", "", "", ""))
     lines = [form.format(*HEAD), "-" * width]
     for result in results:

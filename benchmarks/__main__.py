@@ -1,4 +1,4 @@
-"""``python -m benchmarks [names]``: time ours beside the plain reference, print tables."""
+"""``python -m benchmarks [names]``: time this package and plain references, print tables."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch
 import typer
 
 from ckasr.experiments.pools import ALLOCATOR
+from ckasr.names import nearest
 
 from . import COUNTED, MODULES, NAMES, ON_CPU, figures, store, targets
 from .store import FOLDER
@@ -22,18 +23,29 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(NAMES)}; all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Keep results and draw them.")] = False,
-    folder: Annotated[Path, typer.Option(help="Where to keep them.")] = FOLDER,
-    device: Annotated[str, typer.Option(help="cpu or cuda; auto: a GPU if there is one.")] = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="That count; more are steadier.")] = 11,
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU, where not said.")] = 1,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Benchmarks, by default all: {', '.join(NAMES)}.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Save results and draw figures.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder for saved results.")] = FOLDER,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")
+    ] = "auto",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measured rounds; more give steadier medians.")
+    ] = 11,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads, unless a variant names its own.")
+    ] = 1,
 ) -> None:
-    """Ratios compare within one run; absolute times are of this machine on this day."""
+    """Measure, print and save benchmarks.
+
+    Ratios compare variants within one run; times are those of this machine on this day.
+    """
     for name in names or ():
         if name not in NAMES:
-            _stop(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
+            _stop(f"unknown benchmark {name!r}{nearest(name, NAMES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -54,7 +66,7 @@ def main(
         print(json.dumps(found, indent=1))
     else:
         timings = [t for each in found for t in store.timings_of(each)]
-        print(f"\n{store.where(found[0])}\n\n{table(timings)}")
+        print(f"\n{store.where(found[0])}\n\n{table(store.ends(timings))}")
         if counted := work_table(timings):
             print(f"\n{counted}\n\n{COUNTED}")
         if met := targets.targets(timings, device):
@@ -71,7 +83,8 @@ def _stop(message: str) -> None:
 
 
 if __name__ == "__main__":
-    # Ours is measured as a sweep's workers run. The allocator reads this when a process starts.
+    # This package is measured as in a sweep's workers. The allocator reads the environment once,
+    # when the process starts.
     if not ALLOCATOR.items() <= os.environ.items():
         arguments = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, arguments, os.environ | ALLOCATOR)

@@ -1,6 +1,6 @@
-"""A batch of 128 augmented images: ours, and torchvision's transforms on PIL images.
+"""A batch of 128 augmented images, by this package and by torchvision's transforms on PIL images.
 
-Images are random bytes in CIFAR's shape: the cost does not depend on what they show.
+The images are random bytes in CIFAR's shape: the cost does not depend on their content.
 """
 
 import torch
@@ -8,17 +8,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ckasr.data import Batches
+from ckasr.data.datasets import SOURCES
 
 from .timing import Timing, interleaved
 
 IMAGES = 12_800
-MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+MEAN, STD = SOURCES["cifar100"].mean, SOURCES["cifar100"].std
 
 
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
-    """Random crop after padding, flip, normalisation; in the main process."""
+    """Time random crop after padding, flip and normalisation, in the main process."""
     ours = batches(images, device)
-    draws = [part[:128] for part in ours.plan(0)]
+    plan = [part[:128] for part in ours.plan(0)]
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
     iterator = iter(loader)
 
@@ -28,13 +29,13 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
             iterator = iter(loader)
             next(iterator)
 
-    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(*draws)}
+    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(*plan)}
     # A batch takes milliseconds: many rounds cost little.
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
 def random_images(count: int) -> tuple[Tensor, Tensor]:
-    """Images (count, 32, 32, 3) uint8 and labels of 100 classes."""
+    """Images ``(count, 32, 32, 3)`` of uint8 and labels ``(count,)`` of 100 classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
     return images, torch.randint(0, 100, (count,), generator=generator)
@@ -43,7 +44,7 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
 def batches(
     count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
 ) -> Batches:
-    """As many of these images, on the device."""
+    """Batches of ``count`` random images on the device."""
     return Batches(
         *random_images(count),
         mean=MEAN,
@@ -55,7 +56,7 @@ def batches(
 
 
 def pil_dataset(count: int, augment: bool = True) -> Dataset:
-    """The images behind torchvision's transforms, as in its CIFAR data sets."""
+    """``count`` random images with torchvision's transforms, as in its CIFAR data sets."""
     from PIL import Image
     from torchvision import transforms
 

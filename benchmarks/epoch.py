@@ -1,6 +1,6 @@
-"""An epoch and the evaluation after it: our engine, as many models at once as in a sweep.
+"""Training on 12,800 images and evaluation: our engine, with as many models at once as in a sweep.
 
-The time is wall time, divided by the number of models that train side by side.
+The time is wall time divided by the number of models that train at the same time.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,16 @@ TEST = 2_000
 
 @dataclass(frozen=True)
 class Variant:
-    """How many models train side by side: processes, threads of each, models in each."""
+    """A number of models that train at the same time.
+
+    Args:
+        label: name of the variant.
+        make: what its workers call, ``module:function`` of this package.
+        processes: number of processes.
+        threads: threads per process.
+        models: models per process.
+        options: further arguments of the function.
+    """
 
     label: str
     make: str
@@ -67,7 +76,7 @@ def measure(
     images: int = IMAGES,
     test: int = TEST,
 ) -> list[Timing]:
-    """Batch 128, masks at 0.95, augmentation, evaluation; a quarter of the rounds, being long."""
+    """Time batches of 128 at sparsity 0.95 with augmentation, in a quarter of the rounds."""
     timings = []
     for name in names:
         common = {"name": name, "device": str(device), "images": images, "test": test}
@@ -92,26 +101,26 @@ def epoch(
     capture: bool = True,
     models: int = 1,
 ) -> Callable[[], None]:
-    """A call is one epoch of every model, evaluation included; on a GPU each has its stream."""
+    """A callable that trains every model for one epoch and evaluates; on a GPU, in own streams."""
     target = torch.device(device)
     runs = [
-        (_turns(name, target, images, test, precision, capture), own_stream(device))
+        (_epochs(name, target, images, test, precision, capture), own_stream(device))
         for _ in range(models)
     ]
 
     def call() -> None:
         for _ in ("queued", "ended"):
-            for turn, stream in runs:
+            for epochs, stream in runs:
                 with stream:
-                    next(turn)
+                    next(epochs)
 
     return call
 
 
-def _turns(
+def _epochs(
     name: str, device: torch.device, images: int, test: int, precision: str, capture: bool
 ) -> Iterator[object]:
-    """An engine, made on the stream that it trains on."""
+    """The epochs of an engine, which is made on the stream that it trains on."""
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     training = batches(images, device)

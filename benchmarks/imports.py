@@ -1,4 +1,4 @@
-"""What ``import ckasr`` adds to ``import torch``: wall time within fresh processes."""
+"""What ``import ckasr`` adds to ``import torch``: wall time in new processes."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(middle - start, perf_counter() - start)
 
 
 def measure(device: torch.device, rounds: int, warmup: int = 1) -> list[Timing]:
-    """A process a round tells both times, after a warm-up; the device is of no matter."""
+    """Start one process per round, which prints both times. The device has no effect."""
     pairs = [_run() for _ in range(warmup + rounds)][warmup:]
     seconds = zip(*pairs, strict=True)
     return summary("import", dict(zip((TORCH, BOTH), seconds, strict=True)), clock="wall")

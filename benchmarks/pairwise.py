@@ -1,9 +1,9 @@
-"""The plain way to compute the official term: three HSIC_1 a pair, with explicit matrices.
+"""The official term computed directly: three HSIC_1 per pair of layers, with explicit matrices.
 
-This is what ``ckasr.cka_sr_loss`` is measured against: the same number, without the identity that
-makes it O(layers) and without the taps that spare the backward full-size zeros. As in the authors'
-code, every ordered pair forms both of its Gram matrices anew, in float64, from slices of the
-outputs; float32 is the same at our precision.
+This is the reference for ``ckasr.cka_sr_loss``: the same value without the identity that makes the
+cost O(layers), and without the hooks that keep full-size zeros out of the backward pass. As in the
+authors' code, both Gram matrices are computed again for every ordered pair, in float64, from slices
+of the outputs; float32 is available for comparison at equal precision.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _cka(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
 def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     n = len(k)
     ones = torch.ones(n, 1, dtype=k.dtype, device=k.device)
-    trace = (k @ l).diagonal().sum()  # torch.trace waits for the device in its backward
+    trace = (k @ l).diagonal().sum()  # the backward of torch.trace waits for the device
     sums = (ones.T @ k @ ones) * (ones.T @ l @ ones) / ((n - 1) * (n - 2))
     cross = 2 / (n - 2) * (ones.T @ k @ l @ ones)
     return (trace + sums - cross).squeeze() / (n * (n - 3))
@@ -39,7 +39,7 @@ def _hollow_gram(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PairwiseTerm:
-    """The plain term in a training loop: hooks keep the outputs, the loss slices them."""
+    """The term in a training loop: hooks keep the outputs, the loss slices them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The loop that most users write: float32, NCHW, a DataLoader over PIL images, masks one by one."""
+"""A common training loop: float32, NCHW, a DataLoader over PIL images, one mask after another."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ from .data import pil_dataset
 
 
 class PlainLoop:
-    """A network at sparsity 0.95 with its loaders, in the main process as PyTorch's default is."""
+    """A network at sparsity 0.95 with data loaders in the main process, the default of PyTorch."""
 
     def __init__(
         self, name: str, device: str, images: int, batch_size: int = 128, test: int = 0
@@ -39,7 +39,7 @@ class PlainLoop:
             weight.data = weight.data * mask
 
     def epoch(self) -> float:
-        """One pass over the training images; returns the accuracy on the test images."""
+        """Train on all images once; returns the accuracy on the test images."""
         self.model.train()
         for x, y in self.loader:
             self.step(x, y)
@@ -57,12 +57,12 @@ class PlainLoop:
 
 
 def step(name: str, device: str, images: int, batch_size: int) -> Callable[[], None]:
-    """A call is one training step, its batch included."""
+    """A callable that loads a batch and takes one training step."""
     loop = PlainLoop(name, device, images, batch_size)
     batches = loop.batches()
     return lambda: loop.step(*next(batches))
 
 
 def epoch(name: str, device: str, images: int, test: int) -> Callable[[], float]:
-    """A call is one epoch and the evaluation after it."""
+    """A callable that trains for one epoch and evaluates."""
     return PlainLoop(name, device, images, test=test).epoch

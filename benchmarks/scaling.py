@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from ckasr import CKASR, cka_sr_loss
 
 from .pairwise import PairwiseTerm, pairwise_term
-from .timing import Timing, in_turn, interleaved, once, summary
+from .timing import Timing, clock_of, in_turn, interleaved, once, summary
 
 PAIRWISE, OURS = "authors' way", "ckasr"
 LAYERS = (9, 18, 27, 36, 45, 54)
 SAMPLES = (4, 8, 16, 32, 64, 128)
 BATCHES = (64, 128, 256, 512)
 STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))  # of the CIFAR ResNets
-CALLS = 8  # a turn, of what is short beside the clock's noise
+CALLS = 8  # calls per round, as one call is short compared with the noise of the clock
 
 
 def measure(
@@ -25,8 +25,11 @@ def measure(
     samples: Sequence[int] = SAMPLES,
     batches: Sequence[int] = BATCHES,
 ) -> list[Timing]:
-    """The term alone, on features of a ResNet's three stages, against layers (of 8 samples) and
-    samples (of 9 layers); and what it adds to a network of nine layers, against the batch."""
+    """Time the term against the number of layers, of samples, and the batch size.
+
+    For layers (8 samples) and samples (9 layers) the term runs alone, on features with the shapes
+    of a ResNet's three stages. For the batch size it runs inside a network of 9 layers.
+    """
     sizes = [("layers", count, count, 8) for count in layers]
     sizes += [("samples", count, 9, count) for count in samples]
     timings = []
@@ -58,14 +61,13 @@ def _alone(
 
 
 def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
-    """Times with the term less those of the same round without it, where a layer costs little."""
+    """Time with the term minus the time of the same round without it; the layers cost little."""
     terms = {"none": None, PAIRWISE: _pairwise, OURS: _ours}
     calls = {name: _network(batch, device, term) for name, term in terms.items()}
     seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS) / CALLS, warmup=2)
     bare = seconds.pop("none")
     added = {n: [v - b for v, b in zip(s, bare, strict=True)] for n, s in seconds.items()}
-    clock = "wall" if device.type == "cuda" else "CPU"
-    return summary("scaling batch", added, clock=clock, x=batch)
+    return summary("scaling batch", added, clock=clock_of(device), x=batch)
 
 
 def _pairwise(model: nn.Module) -> PairwiseTerm:

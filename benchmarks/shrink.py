@@ -1,10 +1,11 @@
 """Every way of inference with a masked network, beside the same network dense and folded.
 
-The networks are not trained: random ERK masks of one seed, random weights, scales and shifts, and
-batch norm statistics of the masked network on the benchmark's images; their outputs do depend on
-the image. Shifts decide how much can go, as a filter without inputs whose shift is positive is a
-constant that must stay: here half of them are. Of the shifts of the published dense ResNet20 of
-CIFAR-10, whose spread of 0.30 is taken here, 15 % are; those of sparse trained ones are not known.
+The networks are not trained: they have random ERK masks of one seed, random weights, scales and
+shifts, and the batch norm statistics of the masked network on the benchmark's images. Their outputs
+depend on the image. The shifts decide how much can be removed: a filter without inputs whose shift
+is positive is a constant that must stay. Half of the shifts are positive here. In the published
+dense ResNet20 for CIFAR-10, whose spread of 0.30 is used here, 15 % are; in sparse trained networks
+the share is not known.
 """
 
 from collections.abc import Callable
@@ -32,9 +33,9 @@ def measure(
     sparsities: tuple[float, ...] = SPARSITIES,
     batch_sizes: tuple[int, ...] = (128, 1),
 ) -> list[Timing]:
-    """Float32, channels_last, inference mode; batches of 128 and of 1; a ratio below 1 pays.
+    """Time inference on batches of 128 images and of one image.
 
-    masked: the model as it is trained, its pruned weights at zero, in eval mode.
+    ``masked`` is the model as it is trained, with its pruned weights at zero, in eval mode.
     """
     images = _images(device, max(batch_sizes))
     timings = []
@@ -49,7 +50,7 @@ def measure(
                     rounds=rounds,
                     device=device,
                     warmup=warmup(device),
-                    calls=max(1, 32 // size),  # one image takes milliseconds
+                    calls=max(1, 32 // size),  # one image takes only milliseconds
                     images=size,
                 )
     return timings

@@ -17,14 +17,14 @@ from ckasr.training import Step
 from ckasr.training.captured import CapturedStep
 
 from .data import IMAGES, batches
-from .timing import Timing, in_turn, summary
+from .timing import Timing, clock_of, in_turn, summary
 from .workers import Worker
 
 MODELS = ("resnet20", "resnet32")
 
 
 def warmup(device: torch.device) -> int:
-    """Rounds that do not count: on a GPU, until a graph with and one without the term is there."""
+    """Number of warm-up rounds: on a GPU, enough to capture the graphs of both kinds of step."""
     return 8 if device.type == "cuda" else 2
 
 
@@ -35,9 +35,9 @@ def measure(
     images: int = IMAGES,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Batch 128, masks at 0.95, augmentation included; each variant in a process of one thread.
+    """Time one step with augmentation; each variant runs in its own process of one thread.
 
-    Ours with the allocator settings of a sweep's workers, the plain loop with the system's own.
+    Our step has the allocator settings of a sweep's workers, the plain loop those of the system.
     """
     timings = []
     for name in names:
@@ -51,21 +51,20 @@ def measure(
             for worker in variants.values():
                 stack.enter_context(closing(worker))
             seconds = in_turn(variants, rounds, lambda worker: worker(), warmup=warmup(device))
-        clock = "wall" if device.type == "cuda" else "CPU"
-        timings += summary(f"step {name}", seconds, clock=clock, images=batch_size)
+        timings += summary(f"step {name}", seconds, clock=clock_of(device), images=batch_size)
     return timings
 
 
 def step(
     name: str, device: str, images: int, batch_size: int, precision: str
 ) -> Callable[[], None]:
-    """A call is one step of our loop, its batch included."""
+    """A callable that loads a batch and takes one step of our training loop."""
     return our_step(name, batches(images, torch.device(device), batch_size), precision)
 
 
 @dataclass
 class _Penalised(Method):
-    """Fixed masks, and any term in the loss."""
+    """Fixed masks and an additional term in the loss."""
 
     term: Callable[[], Tensor]
 
@@ -82,10 +81,18 @@ def our_step(
     sparsity: float = 0.95,
     bind: Callable[[Context], object] = lambda context: None,
 ) -> Callable[[], None]:
-    """The engine's own step on random ERK masks, with CKA-SR or another term, or with none.
+    """A callable that takes one step of the engine on random ERK masks.
 
-    bind: called with the masked model, before its optimiser is made. On a GPU the step is captured,
-    as the engine's is.
+    On a GPU the step is captured in a CUDA graph, as the engine's is.
+
+    Args:
+        name: name of the network.
+        data: training batches.
+        precision: ``"fp32"`` or ``"bf16"``.
+        regularizer: makes CKA-SR for the network; None for no CKA-SR.
+        term: makes another term for the network; None for no other term.
+        sparsity: fraction of weights that are zero.
+        bind: called with the masked model before its optimiser is made.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
@@ -103,7 +110,7 @@ def our_step(
     on_gpu = data.device.type == "cuda"
     step = (CapturedStep if on_gpu else Step)(*parts)
     if on_gpu:
-        for group in context.optimizer.param_groups:  # at a fixed address, as in the engine
+        for group in context.optimizer.param_groups:  # tensors, which the captured graph reads
             group["lr"] = torch.tensor(group["lr"], device=data.device)
         torch.cuda.synchronize()
     stream = own_stream(data.device.type)

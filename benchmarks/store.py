@@ -1,4 +1,4 @@
-"""What is kept of a benchmark: ``<folder>/<device>/<name>.json``, and ``table.md`` beside them."""
+"""Records of benchmarks, ``<folder>/<device>/<name>.json``, and the table that is made of them."""
 
 import json
 import os
@@ -14,15 +14,20 @@ import torch
 from ckasr.experiments.run import environment
 from ckasr.storage import write_text
 
-from . import COUNTED, NAMES, targets, timing
-from .timing import Timing
+from . import COUNTED, NAMES, WHAT, targets, timing
+from .timing import Timing, consistent
 
 FOLDER = Path("results/benchmarks")
 Record = dict[str, Any]
+HOW_TO_READ = (
+    "The ratio is the time relative to the first row of the same benchmark: the median over the "
+    "rounds, with quartiles. The time is the first row's median time multiplied by the ratio, and "
+    "the images per second follow from it. Minimum and maximum are in the records."
+)
 
 
 def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record:
-    """The timings of one benchmark, with the where and when."""
+    """The record of one benchmark: its timings, the device, the date and the versions."""
     here = environment(device)
     return {
         "benchmark": name,
@@ -38,39 +43,57 @@ def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record
 
 
 def save(found: Record, folder: Path) -> Path:
-    """Write one record, whole or not at all; those of other benchmarks stay."""
+    """Write one record, whole or not at all. It replaces the record of the same benchmark."""
     path = folder / slug(found["device"]) / f"{found['benchmark']}.json"
     write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path
 
 
 def load(folder: Path) -> list[Record]:
-    """The records of one device's folder, in the order of the names."""
+    """The records in the folder of one device, in the order of `NAMES`."""
     paths = sorted(folder.glob("*.json"), key=lambda p: (*NAMES, p.stem).index(p.stem))
     return [json.loads(path.read_text()) for path in paths]
 
 
 def timings_of(found: Record) -> list[Timing]:
-    return [Timing(**values) for values in found["timings"]]
+    """The timings of a record, each row consistent in itself (see `timing.consistent`)."""
+    return consistent(Timing(**values) for values in found["timings"])
 
 
 def write_table(folder: Path) -> Path:
-    """``table.md``: the targets and all timings of one device, from its records alone."""
+    """Write ``table.md``: targets and timings of one device, from its records alone."""
     found = load(folder)
     kind = found[0]["device_kind"]
     timings = [t for each in found for t in timings_of(each)]
-    lines = [f"# Benchmarks on {found[0]['device']}", ""]
+    lines = [f"# Benchmarks on {found[0]['device']}", "", HOW_TO_READ, ""]
     if met := targets.targets(timings, kind):
         lines += [targets.table(met), ""]
     for each in found:
         name = each["benchmark"]
-        lines += [f"## {name}", "", f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
-        lines += [timing.table(timings_of(each)), ""]
+        lines += [f"## {name}", "", f"{WHAT[name]} {measured(each)}", ""]
+        lines += [f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
+        lines += [timing.table(ends(timings_of(each))), ""]
         if counted := timing.work_table(timings_of(each)):
             lines += [counted, "", COUNTED, ""]
     path = folder / "table.md"
     write_text(path, "\n".join(lines))
     return path
+
+
+def measured(found: Record) -> str:
+    """Clock and number of rounds, in one sentence."""
+    rounds = sorted({t["rounds"] for t in found["timings"]})
+    clocks = sorted({t["clock"] for t in found["timings"]})
+    return f"{' and '.join(clocks)} time, {' to '.join(map(str, rounds))} rounds."
+
+
+def ends(timings: Iterable[Timing]) -> list[Timing]:
+    """Of each curve of a scaling benchmark the first and the last point; all other timings."""
+    timings = list(timings)
+    points: dict[str, list[float | None]] = {}
+    for t in timings:
+        points.setdefault(t.benchmark, []).append(t.x)
+    return [t for t in timings if t.x in (points[t.benchmark][0], points[t.benchmark][-1])]
 
 
 def where(found: Record) -> str:
@@ -83,6 +106,6 @@ def where(found: Record) -> str:
 
 
 def slug(device: str) -> str:
-    """A device's name as a folder's: ``intel-xeon-processor``."""
+    """The name of a device as the name of a folder: ``intel-xeon-processor``."""
     plain = re.sub(r"\((r|tm)\)", "", device.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")

@@ -1,8 +1,10 @@
-"""The targets, and whether the timings meet them: computed from the medians, never typed in."""
+"""The targets, and whether the timings meet them."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from ckasr.analysis.tables import markdown
 
 from .imports import BOTH, TORCH
 from .sparse import TERM
@@ -18,7 +20,7 @@ from .term import (
 )
 from .timing import Timing
 
-SPARSE_SPEEDS = {  # times as fast as dense; 0.8: never slower where `auto` chooses it
+SPARSE_SPEEDS = {  # speed relative to dense; at 0.8, where `auto` chooses it, not slower
     ("resnet20", 0.8): 1.0,
     ("resnet20", 0.9): 2.2,
     ("resnet20", 0.95): 3.0,
@@ -33,6 +35,8 @@ FULL_EPOCH = 50_000  # training images of CIFAR
 
 @dataclass(frozen=True)
 class Target:
+    """A limit, and what was measured."""
+
     what: str
     limit: str
     measured: str
@@ -40,7 +44,7 @@ class Target:
 
 
 def targets(timings: Iterable[Timing], device_kind: str) -> list[Target]:
-    """Every target that these timings speak of, on a ``cpu`` or on ``cuda``."""
+    """The targets for which there are timings, on ``"cpu"`` or ``"cuda"``."""
     groups: dict[str, dict[str, Timing]] = {}
     for timing in timings:
         groups.setdefault(timing.benchmark, {})[timing.variant] = timing
@@ -98,7 +102,7 @@ def _speeds(name: str, group: dict[str, Timing], limit: float) -> list[Target]:
         if variant.startswith("ckasr"):
             speed = 1 / t.ratio
             measured = f"{speed:.2f} x ({1 / t.ratio_high:.2f} to {1 / t.ratio_low:.2f})"
-            met = round(speed, 3) >= limit  # rounded, as the ratio is, to five digits
+            met = round(speed, 3) >= limit  # rounded, as ratios are kept with five digits
             found.append(Target(f"{name}: {variant}", f">= {limit:g} x", measured, met))
     return found
 
@@ -114,9 +118,6 @@ def _model_epochs(name: str, group: dict[str, Timing]) -> list[Target]:
 
 
 def table(found: Iterable[Target]) -> str:
-    """The targets as a markdown table."""
-    lines = ["| target | limit | measured (quartiles) | |", "|---|---|---|---|"]
-    lines += [
-        f"| {t.what} | {t.limit} | {t.measured} | {'met' if t.met else 'not met'} |" for t in found
-    ]
-    return "\n".join(lines)
+    """The targets as a Markdown table."""
+    rows = [(t.what, t.limit, t.measured, "met" if t.met else "not met") for t in found]
+    return "\n".join(markdown(("target", "limit", "measured (quartiles)", "result"), rows))

@@ -1,4 +1,4 @@
-"""What the CKA-SR term costs, as a share of our own training step without it."""
+"""The cost of the CKA-SR term, relative to our own training step without it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,10 +30,10 @@ def measure(
     images: int = IMAGES,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Batch 128, masks at 0.95; float32 on a CPU, bf16 on a GPU; the term on 8 samples, and on all.
+    """Time the term on 8 samples and on the whole batch, by our code and in the authors' way.
 
-    Beside ours the authors' way of computing it. Every variant is timed over five steps, one cycle
-    of the term that acts on every fifth.
+    With 8 samples every variant is timed over five steps, one cycle of the term that is computed on
+    every fifth step.
     """
     data = batches(images, device, batch_size)
     how = {"rounds": rounds, "device": device, "warmup": warmup(device)}

@@ -1,31 +1,50 @@
-"""Interleaved timing: all variants in turn, round after round, so that a drift hits them alike."""
+"""Interleaved timing: all variants in turn, round after round, so that a drift hits them alike.
+
+One estimator gives every number of a row. The ratio is the median over the rounds of a variant's
+time divided by the first variant's time in the same round; the time is the first variant's median
+time multiplied by that ratio, and the images per second follow from the time.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Literal
 
 import torch
 
-Calls = Mapping[str, Callable[[], object]]
+from ckasr.analysis.tables import NOTHING, markdown
+
+Call = Callable[[], object]
+Clock = Literal["CPU", "wall"]
+"""Time of the process's processors, or time that passes."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One variant over all rounds; times are of one call, ratios to the first variant's same round.
+    """One variant over all rounds.
 
-    clock: ``CPU`` is the time of the process's processors, ``wall`` that of the clock on the wall.
-    images: how many a call works through; 0: not a matter of images. x: what a scaling varies.
-    work: what a call has to do, where that is counted, by the name of its column.
+    Args:
+        benchmark: name of the group of variants that are compared.
+        variant: name of the variant.
+        milliseconds: time per call.
+        lowest, highest: extremes over the rounds, in milliseconds.
+        ratio: time relative to the first variant.
+        ratio_low, ratio_high: quartiles of the rounds' ratios.
+        rounds: number of rounds.
+        clock: CPU or wall time.
+        images: images per call; 0 if not applicable.
+        x: what a scaling benchmark varies; None if not applicable.
+        work: operations and bytes per call, by the name of their column; empty if not counted.
     """
 
     benchmark: str
     variant: str
-    milliseconds: float  # median
+    milliseconds: float
     lowest: float
     highest: float
-    ratio: float  # median of the rounds' ratios
-    ratio_low: float  # quartiles of the rounds' ratios
+    ratio: float
+    ratio_low: float
     ratio_high: float
     rounds: int
     clock: str = "CPU"
@@ -40,7 +59,7 @@ class Timing:
 
 def interleaved(
     benchmark: str,
-    variants: Calls,
+    variants: Mapping[str, Call],
     *,
     rounds: int,
     device: torch.device,
@@ -51,21 +70,32 @@ def interleaved(
 ) -> list[Timing]:
     """Time the variants in turn; the first one is the reference of the ratios.
 
-    calls: how many a variant makes when it is its turn; the time of one is their mean.
+    Args:
+        benchmark, images, x: see `Timing`.
+        variants: callables by name.
+        rounds: number of measured rounds.
+        device: device that the variants use; a GPU is synchronised around each measurement.
+        warmup: number of rounds before the measured ones.
+        calls: calls per variant and round; their mean time is taken.
     """
     seconds = in_turn(
         variants, rounds, lambda call: once(call, device, calls) / calls, warmup=warmup
     )
-    clock = "wall" if device.type == "cuda" else "CPU"
-    return summary(benchmark, seconds, clock=clock, images=images, x=x)
+    return summary(benchmark, seconds, clock=clock_of(device), images=images, x=x)
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock that `once` reads."""
+    return "wall" if device.type == "cuda" else "CPU"
 
 
 def in_turn(
-    variants: Calls, rounds: int, timer: Callable[[Callable[[], object]], float], warmup: int
+    variants: Mapping[str, Call], rounds: int, timer: Callable[[Call], float], warmup: int
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round after the first `warmup`, as `timer` tells them.
+    """Seconds of every variant in every round after the first ``warmup`` rounds.
 
-    Every second round goes backwards: no variant gains by its place behind another.
+    ``timer`` calls a variant and returns the seconds. Every second round runs in reverse order, so
+    that no variant gains by its place after another one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + rounds):
@@ -80,11 +110,11 @@ def summary(
     benchmark: str,
     seconds: Mapping[str, Sequence[float]],
     *,
-    clock: str,
+    clock: Clock,
     images: int = 0,
     x: float | None = None,
 ) -> list[Timing]:
-    """Medians, spreads and ratios of what was measured; the first variant is the reference."""
+    """The timings of variants whose seconds per round were measured; the first is the reference."""
     reference = next(iter(seconds.values()))
     timings = []
     for name, values in seconds.items():
@@ -93,11 +123,27 @@ def summary(
         spread = median(ratios), ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
         numbers = (float(f"{number:.5g}") for number in (*times, *spread))
         timings.append(Timing(benchmark, name, *numbers, len(values), clock, images, x))
-    return timings
+    return consistent(timings)
 
 
-def once(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Seconds of so many calls: wall time between synchronisations on a GPU, else CPU time."""
+def consistent(timings: Iterable[Timing]) -> list[Timing]:
+    """The timings with each time derived from the reference's time and the ratio.
+
+    Records from before this rule hold each variant's own median time. The extremes are widened
+    where they would not contain the time.
+    """
+    found: list[Timing] = []
+    references: dict[tuple[str, float | None], float] = {}
+    for t in timings:
+        reference = references.setdefault((t.benchmark, t.x), t.milliseconds)
+        time = float(f"{reference * t.ratio:.5g}")
+        low, high = min(t.lowest, time), max(t.highest, time)
+        found.append(replace(t, milliseconds=time, lowest=low, highest=high))
+    return found
+
+
+def once(call: Call, device: torch.device, calls: int = 1) -> float:
+    """Seconds of ``calls`` calls: wall time between synchronisations on a GPU, else CPU time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -112,31 +158,26 @@ def once(call: Callable[[], object], device: torch.device, calls: int = 1) -> fl
 
 
 def table(timings: Iterable[Timing]) -> str:
-    """The timings as a markdown table."""
-    lines = [
-        "| benchmark | variant | ms, median (min-max) | clock | images/s "
-        "| ratio, median (quartiles) | rounds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """The timings as a Markdown table."""
+    rows = []
     for t in timings:
         name = t.variant if t.x is None else f"{t.variant}, {t.x:g}"
-        speed = f"{t.images_per_second:,.0f}" if t.images else ""
-        lines.append(
-            f"| {t.benchmark} | {name} | {t.milliseconds:.2f} ({t.lowest:.2f}-{t.highest:.2f}) "
-            f"| {t.clock} | {speed} | {t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f}) "
-            f"| {t.rounds} |"
-        )
-    return "\n".join(lines)
+        speed = f"{t.images_per_second:,.0f}" if t.images else NOTHING
+        ratio = f"{t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f})"
+        rows.append((t.benchmark, name, ratio, f"{t.milliseconds:.4g}", speed))
+    return "\n".join(
+        markdown(("benchmark", "variant", "ratio (quartiles)", "ms", "images/s"), rows)
+    )
 
 
 def work_table(timings: Iterable[Timing]) -> str:
-    """What the calls have to do, as a markdown table; empty where nothing was counted."""
+    """Operations and bytes per call, as a Markdown table; empty where nothing was counted."""
     counted = [t for t in timings if t.work]
     if not counted:
         return ""
     columns = list(dict.fromkeys(name for t in counted for name in t.work))
-    lines = [f"| benchmark | variant | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    rows = []
     for t in counted:
-        cells = [f"{t.work[name]:,.5g}" if name in t.work else "" for name in columns]
-        lines.append(f"| {t.benchmark} | {t.variant} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        numbers = (f"{t.work[name]:,.5g}" if name in t.work else NOTHING for name in columns)
+        rows.append((t.benchmark, t.variant, *numbers))
+    return "\n".join(markdown(("benchmark", "variant", *columns), rows))

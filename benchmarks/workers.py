@@ -1,6 +1,6 @@
-"""Variants in processes of their own, which differ in threads and in how memory is allocated.
+"""Variants in their own processes, which differ in threads and in how they allocate memory.
 
-Started together, a worker computes only when it is told to: between its turns it waits for a line.
+All workers start together, but a worker computes only on request: in between it waits for a line.
 """
 
 import json
@@ -21,9 +21,13 @@ from .timing import once
 
 
 class Worker:
-    """A process that makes a callable, ``module:function`` of this package, and calls it on demand.
+    """A process that makes a callable and calls it on request.
 
-    fast: with the allocator settings that a sweep gives its workers; else with the system's own.
+    Args:
+        make: function that makes the callable, ``module:function`` of this package.
+        threads: number of threads.
+        fast: whether to use the allocator settings of a sweep's workers, not those of the system.
+        arguments: arguments of the function.
     """
 
     def __init__(self, make: str, threads: int, fast: bool, **arguments: Any) -> None:
@@ -40,12 +44,12 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Let it make one call."""
+        """Request one call."""
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
     def result(self) -> float:
-        """Wait for the call to end; its seconds, CPU time on a CPU and wall time on a GPU."""
+        """Wait for the call to end; returns its CPU time, or on a GPU its wall time, in seconds."""
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"worker {self.make} ended with status {self.process.wait()}")
         return float(line)
@@ -61,7 +65,7 @@ class Worker:
 
 
 def together(workers: Sequence[Worker], models: int = 1) -> float:
-    """Wall seconds of one call of every worker, side by side, for each model of each worker."""
+    """Wall time per model in seconds, while every worker makes one call at the same time."""
     start = time.perf_counter()
     for worker in workers:
         worker.start()
@@ -71,10 +75,10 @@ def together(workers: Sequence[Worker], models: int = 1) -> float:
 
 
 def serve(make: str, arguments: str) -> None:
-    """The worker's side: one line in, one call, one line of seconds out."""
+    """The loop of the worker process: for each line read, make one call and print its seconds."""
     values = json.loads(arguments)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means the same in the plain loop as in ours
+    torch.backends.cudnn.allow_tf32 = False  # so that fp32 is the same precision in both loops
     module, function = make.split(":")
     call = getattr(import_module(f"benchmarks.{module}"), function)(**values)
     for _ in sys.stdin:

@@ -1,88 +1,85 @@
-"""CKASR: the CKA-SR term of arXiv 2307.07389 as a plug-in for any PyTorch training loop.
+"""CKASR: the CKA-SR term of arXiv 2307.07389 for any PyTorch training loop.
 
     reg = CKASR(model, beta=1e-4)
     loss = criterion(model(x), y) + reg()
 
-Forward hooks copy the few samples they need during the forward pass; ``reg()`` computes the term
-from them. The rest of the loop stays as it is, and ``reg.remove()`` takes the hooks off again.
+Forward hooks copy a few samples of each layer's output; ``reg()`` computes the term from them. The
+rest of the loop does not change, and ``reg.remove()`` removes the hooks.
 """
 
-import difflib
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
+from numbers import Real
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from ckasr.choices import check_choice, check_count
 from ckasr.cka import MIN_UNBIASED_SAMPLES, Pairs, Variant, cka_sr_loss
+from ckasr.features import (
+    FirstSamples,
+    check_one_resolution,
+    check_some_pair,
+    is_foreign,
+    own_batch_dim,
+    tensor_of,
+)
+from ckasr.layers import Predicate, check_pairs, choose_stages, named_layers
 from ckasr.stages import find_stages
 
 __all__ = ["CKASR", "find_stages"]
 
-Predicate = Callable[[str, nn.Module], bool]
 _INPUT = "<input>"
-_SEQUENCE_LAYERS = (
-    nn.MultiheadAttention,
-    nn.RNNBase,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-    nn.TransformerEncoder,
-    nn.TransformerDecoder,
-    nn.Transformer,
-)
 
 
 class CKASR:
-    """Adds ``beta * CKA-SR`` of the chosen layers to a training loss.
+    """The CKA-SR term of chosen layers, to be added to a training loss.
 
-    The feature of a layer is its output as the layer returned it, before any in-place operation
-    that follows. A layer may return a tensor ``(n, ...)``, or a tuple, list or mapping whose first
-    entry is one. Features are read in the model's train mode only, whatever the mode of the single
-    layers; in eval mode the model is untouched and ``reg()`` is 0.
+    The features of a layer are its output, before any in-place operation that follows. A layer may
+    return a tensor ``(n, ...)``, or a tuple, list or mapping whose first entry is one. Features are
+    read only while the model is in train mode, whatever the mode of its layers. In eval mode the
+    hooks do nothing and ``reg()`` returns 0.
 
     Args:
-        model: the module to train. Call it as usual, alone or inside DistributedDataParallel or
-            torch.compile (layers go by their names in the module that was compiled). Deep copies of
-            it (averaged models, mean teachers), pickled copies, and passes with other parameters
-            (torch.func.functional_call) do not feed the term.
-        beta: weight of the term; the paper has 1e-4 on CIFAR, 1e-5 on ImageNet. A number, or a
+        model: module to train. Call it as usual, directly or inside DistributedDataParallel or
+            torch.compile (layers have their names in the module that was compiled). Deep copies
+            (averaged models, mean teachers), pickled copies, and forward passes with other
+            parameters (torch.func.functional_call) do not contribute to the term.
+        beta: weight of the term; 1e-4 on CIFAR and 1e-5 on ImageNet in the paper. A number, or a
             0-dim tensor, which may be changed in place.
         variant: ``"official"``, ``"paper"`` or ``"aug"``; see :func:`ckasr.cka_sr_loss`.
-        samples: how many samples of the batch are used, the first ones, as in the authors' code;
-            None: the whole batch.
-        every: the term is computed on one step in ``every``, beginning with the first; on the
-            others ``reg()`` returns 0.
-        pairs: which layers are compared: ``"within"`` a stage, ``"all"``, ``"adjacent"``, or each
-            with the model's ``"input"``; None: the default of the variant.
-        stages: layer names grouped by stage, ``[["layer1.0", "layer1.1"], ["layer2.0", ...]]``. By
-            default the repeated blocks are found (:func:`find_stages`).
-        layers: instead of stages, a list of layer names or a predicate ``(name, module) -> bool``;
-            the layers of one resolution (equal shape beyond the channels) make a stage.
-        rescale: multiply beta by ``every``, so that skipping steps leaves the mean strength
-            unchanged. The authors do not.
-        batch_dim: the dimension of the layers' outputs, and of the model's input, that counts
-            samples. By default 0, and 1 for layers of ``torch.nn`` with ``batch_first=False``.
-            Where this is unclear (other layers of a model that holds such layers, or outputs with
-            another number of rows than the model's input) an error asks for it.
+        samples: number of samples of the batch to use, the first ones, as in the authors' code;
+            None for the whole batch.
+        every: period in steps. The term is computed on the first step and then on every
+            ``every``-th step; on other steps ``reg()`` returns 0.
+        pairs: layers to compare: ``"within"`` a stage, ``"all"``, ``"adjacent"``, or each with the
+            model's ``"input"``; None for the default of the variant.
+        stages: names of layers by stage, ``[["layer1.0", "layer1.1"], ["layer2.0", ...]]``. By
+            default, the repeated blocks of the network (:func:`find_stages`).
+        layers: instead of stages, a list of names or a predicate ``(name, module) -> bool``. Layers
+            of equal resolution (shape without the channels) form a stage.
+        rescale: whether to multiply beta by ``every``, so that the mean strength does not depend on
+            ``every``. The authors do not.
+        batch_dim: sample dimension of the layers' outputs and of the model's input. By default 0,
+            and 1 for layers of ``torch.nn`` with ``batch_first=False``. Where this is ambiguous
+            (other layers of a model with such layers, or outputs with another number of rows than
+            the model's input), an error asks for it.
 
     Raises:
-        ValueError: for bad arguments, when the object is made; at a step, for fewer than 4 samples,
-            for stages that were found but mix resolutions, and where the sample dimension is
-            unclear.
+        ValueError: for invalid arguments; at a step, for fewer than 4 samples, for stages that were
+            found but mix resolutions, and for an ambiguous sample dimension.
         LookupError: for an unknown layer.
-        RuntimeError: at a step, if a layer did not run since the last one, or ran without
+        RuntimeError: at a step, if a layer did not run since the last step, or ran without
             gradients (``torch.no_grad``, checkpointing with ``use_reentrant=True``).
 
-    One call of ``reg()`` in train mode counts as one step. It uses the last forward pass of the
-    model; layers that run twice in it count with their last run. Neither activations nor the graph
-    are kept after the call. The hooks hold the CKASR object weakly: they do nothing once it is
-    gone.
+    One call of ``reg()`` in train mode counts as one step. The call uses the last forward pass of
+    the model; if a layer runs twice in this pass, the last run counts. After the call, neither
+    activations nor the graph are kept. The hooks refer to the CKASR object weakly: when it is
+    deleted, they do nothing.
     """
 
     def __init__(
@@ -100,15 +97,15 @@ class CKASR:
         batch_dim: int | None = None,
     ) -> None:
         _check_beta(beta)
-        _check_choice("variant", variant, get_args(Variant))
+        check_choice("variant", variant, Variant)
         if pairs is not None:
-            _check_choice("pairs", pairs, get_args(Pairs))
-        _check_count("every", every, 1)
+            check_choice("pairs", pairs, Pairs)
+        check_count("every", every, 1)
         if samples is not None:
-            _check_count("samples", samples, MIN_UNBIASED_SAMPLES, ", or None for the whole batch")
+            check_count("samples", samples, MIN_UNBIASED_SAMPLES, ", or None for the whole batch")
         if batch_dim is not None:
-            _check_count("batch_dim", batch_dim, 0)
-        # The hooks are compiled with the model they are on, so they may not refer to its wrapper.
+            check_count("batch_dim", batch_dim, 0)
+        # Hooks are compiled together with their module, so they must not refer to its wrapper.
         model = getattr(model, "_orig_mod", model)
         self.model = model
         self.beta = beta
@@ -119,25 +116,25 @@ class CKASR:
         self.rescale = rescale
         self.batch_dim = batch_dim
         self.term: Tensor | None = None
-        """Value of the term before beta at the last step, detached; None if it was skipped."""
+        """Value of the term at the last step, detached, before beta; None if it was skipped."""
         self._found = stages is None and layers is None
         self._by_resolution = layers is not None
-        self.stages = _stages(model, stages, layers)
-        self._modules = _modules(model, self.stages)
-        _check_pairs(self.stages, pairs or ("all" if variant == "aug" else "within"))
+        self.stages = choose_stages(model, stages, layers)
+        self._modules = named_layers(model, self.stages)
+        check_pairs(self.stages, pairs or ("all" if variant == "aug" else "within"))
         self._sequence_first = next(
-            (name for name, m in model.named_modules() if _own_batch_dim(m) == 1), None
+            (name for name, m in model.named_modules() if own_batch_dim(m) == 1), None
         )
         self._features: dict[str, Tensor] = {}
         self._batch: int | None = None
-        # Layers run outside the model's own forward pass as well: checkpointing runs them again in
-        # the backward pass, after the term was computed. Those runs are not recorded.
+        # Layers can also run outside the forward pass of the model: checkpointing runs them again
+        # in the backward pass, after the term is computed. These runs are not recorded.
         self._recording = True
         self._model_called = False
         self._foreign = False
         self._step = 0
-        # The hooks read a flag and not the step: under torch.compile a counter would mean a new
-        # graph at every step, a flag means two graphs in all.
+        # The hooks read a flag, not the step: under torch.compile, a counter would cause a new
+        # graph at every step, while a flag causes two graphs in total.
         self._due = True
         self._hooks: list[_Hook] = [_ModelHook(_INPUT, self)]
         self._handles: list[RemovableHandle] = [
@@ -148,17 +145,17 @@ class CKASR:
             self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
 
     def __call__(self) -> Tensor:
-        """The term times beta at this step: a scalar to add to the loss; 0 on a skipped step."""
+        """The term times beta, a scalar; 0 on a skipped step. Counts one step in train mode."""
         value = self.compute()
         if self.model.training:
             self.advance()
         return value
 
     def compute(self) -> Tensor:
-        """Like ``reg()``, but does not count the step.
+        """Like ``reg()``, but without counting the step.
 
-        For loops that count for themselves: a step replayed from a CUDA graph runs no Python and
-        is counted by ``advance()`` alone.
+        For loops that count steps with :meth:`advance`, as a CUDA graph that is replayed runs no
+        Python.
         """
         if not self._handles:
             raise RuntimeError("this CKASR was removed from its model; make a new one")
@@ -172,21 +169,23 @@ class CKASR:
         return term * (self.beta * self.every if self.rescale else self.beta)
 
     def advance(self) -> None:
-        """Count one step as done."""
+        """Count one step."""
         self._step += 1
         self._due = self._step % self.every == 0
 
     def reset(self, epoch: int = 0) -> None:
-        """Count steps from 0, so that the next one has the term: at the start of an epoch, say.
+        """Count steps from 0 again, so that the next step has the term.
 
-        epoch: for terms in ``ckasr.terms`` that are random; CKA-SR does not depend on it.
+        Args:
+            epoch: number of the epoch that starts, for random terms of ``ckasr.terms``. CKA-SR does
+                not depend on it.
         """
         self._step = 0
         self._due = True
         self._features = {}
 
     def remove(self) -> None:
-        """Take every hook off the model, and let go of the model and all features."""
+        """Remove all hooks, and drop the references to the model and to all features."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._hooks = [], []
@@ -205,7 +204,7 @@ class CKASR:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copied or pickled together with its model, a CKASR goes on in the copy."""
+        """A CKASR that is copied or pickled together with its model works in the copy."""
         return self.__dict__ | {"_features": {}, "term": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -223,7 +222,7 @@ class CKASR:
 
     @property
     def due(self) -> bool:
-        """Whether the coming step has the term."""
+        """Whether the next step has the term."""
         return self._due
 
     def _zero(self) -> Tensor:
@@ -231,16 +230,16 @@ class CKASR:
         return torch.zeros((), device=None if parameter is None else parameter.device)
 
     def _acts(self, module: nn.Module) -> bool:
-        """Whether this pass through a module belongs to a step of the model that has the term."""
+        """Whether this forward pass of a module belongs to a step that has the term."""
         if not (self._due and self.model.training):
             return False
-        if _is_foreign(module):
+        if is_foreign(module):
             self._foreign = True
             return False
         return True
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass of the model begins: forget what an earlier one left."""
+        """Start a forward pass of the model: drop the features of an earlier one."""
         if not self._acts(model):
             return
         self._features = {}
@@ -249,7 +248,7 @@ class CKASR:
         self._recording = self._model_called = True
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()]
         if tensors:
-            self._batch = tensors[0].shape[_own_batch_dim(model) or 0]
+            self._batch = tensors[0].shape[own_batch_dim(model) or 0]
         if self.pairs == "input":
             if not tensors:
                 raise ValueError("pairs='input' needs a model that is called with a tensor")
@@ -265,19 +264,19 @@ class CKASR:
     def _record(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Any:
-        """Copy the first samples of a layer's output; returns what replaces that output, if so."""
+        """Copy the first samples of a layer's output; returns its replacement, or None."""
         if not (self._acts(module) and self._recording):
             return None
-        x = _tensor(name, out)
+        x = tensor_of(name, out)
         dim = self._dim(name, x)
         count = self._count(x, dim)
-        # A layer that returns its own input, or a view of another tensor: later in-place
+        # If the output is an input of the layer, or a view of another tensor, then later in-place
         # operations reach that tensor through autograd only if the output itself is passed on.
         shared = x is not out or x._is_view() or any(x is v for v in (*args, *kwargs.values()))
         if shared or torch.compiler.is_compiling():
             passed, first = None, x.narrow(dim, 0, count).clone()
         else:
-            passed, first = _FirstSamples.apply(x, dim, count)
+            passed, first = FirstSamples.apply(x, dim, count)
         self._features[name] = first.movedim(dim, 0)
         return passed
 
@@ -285,8 +284,8 @@ class CKASR:
         return x.shape[dim] if self.samples is None else min(self.samples, x.shape[dim])
 
     def _dim(self, name: str, x: Tensor) -> int:
-        """The dimension of a layer's output that counts samples."""
-        own = _own_batch_dim(self.model if name == _INPUT else self._modules[name])
+        """The sample dimension of a layer's output."""
+        own = own_batch_dim(self.model if name == _INPUT else self._modules[name])
         dim = own or 0 if self.batch_dim is None else self.batch_dim
         problem = None
         if x.dim() <= dim or (own == 1 and self.batch_dim is None and x.dim() < 3):
@@ -322,14 +321,14 @@ class CKASR:
         groups = [[features[name] for name in stage] for stage in self.stages]
         if self._found:
             for stage, group in zip(self.stages, groups, strict=True):
-                _check_one_resolution(stage, group)
+                check_one_resolution(stage, group)
         if self._by_resolution:
             by_shape: dict[tuple[int, ...], list[Tensor]] = {}
             for feature in groups[0]:
                 by_shape.setdefault(tuple(feature.shape[2:]), []).append(feature)
             groups = list(by_shape.values())
             if self.pairs in (None, "within") and self.variant != "aug":
-                _check_some_pair(self.stages[0], groups)
+                check_some_pair(self.stages[0], groups)
         if self.pairs == "input":
             groups.insert(0, [features[_INPUT]])
         return groups
@@ -369,10 +368,10 @@ class CKASR:
 
 
 class _Hook:
-    """A hook of a CKASR on a layer.
+    """A hook of a CKASR on a module.
 
-    A copy of the hook, as it is made with a deep copy of the model or by pickling it, belongs to no
-    CKASR and does nothing, until a CKASR that was copied along takes it over.
+    A copy of the hook, made by copying or pickling the model, belongs to no CKASR and does nothing,
+    unless a CKASR is copied together with the model and takes the hook over.
     """
 
     def __init__(self, name: str, owner: CKASR | None = None) -> None:
@@ -398,90 +397,6 @@ class _LayerHook(_Hook):
         return None
 
 
-class _FirstSamples(torch.autograd.Function):
-    """Passes ``x`` on and copies out its first samples along a dimension.
-
-    Slicing would do the same, but its backward writes the few rows into zeros of the full size and
-    adds those to the gradient, which takes more than twice as long. Here they are added to a copy
-    of the gradient: autograd may have handed the same tensor to other branches or hooks.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, dim: int, count: int) -> tuple[Tensor, Tensor]:
-        # detach, not view_as: the next layer may work in place, which views of a Function forbid.
-        return x.detach(), x.narrow(dim, 0, count).clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.shape = inputs[0].shape
-        ctx.dim, ctx.count = inputs[1:]
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor | None, few: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        if few is None:
-            return grad, None, None
-        grad = few.new_zeros(ctx.shape) if grad is None else grad.clone()
-        grad.narrow(ctx.dim, 0, few.shape[ctx.dim]).add_(few)
-        return grad, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, dim: None, count: None) -> tuple[Tensor, Tensor]:
-        return tangent.clone(), tangent.narrow(ctx.dim, 0, ctx.count).clone()
-
-
-def _is_foreign(module: nn.Module) -> bool:
-    """Whether a module runs with substituted parameters, or as a replica of DataParallel."""
-    parameter = next(module.parameters(), None)
-    substituted = parameter is not None and not isinstance(parameter, nn.Parameter)
-    return substituted or getattr(module, "_is_replica", False)
-
-
-def _own_batch_dim(module: nn.Module) -> int | None:
-    """The sample dimension of a sequence layer of torch.nn, by its batch_first; None for others."""
-    if not isinstance(module, _SEQUENCE_LAYERS):
-        return None
-    flags = (getattr(layer, "batch_first", None) for layer in module.modules())
-    return 0 if next((flag for flag in flags if flag is not None), True) else 1
-
-
-def _tensor(name: str, output: Any) -> Tensor:
-    """The tensor that counts in what a layer returned."""
-    x = output
-    if isinstance(output, Mapping):
-        x = next(iter(output.values()), None)
-    elif isinstance(output, tuple | list) and not isinstance(output, PackedSequence):
-        x = output[0] if output else None
-    if not isinstance(x, Tensor):
-        kind = type(output).__name__
-        first = "" if x is output else f" that starts with {type(x).__name__}"
-        raise ValueError(f"layer {name!r} returns {kind}{first}, not a tensor; name another layer")
-    return x
-
-
-def _check_one_resolution(stage: Sequence[str], group: Sequence[Tensor]) -> None:
-    """For stages that were found: of (n, channels, ...) and (n, ..., channels), one must agree."""
-    shapes = {tuple(feature.shape[1:]) for feature in group}
-    if len({shape[1:] for shape in shapes}) > 1 and len({shape[:-1] for shape in shapes}) > 1:
-        raise ValueError(
-            f"the stage {', '.join(stage)} was found by the module tree, but its outputs have "
-            f"several resolutions, {', '.join(map(str, sorted(shapes)))}: name the layers with "
-            "stages=[[...], ...], or with layers=[...], which groups them by resolution"
-        )
-
-
-def _check_some_pair(names: list[str], groups: list[list[Tensor]]) -> None:
-    if all(len(group) == 1 for group in groups):
-        raise ValueError(
-            f"no two of the layers {', '.join(names)} have one resolution, so the term is "
-            "constant: name others, or compare across resolutions with pairs='all'"
-        )
-
-
 def _check_beta(beta: float | Tensor) -> None:
     if isinstance(beta, Tensor):
         if beta.dim() != 0:
@@ -490,67 +405,3 @@ def _check_beta(beta: float | Tensor) -> None:
         raise ValueError(f"beta must be a number or a 0-dim tensor, got {beta!r}")
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be finite and not negative, got {beta}")
-
-
-def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
-
-
-def _check_count(what: str, value: Any, least: int, otherwise: str = "") -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"{what} must be at least {least}{otherwise}, as an integer; got {value!r}"
-        )
-
-
-def _stages(
-    model: nn.Module,
-    stages: Sequence[Sequence[str]] | None,
-    layers: Sequence[str] | Predicate | None,
-) -> list[list[str]]:
-    if stages is not None and layers is not None:
-        raise ValueError("give stages or layers, not both")
-    if isinstance(layers, str):
-        raise ValueError(f"layers is a list of names, or a predicate; for one name, [{layers!r}]")
-    if stages is not None and (isinstance(stages, str) or any(isinstance(s, str) for s in stages)):
-        raise ValueError(
-            "stages is a list of lists of layer names, one list a stage; for one flat list of "
-            "names use layers="
-        )
-    if callable(layers):
-        return [[name for name, module in model.named_modules() if name and layers(name, module)]]
-    if layers is not None:
-        return [list(layers)]
-    return find_stages(model) if stages is None else [list(stage) for stage in stages]
-
-
-def _modules(model: nn.Module, stages: list[list[str]]) -> dict[str, nn.Module]:
-    """The named layers; a module that is registered under several names goes by any of them."""
-    known = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, nn.Module] = {}
-    for name in (name for stage in stages for name in stage):
-        if not name or name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.3)
-            hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-            raise LookupError(f"{type(model).__name__} has no layer {name!r}{hint}")
-        if same := [other for other, module in found.items() if module is known[name]]:
-            what = "is named twice" if same[0] == name else f"is the same module as {same[0]!r}"
-            raise ValueError(f"layer {name!r} {what}: name every layer once")
-        found[name] = known[name]
-    if not found:
-        raise ValueError("CKA-SR has no layer to compare; name them with stages= or layers=")
-    return found
-
-
-def _check_pairs(stages: list[list[str]], pairs: str) -> None:
-    """Refuse layers that have nothing to be compared with: their part of the term is constant."""
-    if pairs == "input":
-        return
-    groups = stages if pairs == "within" else [[name for stage in stages for name in stage]]
-    for group in groups:
-        if len(group) == 1:
-            raise ValueError(
-                f"layer {group[0]!r} is the only one to compare with pairs={pairs!r}: its part of "
-                "the term is constant; name at least two layers a stage"
-            )

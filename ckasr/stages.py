@@ -1,4 +1,4 @@
-"""Finds the repeated blocks of a network, grouped by stage, from its module tree alone."""
+"""Finds the repeated blocks of a network, grouped by stage, from its module tree."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,22 +12,28 @@ Stride = tuple[str, tuple[float, ...]]
 def find_stages(model: nn.Module) -> list[list[str]]:
     """Names of the repeated (usually residual) blocks of a model, one list per stage.
 
-    A *row* is a run of at least two neighbouring modules of one class, with submodules of their
-    own, inside a ``Sequential``, ``ModuleList`` or ``ModuleDict``, or inside a module whose
-    children are all of one class and are numbered (``b1``, ``b2``, ...). ``Sequential`` modules
-    nested in each other count as one sequence. A stage is the part of a row that has one
-    resolution: a block with a stride begins a new stage. Stages with a single block are left out.
+    A *row* is a sequence of at least two modules of one class which have submodules. It is found
+    inside a ``Sequential``, ``ModuleList`` or ``ModuleDict``, or inside a module whose children
+    are numbered (``b1``, ``b2``, ...) and of one class. Nested ``Sequential`` modules count as one
+    sequence. A stage is a part of a row with one resolution: a block with a stride starts a new
+    stage. Stages with a single block are omitted.
 
-    If the elements of a row are themselves made of such rows, as the stages of a ConvNeXt or Swin
-    Transformer are, the inner rows are taken; otherwise the outer row is taken and nothing inside
-    it. So no block that is returned is part of another one.
+    If the elements of a row consist of such rows, as the stages of a ConvNeXt or Swin Transformer
+    do, the inner rows are taken. Otherwise the outer row is taken, and nothing inside it. No block
+    that is returned is part of another one.
 
-    The module tree does not say in which order modules run, nor what functional operations do. The
-    result is therefore a proposal, which :class:`ckasr.CKASR` checks against the shapes of the
-    first step. Raises ValueError where no stage is found or where it is unclear which of two rows
-    holds the blocks; the message lists what was seen and how to name the layers by hand.
+    The module tree does not show in which order modules run, nor what functional operations do.
+    The result is therefore a proposal, which :class:`ckasr.CKASR` checks against the shapes of the
+    first step.
+
+    Args:
+        model: the network, or the result of ``torch.compile`` for it.
+
+    Raises:
+        ValueError: if no stage is found, or if it is unclear which of two rows contains the blocks.
+            The message lists what was found, and how to name the layers.
     """
-    model = getattr(model, "_orig_mod", model)  # of a compiled model, as its masks are named
+    model = getattr(model, "_orig_mod", model)  # the module inside a compiled model
     return _names(model, _pruned(model, _search("", model)))
 
 
@@ -58,7 +64,7 @@ def _search(name: str, module: nn.Module) -> list[list[Named]]:
 
 
 def _runs(name: str, module: nn.Module) -> Iterator[list[Named]]:
-    """The children of a module, neighbours of one class together where they form a sequence."""
+    """The children of a module; in a sequence, neighbours of one class are grouped."""
     children = list(_children(name, module))
     if _is_sequence(module):
         for _, group in groupby(
@@ -100,7 +106,7 @@ def _composite(module: nn.Module) -> bool:
 
 
 def _may_be_block(module: nn.Module) -> bool:
-    """A plain sequence of layers is none: it has no skip connection or other forward of its own."""
+    """Whether a module can be a block: a plain sequence of layers cannot, as it has no skip."""
     return _composite(module) and not _is_container(module) and _weights(module) > 0
 
 
@@ -111,17 +117,17 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _weights(module: nn.Module) -> int:
-    """How many layers with a weight matrix or kernel a module holds."""
+    """Number of weight matrices and kernels in a module."""
     own = (p for m in module.modules() for p in m.parameters(recurse=False))
     return sum(parameter.dim() > 1 for parameter in own)
 
 
 def _split(run: list[Named]) -> list[list[Named]]:
-    """A row cut before every block that lowers the resolution; only parts of two or more blocks.
+    """A row split before every block that lowers the resolution; parts of two or more blocks.
 
-    A convolutional block does so if it has a stride. A block with linear layers may also have one
-    inside its attention, in every block at the same place, which leaves its own resolution alone;
-    it lowers the resolution if the stride is new or if its width changes.
+    A convolutional block lowers the resolution if it has a stride. A block with linear layers may
+    also have a stride inside its attention, at the same place in every block, which does not change
+    its own resolution; it lowers the resolution if the stride is new or its width changes.
     """
     stages: list[list[Named]] = []
     before: set[Stride] = set()
@@ -143,8 +149,8 @@ def _split(run: list[Named]) -> list[list[Named]]:
 def _strides(block: nn.Module) -> set[Stride]:
     """Layers of a block whose stride is not 1: their names in the block, and the strides.
 
-    Found by the attribute ``stride``, which custom layers have too. An upsampling layer changes
-    the resolution as well and is known by its ``scale_factor``.
+    They are found by the attribute ``stride``, which custom layers have too. Upsampling layers also
+    change the resolution and are found by their ``scale_factor``.
     """
     found: set[Stride] = set()
     for name, layer in block.named_modules():
@@ -158,14 +164,15 @@ def _strides(block: nn.Module) -> set[Stride]:
 
 
 def _holds_blocks(run: list[Named], below: list[list[list[Named]]]) -> bool:
-    """Whether the elements of a row are stages made of blocks, and not blocks themselves.
+    """Whether the elements of a row are stages that consist of blocks, and not blocks.
 
-    They are if one of them has containers of equal blocks in two places, as a network in an
-    ensemble has, or if such a container makes up most of it. Where the outer elements equal each
-    other, as the layers of a transformer do, it must make up the whole: lists of heads or experts
-    do not.
-    Rows of single layers (convolution and norm) are the inside of a block, wherever something
-    besides them is in it.
+    They are stages if one of them has containers of equal blocks in two places, as a network in an
+    ensemble has, or if such a container makes up most of it. If the outer elements are equal to
+    each other, as the layers of a transformer are, the container must make up the whole element:
+    lists of heads or experts do not.
+
+    Rows of single layers (convolution and norm) are the inside of a block if the block contains
+    anything else.
     """
     share = 0.99 if _repeats(run) else 0.5
     for (name, element), stages in zip(run, below, strict=True):
@@ -190,7 +197,7 @@ def _fanout(module: nn.Module) -> int:
 
 
 def _fills(row: list[Named], name: str, element: nn.Module) -> bool:
-    """Whether the container that holds a row, inside `element`, holds no other kind of module."""
+    """Whether the container of a row, inside ``element``, contains only modules of one class."""
     container = row[0][0].rpartition(".")[0].removeprefix(name).removeprefix(".")
     return len({type(child) for child in element.get_submodule(container).children()}) == 1
 
@@ -202,16 +209,16 @@ def _repeats(row: list[Named]) -> bool:
 
 
 def _share(rows: list[list[Named]], element: nn.Module) -> float:
-    """Share of a module's parameters that lie in these rows."""
+    """Share of a module's parameters that are in these rows."""
     inside = {p for row in rows for _, block in row for p in block.parameters()}
     total = sum(p.numel() for p in element.parameters())
     return sum(p.numel() for p in inside) / total
 
 
 def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
-    """Without rows inside a block, and without rows of single layers that are no blocks.
+    """The rows without those inside a block, and without single layers that are not blocks.
 
-    A block may stand alone in one place and in a row in another: its inside is left out in both.
+    A block may be alone in one place and in a row in another. Its inside is omitted in both.
     """
     stages = [row for row in stages if _weights(row[0][1]) > 1 or _units_are_blocks(model, row)]
     classes = {type(row[0][1]) for row in stages}
@@ -222,8 +229,8 @@ def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
 def _units_are_blocks(model: nn.Module, row: list[Named]) -> bool:
     """Whether modules with a single layer each are repeated, and not the inside of a block.
 
-    What they are inside of is a block if the model has several of its class, unless it holds
-    nothing else.
+    The module that contains them is a block if the model has several of its class, unless it
+    contains nothing else.
     """
     name = row[0][0].rpartition(".")[0]
     while name and _is_container(model.get_submodule(name)):

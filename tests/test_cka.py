@@ -616,7 +616,7 @@ def test_center_rows_sum_to_zero():
         (lambda x: ckasr.cka_matrix([]), "at least one layer"),
         (lambda x: ckasr.cka_sr_loss([[x]], "aug"), "no pair of layers"),
         (lambda x: ckasr.cka_sr_loss([[x]], pairs="adjacent"), "no pair of layers"),
-        (lambda x: ckasr.cka_sr_loss([[x]], "offical"), "choose one of: official"),
+        (lambda x: ckasr.cka_sr_loss([[x]], "offical"), "nearest: official"),
         (lambda x: ckasr.cka_sr_loss([[x, x]], pairs="some"), "unknown pairs"),
         (lambda x: ckasr.linear_cka(x, x, "debiased"), "unknown estimator"),
         (lambda x: ckasr.rbf_cka(x, x, bandwidth=0), "bandwidth must be positive"),

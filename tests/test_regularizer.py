@@ -409,7 +409,7 @@ def test_too_few_samples(net, batch):
         ({"beta": float("nan")}, "beta must be finite"),
         ({"beta": "0.1"}, "beta must be a number"),
         ({"beta": torch.ones(2)}, "0-dim tensor"),
-        ({"variant": "offical"}, "unknown variant 'offical'; choose one of: official"),
+        ({"variant": "offical"}, "unknown variant 'offical'; nearest: official"),
         ({"pairs": "inside"}, "unknown pairs 'inside'"),
         ({"samples": 3}, "samples must be at least 4"),
         ({"samples": 8.0}, "as an integer"),

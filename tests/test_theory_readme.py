@@ -5,14 +5,14 @@ import pytest
 import theory
 from theory.readme import BEGIN, END, README, ROOT, notebook_of, row, table, with_table
 from theory.report import stored
-from theory.verdict import at_most, judge
+from theory.result import at_most, judge
 
 STORED = ROOT / "results" / "theory"
 DOC = "Claim: |w| is small.\n\nStatement: s.\n\nAssumptions: none.\n"
 
 
 def verdict(value: float = 0):
-    words = {"verdict": "proved", "reason": "||W|| | X", "bearing": "refutes"}
+    words = {"verdict": "proved", "reason": "||W|| | X", "consequence": "refutes"}
     return judge("theory.renyi2", DOC, [at_most("a", value, 1)], **words)
 
 

@@ -9,8 +9,8 @@ from synthetic import record
 import theory
 from ckasr.experiments.records import save
 from theory import trained_networks
+from theory.result import FALSE, HOLDS, INCONCLUSIVE, Result
 from theory.trained_networks import change, found, one_sided, units
-from theory.verdict import FALSE, HOLDS, INCONCLUSIVE, Verdict
 
 BETAS = (0.0, 1e-4, 1e-3)
 
@@ -35,14 +35,14 @@ def grid(
     return records
 
 
-def verdict(records: list[dict[str, Any]], **overrides: Any) -> Verdict:
+def verdict(records: list[dict[str, Any]], **overrides: Any) -> Result:
     return theory.run("trained_networks", records=records, **overrides)
 
 
 def test_all_as_the_paper_says():
     v = verdict(grid())
-    assert (v.verdict, v.bearing) == (HOLDS, "supports"), v.reason
-    assert v.p_value < 1e-4
+    assert (v.verdict, v.consequence) == (HOLDS, "supports"), v.reason
+    assert all(c.value < 1e-4 for c in v.conditions if c.p)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_all_as_the_paper_says():
 )  # fmt: skip
 def test_one_measure_that_moves_against_the_paper_is_a_counterexample(effect, name):
     v = verdict(grid(**effect))
-    assert (v.verdict, v.bearing) == (FALSE, "refutes")
+    assert (v.verdict, v.consequence) == (FALSE, "refutes")
     assert v.reason == f"against the paper, in 20 units: {name}"
 
 
 @pytest.mark.parametrize("effect", ["cka", "near", "norm"])
 def test_a_measure_that_does_not_move_leaves_it_open(effect):
     v = verdict(grid(**{effect: 0.0}))
-    assert (v.verdict, v.bearing) == (INCONCLUSIVE, "open")
+    assert (v.verdict, v.consequence) == (INCONCLUSIVE, "open")
     assert len(v.failing) == 1
 
 
@@ -88,9 +88,9 @@ def test_a_wrong_formula_changes_the_verdict():
         pytest.param([r | {"device": str(r["settings"]["beta"])} for r in grid()], id="devices"),
     ],
 )
-def test_too_few_records_that_count_are_inconclusive(records, tmp_path):
+def test_too_few_records_that_count_are_inconclusive(records):
     v = verdict(records)
-    assert (v.verdict, v.bearing) == (INCONCLUSIVE, "open")
+    assert (v.verdict, v.consequence) == (INCONCLUSIVE, "open")
     assert "units of run records" in v.reason
     assert (trained_networks.figure(v) is None) == (v.figure["units"] == 0)
 
@@ -104,9 +104,8 @@ def test_verdict_updates_by_itself_as_records_come(tmp_path, monkeypatch):
     assert v.verdict == HOLDS
     save(grid()[0], tmp_path / "copy")
     assert len(found(tmp_path)) == 60
-    picture = tmp_path / "figure.png"
-    trained_networks.figure(Verdict.from_json(v.to_json())).savefig(picture)
-    assert picture.stat().st_size > 10_000
+    figure = trained_networks.figure(Result.from_json(v.to_json()))
+    assert figure.axes[0].get_title().startswith("20 units")
 
 
 def test_a_unit_is_a_baseline_with_all_that_is_compared_to_it():

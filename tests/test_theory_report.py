@@ -9,14 +9,14 @@ import pytest
 import theory
 from theory.__main__ import main
 from theory.report import draw, save, stored, table
-from theory.verdict import ALPHA, INCONCLUSIVE, PROVED, at_most, judge, rejects
+from theory.result import ALPHA, INCONCLUSIVE, PROVED, at_most, judge, rejects
 
 DOC = "Claim: c.\n\nStatement: s.\n\nAssumptions: none.\n"
 NAME = "one_sided_bound"  # a check that takes milliseconds
 
 
 def verdict(name: str, p: float):
-    words = {"verdict": PROVED, "reason": "so it is", "bearing": "refutes"}
+    words = {"verdict": PROVED, "reason": "so it is", "consequence": "refutes"}
     return judge(f"theory.{name}", DOC, [at_most("a", 0, 1), rejects("b", p)], **words)
 
 
@@ -53,7 +53,7 @@ def test_each_joining_test_is_corrected_for(tmp_path):
     first, second = save([verdict("renyi2", 0.6 * ALPHA)], tmp_path)
     assert alone.verdict == PROVED
     assert (first.verdict, second.verdict) == (INCONCLUSIVE, INCONCLUSIVE)
-    assert first.p_value == pytest.approx(0.6 * ALPHA)
+    assert [c.adjusted for c in first.conditions if c.p] == pytest.approx([1.2 * ALPHA])
 
 
 def test_unknown_name_is_one_line_and_runs_nothing(tmp_path, capsys):
@@ -61,7 +61,7 @@ def test_unknown_name_is_one_line_and_runs_nothing(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "nearest is 'rank_one_minimum'" in err
+    assert "nearest: rank_one_minimum" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +76,7 @@ def test_a_crash_is_named_and_spares_the_others(tmp_path, capsys, monkeypatch):
 
 
 def test_every_check_is_a_module_that_opens_with_its_claim():
-    from theory.verdict import sections
+    from theory.result import sections
 
     for name in theory.NAMES:
         module = theory.load(name)

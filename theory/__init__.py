@@ -1,17 +1,17 @@
-"""Checks of what the paper claims of CKA-SR, one module a claim: `python -m theory`.
+"""Checks of what the paper claims of CKA-SR, one module per claim: `python -m theory`.
 
-Every module has `check(fast, seed, ...) -> Verdict` and `figure(verdict) -> Figure`; its formulas
-are arguments of `check`, so that a wrong one can be fed and must change the verdict.
+Every module has `check(fast, seed, ...) -> Result` and `figure(result) -> Figure`. Its formulas are
+arguments of `check`, so that the tests can pass a wrong one, which must change the verdict.
 """
 
-import difflib
 import importlib
 import math
 import time
 from dataclasses import replace
 from types import ModuleType
 
-from theory.verdict import Verdict
+from ckasr.names import nearest
+from theory.result import Result
 
 NAMES = (
     "estimators",
@@ -30,21 +30,34 @@ NAMES = (
     "fewshot_gradient",
     "continuity_eps_sparsity",
     "renyi2",
+    "outlier",
+    "vanishing_gradient",
+    "readout_alignment",
+    "input_structure",
+    "information_and_sparsity",
     "trained_networks",
 )
 
 
 def load(name: str) -> ModuleType:
-    """The theory module of that name. LookupError, naming the nearest, when there is none."""
+    """The theory module of this name. Raises LookupError if there is none."""
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise LookupError(f"no theory check {name!r}; nearest is {near!r}, all: {', '.join(NAMES)}")
+        raise LookupError(f"no theory check {name!r}{nearest(name, NAMES)}")
     return importlib.import_module(f"theory.{name}")
 
 
-def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) -> Verdict:
-    """Run one check and note its wall time in seconds, rounded up to a tenth."""
+def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) -> Result:
+    """Run one check.
+
+    Args:
+        name: name of the check, one of `NAMES`.
+        fast: small sizes.
+        seed: seed of the random numbers.
+        overrides: formulas to use in place of the check's own, by their argument of `check`.
+
+    Returns the result with its wall time in seconds, rounded up to a tenth.
+    """
     start = time.perf_counter()
-    verdict = load(name).check(fast=fast, seed=seed, **overrides)
+    result = load(name).check(fast=fast, seed=seed, **overrides)
     seconds = math.ceil(10 * (time.perf_counter() - start)) / 10
-    return replace(verdict, fast=fast, seed=seed, seconds=seconds)
+    return replace(result, fast=fast, seed=seed, seconds=seconds)

@@ -1,7 +1,7 @@
 """Run the checks: `python -m theory [names] [--fast] [--seed N] [--results DIR]`.
 
-Prints a line a check and one table, writes DIR/theory/verdicts.json and DIR/theory/<name>.png.
-Verdicts are results, not errors: the exit status is 1 only if a check crashed, 2 for a wrong name.
+Prints one line per check and one table; writes DIR/theory/verdicts.json and DIR/theory/<name>.png.
+No verdict is an error: the exit status is 1 only if a check crashed, and 2 for an unknown name.
 """
 
 import argparse
@@ -11,14 +11,20 @@ from pathlib import Path
 
 import theory
 from theory.report import draw, save, table
-from theory.verdict import VERDICTS
+from theory.result import VERDICTS
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m theory", description=theory.__doc__)
-    parser.add_argument("names", nargs="*", help=f"all if none: {', '.join(theory.NAMES)}")
-    parser.add_argument("--fast", action="store_true", help="small sizes: a minute for all")
-    parser.add_argument("--seed", type=int, default=0, help="of every random draw (default 0)")
+    parser.add_argument(
+        "names", nargs="*", help=f"checks to run, by default all: {', '.join(theory.NAMES)}"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="small sizes: one minute for all checks"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random numbers (default 0)"
+    )
     parser.add_argument(
         "--results",
         type=Path,
@@ -42,21 +48,21 @@ def main(argv: list[str] | None = None) -> int:
     for count, name in enumerate(names, 1):
         print(f"[{count}/{len(names)}] {name} ...", end=" ", flush=True)
         try:
-            verdict = theory.run(name, fast=args.fast, seed=args.seed)
-            draw(verdict, folder)
+            result = theory.run(name, fast=args.fast, seed=args.seed)
+            draw(result, folder)
         except Exception:
             print("crashed", flush=True)
             traceback.print_exc()
             crashed.append(name)
         else:
-            print(f"{verdict.verdict} ({verdict.seconds:.1f} s)", flush=True)
-            done.append(verdict)
+            print(f"{result.verdict} ({result.seconds:.1f} s)", flush=True)
+            done.append(result)
     if done:
-        suite = [v for v in save(done, folder) if v.name in names]
-        counts = [(sum(v.verdict == kind for v in suite), kind) for kind in VERDICTS]
+        suite = [r for r in save(done, folder) if r.name in names]
+        counts = [(sum(r.verdict == kind for r in suite), kind) for kind in VERDICTS]
         print(f"\n{table(suite)}\n")
         print(", ".join(f"{n} {kind}" for n, kind in counts if n), end="; ")
-        print(f"{sum(v.seconds for v in done):.0f} s; verdicts and figures in {folder}")
+        print(f"{sum(r.seconds for r in done):.0f} s; results and figures in {folder}")
     if crashed:
         print(f"crashed: {', '.join(crashed)}", file=sys.stderr)
     return 1 if crashed else 0

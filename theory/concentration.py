@@ -33,7 +33,7 @@ from ckasr.models import create
 from ckasr.sparsity import prunable
 from theory.gaussian import generator
 from theory.plots import panels, style
-from theory.verdict import HOLDS, REFUTES, Verdict, at_least, at_most, judge, rejects
+from theory.result import HOLDS, REFUTES, Result, at_least, at_most, judge, rejects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ def check(
     seed: int = 0,
     term: Callable[[list[Tensor]], Tensor] = official,
     measure: Callable[[Tapped], dict[str, float]] = measured,
-) -> Verdict:
+) -> Result:
     """term: of the blocks' outputs, times beta; measure: statistics of a trained network."""
     from scipy.stats import ttest_1samp
 
@@ -196,7 +196,7 @@ def check(
             rejects("||W||_F^2 does not rise there", rises(ratios.log().tolist())),
         ],
         verdict=HOLDS,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason=f"at beta {TESTED:g} the share below 0.1 rms goes from "
         f"{means['fraction_below_tenth_rms'][0]:.2f} to {means['fraction_below_tenth_rms'][at]:.2f}"
         f" and ||W||^2 grows {ratios.mean():.1f}-fold{tiny}",
@@ -212,8 +212,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, axes = panels(3, 2)
     places = list(range(len(data["betas"])))
     for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):

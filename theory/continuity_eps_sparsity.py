@@ -31,7 +31,7 @@ from torch import Tensor
 
 from theory.gaussian import covariance, generator, layer_cka, norm, normal
 from theory.plots import panels, style
-from theory.verdict import FALSE, REFUTES, Verdict, at_least, at_most, judge
+from theory.result import FALSE, REFUTES, Result, at_least, at_most, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def check(
     loss: Callable[[Tensor, Tensor], Tensor] = population_cka,
     bound: Callable[[list[Tensor], float], float] = lipschitz_bound,
     rescale: Callable[[list[Tensor], float], list[Tensor]] = rescaled,
-) -> Verdict:
+) -> Result:
     """loss: of a layer and the input covariance; bound: by weights and epsilon; rescale: by c."""
     rng = generator(seed)
     s = covariance(size=6, rng=rng)
@@ -121,7 +121,7 @@ def check(
         __doc__,
         conditions,
         verdict=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="CKA(X, tWX) is constant in t, with another limit at W = 0 for each direction; "
         "|w| < epsilon counts units of measure, not zeros",
         figure={"shrink": shrink, "paths": paths, "slopes": slopes, "epsilons": epsilons,
@@ -130,8 +130,8 @@ def check(
     )  # fmt: skip
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, middle, right) = panels(3)
     for i, (path, label) in enumerate(
         zip(data["paths"], ("random direction", "least-variance direction"), strict=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import FALSE, PROVED, REFUTES, Verdict, at_most, judge
+from theory.result import PROVED, REFUTES, Result, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def check(
     seed: int = 0,
     information: Callable[[Tensor, Tensor, float], Tensor] = noisy_information,
     entropy: Callable[[Tensor], float] = entropy_of_points,
-) -> Verdict:
+) -> Result:
     """information: of (W, S, noise) in nats; entropy: of the rows of a data set in nats."""
     rng = g.generator(seed)
     noises = torch.logspace(-1, -6, 11, dtype=torch.float64)
@@ -95,10 +95,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="without noise I is infinite, or ln N on N points, whatever the weights: nothing to "
         "minimise",
         figure={
@@ -111,8 +110,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     logs = -np.log(data["noises"])
     for i, (rank, curve) in enumerate(zip(data["ranks"], data["curves"], strict=True)):

@@ -31,7 +31,7 @@ from torch import Tensor
 from ckasr.cka import cka_sr_loss, gram_linear, hsic
 from theory.gaussian import generator, normal
 from theory.plots import panels, style
-from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def check(
     seed: int = 0,
     estimator: Callable[[Tensor, Tensor], Tensor] = lambda K, L: hsic(K, L, "unbiased"),
     pair_sum: Callable[[Sequence[Tensor]], Tensor] = sum_over_pairs,
-) -> Verdict:
+) -> Result:
     """estimator: HSIC_1 of two Gram matrices; pair_sum: sum of CKA_1 over pairs i < j."""
     rng = generator(seed)
 
@@ -130,10 +130,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="the code's estimator is not the printed one; its sum over pairs is a squared norm "
         f"(checked against {', '.join(['the three-term formula', *packages])})",
         figure={
@@ -146,8 +145,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     ticks = range(len(data["offsets"]))
     for i, (key, label) in enumerate(

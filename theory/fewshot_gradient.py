@@ -38,17 +38,7 @@ from ckasr.cka import center, cka_sr_loss, gram_linear
 from theory.fewshot_law import biased_mean, cosines
 from theory.gaussian import generator, normal
 from theory.plots import panels, style
-from theory.verdict import (
-    FALSE,
-    INCONCLUSIVE,
-    PROVED,
-    QUALIFIES,
-    Verdict,
-    at_least,
-    at_most,
-    judge,
-    rejects,
-)
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, decisive, judge, rejects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +122,7 @@ def check(
     few: Callable[[Tensor, Tensor], Tensor] = unbiased,
     force: Callable[[Tensor, Tensor], Tensor] = rank_force,
     share: Callable[[int], float] = lambda every: 1 / every,
-) -> Verdict:
+) -> Result:
     """few: the CKA (of Grams, batched) whose force vanishes; force: mean of biased CKA; share: of
     beta at each step that equals beta on one step in `every`."""
     from scipy.stats import kendalltau
@@ -177,10 +167,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        [*exact, *observed],
+        [*decisive(exact), *observed],
         verdict=PROVED,
-        otherwise=INCONCLUSIVE if all(c.holds for c in exact) else FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason=f"8 samples: cosine {sum(cosine[1]) / resamples:.2f} with the full gradient, "
         f"signal / noise {ratio[1]:.2f}; every 5th batch is beta / 5",
         figure={"shots": shots, "cosine": cosine, "ratio": ratio, "rates": rates,
@@ -188,8 +177,8 @@ def check(
     )  # fmt: skip
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, middle, right) = panels(3)
     shots = data["shots"]
     left.boxplot(data["cosine"], positions=range(len(shots)), showfliers=False, widths=0.6,

@@ -36,17 +36,7 @@ from torch import Tensor
 from ckasr.cka import center, gram_linear
 from theory.gaussian import generator, normal
 from theory.plots import panels, style
-from theory.verdict import (
-    FALSE,
-    INCONCLUSIVE,
-    PROVED,
-    QUALIFIES,
-    Condition,
-    Verdict,
-    at_most,
-    fits,
-    judge,
-)
+from theory.result import PROVED, QUALIFIES, Condition, Result, at_most, decisive, fits, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +116,7 @@ def check(
     variance: Callable[[int], float] = null_variance,
     mean: Callable[[float, float, int], float] = biased_mean,
     few: Callable[[int, float, float, float], float] = biased_at,
-) -> Verdict:
+) -> Result:
     """variance: of CKA_1 by n; mean: of biased CKA by PRs and n; few: by n, CKA and PRs."""
     from scipy.stats import beta, kstest, norm
 
@@ -167,18 +157,17 @@ def check(
     return judge(
         __name__,
         __doc__,
-        [*exact, *tests, at_most("biased CKA less its formula, worst", gaps, 0.01)],
+        [*decisive(exact), *tests, at_most("biased CKA less its formula, worst", gaps, 0.01)],
         verdict=PROVED,
-        otherwise=INCONCLUSIVE if all(c.holds for c in exact) else FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="at n = 8 CKA_1 has noise of sd .224; biased CKA of wide layers is near 1 always",
         figure={"spread": spread, "quantiles": quantiles, "sizes": sizes, "measured": measured,
                 "predicted": predicted},
     )  # fmt: skip
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, middle, right) = panels(3)
     sizes, measured, exact = zip(*data["spread"], strict=True)
     left.loglog(sizes, exact, label=r"$\sqrt{2 / (n (n - 3))}$ (proved)", **style(0))

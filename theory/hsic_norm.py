@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def check(
     hsic: Callable[[Array, Array], float] = hsic_of,
     flow: Callable[[Array, Array, float], Array] = flow_of,
     bounds: Callable[..., dict[str, tuple]] = bounds_of,
-) -> Verdict:
+) -> Result:
     """Random models against the bounds, and both flows by LSODA from the same weights."""
     from scipy.integrate import solve_ivp
 
@@ -142,20 +142,19 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="||W|| -> 0 under HSIC, whose denominator-free form it needs; CKA's flow keeps it",
         figure=data,
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
+def figure(result: Result) -> "Figure":
     """||W|| along both flows, and I against HSIC, each with its bounds."""
     from theory.plots import panels, style
 
-    data = verdict.figure
+    data = result.figure
     fig, (left, right) = panels(2)
     left.fill_between(data["times"], *data["bound"], color="0.85", label="bounds of the HSIC flow")
     for i, (name, values) in enumerate(data["norms"].items()):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import FALSE, REFUTES, Verdict, at_least, at_most, judge
+from theory.result import FALSE, REFUTES, Result, at_least, at_most, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def descend(
     return [[c[cka].item() for c, _ in both], [i[nats].item() for _, i in both]]
 
 
-def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> Verdict:
+def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> Result:
     """values: (W1, W2, S, noise) -> CKA and I of every pair and their sums, two dicts."""
     from scipy.stats import binomtest
 
@@ -150,7 +150,7 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
         __doc__,
         conditions,
         verdict=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason=f"found nets where descent on CKA raises I (cosine {worst['sum']:.2f} for the sums, "
         f"{worst['hidden']:.2f} for hidden pairs); of random nets {shares[3][3]:.1%} and "
         f"{shares[1][0]:.1%} do",
@@ -158,8 +158,8 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, middle, right) = panels(3, width=4.0)
     left.grid(False)
     left.imshow(data["shares"], cmap="Greys", vmin=0, vmax=1)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def check(
     similarity: Layer = g.layer_cka,
     inner: Layer = inner_product,
     rate: Layer = norm_rate,
-) -> Verdict:
+) -> Result:
     """similarity: what the flow descends, of (W, S, R); inner, rate: the two formulas above."""
     rng = g.generator(seed)
     w, s, r = random_layers(1000 if fast else 5000, rng)
@@ -136,10 +136,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="in one noisy linear layer the CKA flow lowers I and ||W||, the only case found; "
         f"finite steps of 0.1 raise I in {finite[2]:.0%} of layers",
         figure={
@@ -151,8 +150,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, axes = panels(2, rows=2)
     labels = ["population CKA", "I(X; Y) / its start, analytic", "||W||$_F^2$ / its start"]
     for axis, label, part in zip(axes[:3], labels, range(3), strict=True):

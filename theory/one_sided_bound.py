@@ -28,7 +28,7 @@ from torch import Tensor
 
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import FALSE, PROVED, QUALIFIES, Verdict, at_least, at_most, judge
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def check(
     seed: int = 0,
     bound: Callable[[Tensor], Tensor] = gaussian_bound,
     bounded: Callable[[Tensor, Tensor, Tensor], Tensor] = bounded_bound,
-) -> Verdict:
+) -> Result:
     """bound: information from CKA, Gaussian; bounded: information from HSIC and the norms."""
     rng = g.generator(seed)
     models = gaussian_models(2_000 if fast else 10_000, rng)
@@ -98,10 +98,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="low information forces low CKA; the paper needs the converse",
         figure={
             "cka": cka[few],
@@ -113,8 +112,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     left.plot(data["cka"], data["nats"], "o", markersize=2, color="0.45", label="Gaussian pairs")
     grid = np.linspace(0, 0.99, 100)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from theory import gaussian as g
 from theory.plots import COLOURS, panels, style
-from theory.verdict import FALSE, REFUTES, Verdict, at_least, judge
+from theory.result import FALSE, REFUTES, Result, at_least, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def check(
     seed: int = 0,
     cka: Callable[[Tensor, Tensor, Tensor], Tensor] = g.cka,
     information: Callable[[Tensor, Tensor, Tensor], Tensor] = g.information,
-) -> Verdict:
+) -> Result:
     """cka, information: of (Sxy, Sx, Sy)."""
     paths = {}
     families = {"(a)": growing_direction(), "(b)": whitened(), "(c)": turning_neuron()}
@@ -112,15 +112,15 @@ def check(
         __doc__,
         conditions,
         verdict=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="five families in which CKA and I move apart; over random layers their rank "
         f"correlation is {rank:.2f}",
         figure={"paths": paths, "rank": rank, "cka": similarity[:500], "nats": nats[:500]},
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     labels = {
         "(a)": "strong direction of X grows",

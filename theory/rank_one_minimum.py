@@ -29,16 +29,7 @@ from torch import Tensor
 
 from theory.gaussian import covariance, generator, layer_cka, norm, normal
 from theory.plots import panels, style
-from theory.verdict import (
-    FALSE,
-    INCONCLUSIVE,
-    PROVED,
-    REFUTES,
-    Verdict,
-    at_least,
-    at_most,
-    judge,
-)
+from theory.result import PROVED, REFUTES, Result, at_least, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +82,7 @@ def check(
     seed: int = 0,
     minimum: Callable[[Tensor], Tensor] = smallest_cka,
     minimiser: Callable[[Tensor, int], Tensor] = best_layer,
-) -> Verdict:
+) -> Result:
     """minimum: smallest CKA for a covariance; minimiser: a layer (rows, size) that attains it."""
     rng = generator(seed)
     attained, below = [], []
@@ -108,7 +99,7 @@ def check(
     start = normal(64, 64, rng=rng) / 8
     trace, end = descend(start, s, 1000 if fast else 6000)
     conditions = [
-        lowest,
+        *decisive([lowest]),
         at_most("CKA of the minimiser less l_min / ||S||", torch.tensor(attained).abs(), 1e-12),
         at_most("effective rank where descent ends", trace["rank"][-1], 2),
         at_least("||W||_F there, relative to the start", trace["norm"][-1], 1),
@@ -122,15 +113,14 @@ def check(
         __doc__,
         conditions,
         verdict=PROVED,
-        otherwise=INCONCLUSIVE if lowest.holds else FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="CKA is least at rank one and at any norm: a peak at zero, but not by shrinking",
         figure={"trace": trace, "least": minimum(s), "histograms": histograms},
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     trace = data["trace"]
     drawing, (left, middle, right) = panels(3)
     left.plot(trace["step"], trace["cka"], label="CKA along descent", **style(1))

@@ -11,12 +11,19 @@ from pathlib import Path
 
 from ckasr.storage import write_text
 from theory.report import stored
-from theory.verdict import Verdict
+from theory.result import OPEN, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "theory" / "README.md"
 BEGIN, END = "<!-- table: python -m theory.readme -->", "<!-- end of table -->"
-HEAD = ("check: the paper's claim", "statement", "claim", "why", "notebook", "command")
+HEAD = (
+    "check: the paper's claim",
+    "verdict on the statement",
+    "consequence for the claim",
+    "reason",
+    "notebook",
+    "command",
+)
 
 
 def notebook_of(name: str) -> Path | None:
@@ -32,39 +39,39 @@ def line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def row(verdict: Verdict) -> str:
-    notebook = notebook_of(verdict.name)
+def row(result: Result) -> str:
+    notebook = notebook_of(result.name)
     link = f"[{notebook.stem.split('_')[1]}](../notebooks/{notebook.name})" if notebook else ""
     cells = [
-        f"[{verdict.name}]({verdict.name}.py): {verdict.claim}",
-        f"**{verdict.verdict}**",
-        verdict.bearing if verdict.bearing == "open" else f"{verdict.bearing} it",
-        verdict.reason,
+        f"[{result.name}]({result.name}.py): {result.claim}",
+        f"**{result.verdict}**",
+        result.consequence if result.consequence == OPEN else f"{result.consequence} it",
+        result.reason,
         link,
-        f"`python -m theory {verdict.name}`",
+        f"`python -m theory {result.name}`",
     ]
     return line(cells)
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a Markdown table."""
-    return "\n".join([line(HEAD), "|" + "---|" * len(HEAD), *map(row, verdicts)])
+def table(results: Sequence[Result]) -> str:
+    """The results as a Markdown table."""
+    return "\n".join([line(HEAD), "|" + "---|" * len(HEAD), *map(row, results)])
 
 
-def with_table(text: str, verdicts: Sequence[Verdict]) -> str:
+def with_table(text: str, results: Sequence[Result]) -> str:
     """The README's text with its table written anew. ValueError if the marks are not there."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{README.name} must hold the lines {BEGIN} and {END} once each")
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(verdicts)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
-    verdicts = stored(ROOT / "results" / "theory")
-    if not verdicts:
+    results = stored(ROOT / "results" / "theory")
+    if not results:
         raise SystemExit("no results/theory/verdicts.json; run `python -m theory` first")
-    write_text(README, with_table(README.read_text(), verdicts))
-    print(f"{len(verdicts)} verdicts in {README.relative_to(ROOT)}")
+    write_text(README, with_table(README.read_text(), results))
+    print(f"{len(results)} results in {README.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from theory.gaussian import covariance, generator, layer_cka, layer_information, normal, root
 from theory.plots import panels, style
-from theory.verdict import FALSE, REFUTES, Verdict, at_least, at_most, judge
+from theory.result import FALSE, REFUTES, Result, at_least, at_most, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def check(
     entropy: Callable[[Tensor], Tensor] = closed_entropy,
     information: Callable[[Tensor, Tensor], Tensor] = closed_information,
     truth: Callable[[Tensor, Tensor, Tensor], Tensor] = layer_information,
-) -> Verdict:
+) -> Result:
     """entropy, information: closed forms; truth: what I_2 should be a proxy of, by W, S, noise."""
     from scipy.stats import spearmanr
 
@@ -153,15 +153,15 @@ def check(
                      max(with_truth) - min(with_truth), 0.2),
         ],
         verdict=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="I_2 is a moment of squared kernels: 0 for any scalar layer, falls while I rises; "
         f"rank correlation with I {min(with_truth):.2f} to {max(with_truth):.2f} by family",
         figure={"families": families, "rank": rank, "curves": curves},
     )  # fmt: skip
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     curves = zip(("path", "scalar"), (r"$x_1$ takes over X", "scalar layer"), strict=True)
     for i, (name, label) in enumerate(curves):

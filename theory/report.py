@@ -1,4 +1,4 @@
-"""What is done with verdicts: the file, the figures, the table."""
+"""What the runner and the notebooks do with results: the file, the figures, the tables."""
 
 import json
 import shutil
@@ -11,49 +11,59 @@ from ckasr.analysis import tables
 from ckasr.analysis.style import save as write_figure
 from ckasr.analysis.style import style
 from ckasr.storage import write_text
-from theory.verdict import Verdict, as_json, corrected
+from theory.result import Result, as_json, corrected
+
+HEAD = ("check", "verdict", "the claim", "s", "reason")
 
 
-def draw(verdict: Verdict, folder: Path) -> list[Path]:
-    """Write `<folder>/<name>.png` and `.svg`; the same verdict gives the same bytes.
+def draw(result: Result, folder: Path) -> list[Path]:
+    """Write ``<folder>/<name>.png`` and ``.svg``; equal results give equal bytes.
 
     Returns the files; none if the check has nothing to draw.
     """
     with style():
-        figure = theory.load(verdict.name).figure(verdict)
-    return [] if figure is None else write_figure(figure, folder / f"{verdict.name}.png")
+        figure = theory.load(result.name).figure(result)
+    return [] if figure is None else write_figure(figure, folder / f"{result.name}.png")
 
 
-def stored(folder: Path) -> list[Verdict]:
-    """The verdicts of `<folder>/verdicts.json`; none if there is no such file."""
+def stored(folder: Path) -> list[Result]:
+    """The results of ``<folder>/verdicts.json``; empty if there is no such file."""
     path = folder / "verdicts.json"
-    return [Verdict.from_json(v) for v in json.loads(path.read_text())] if path.is_file() else []
+    return [Result.from_json(r) for r in json.loads(path.read_text())] if path.is_file() else []
 
 
-def save(verdicts: Sequence[Verdict], folder: Path) -> list[Verdict]:
-    """Put verdicts among those stored in `folder`, p-values corrected over all; return these."""
-    known = {v.name: v for v in [*stored(folder), *verdicts]}
+def save(results: Sequence[Result], folder: Path) -> list[Result]:
+    """Add results to those stored in ``folder`` and correct the p-values over the whole suite.
+
+    Returns the suite. A result replaces the stored one of the same name.
+    """
+    known = {r.name: r for r in [*stored(folder), *results]}
     suite = corrected([known[name] for name in theory.NAMES if name in known])
     write_text(folder / "verdicts.json", as_json(suite))
     return suite
 
 
-def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a Markdown table, for a notebook."""
-    head = ("check", "verdict", "the claim", "s", "reason")
-    rows = [(v.name, v.verdict, v.bearing, f"{v.seconds:.1f}", v.reason) for v in verdicts]
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return "\n".join(tables.markdown(head, escaped))
+def cells(result: Result) -> tuple[str, ...]:
+    """The columns of `HEAD`."""
+    seconds = f"{result.seconds:.1f}"
+    return result.name, result.verdict, result.consequence, seconds, result.reason
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """One row a check, the reason wrapped to the width of the terminal."""
+def markdown(results: Sequence[Result]) -> str:
+    """The results as a Markdown table, for a notebook."""
+    rows = [[cell.replace("|", r"\|") for cell in cells(result)] for result in results]
+    return "\n".join(tables.markdown(HEAD, rows))
+
+
+def table(results: Sequence[Result]) -> str:
+    """One row per check, the reason wrapped to the width of the terminal."""
     width = max(100, min(160, shutil.get_terminal_size((120, 24)).columns))
-    form = "{:<24}{:<23}{:<11}{:>6}  {}"
-    lead = len(form.format("", "", "", "", ""))
-    lines = [form.format("check", "verdict", "the claim", "s", "reason"), "-" * width]
-    for v in verdicts:
-        first, *more = textwrap.wrap(v.reason, width - lead) or [""]
-        lines.append(form.format(v.name, v.verdict, v.bearing, f"{v.seconds:.1f}", first))
-        lines += [" " * lead + line for line in more]
+    form = "{:<25}{:<23}{:<11}{:>6}  {}"
+    indent = len(form.format("", "", "", "", ""))
+    lines = [form.format(*HEAD), "-" * width]
+    for result in results:
+        *first, reason = cells(result)
+        start, *more = textwrap.wrap(reason, width - indent) or [""]
+        lines.append(form.format(*first, start))
+        lines += [" " * indent + line for line in more]
     return "\n".join(lines)

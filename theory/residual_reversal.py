@@ -32,17 +32,7 @@ from torch import Tensor
 from ckasr.cka import linear_cka
 from theory.gaussian import generator, normal
 from theory.plots import COLOURS, panels, style
-from theory.verdict import (
-    FALSE,
-    INCONCLUSIVE,
-    PROVED,
-    REFUTES,
-    Verdict,
-    at_least,
-    at_most,
-    judge,
-    rejects,
-)
+from theory.result import PROVED, REFUTES, Result, at_least, at_most, decisive, judge, rejects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +129,7 @@ def check(
     seed: int = 0,
     bound: Callable[[float], float] = norm_needed,
     block: Callable[..., Tensor] = bn_block,
-) -> Verdict:
+) -> Result:
     """bound: spectral norm needed to reach a CKA; block: of (x, w1, w2, gamma)."""
     rng = generator(seed)
     cloud = random_layers(300 if fast else 20_000, rng)
@@ -154,7 +144,7 @@ def check(
     slopes, cosines = zip(*(bn_slopes(seed + i, block) for i in range(seeds)), strict=True)
     falling = sum(max(s) < 0 for s in slopes)
     conditions = [
-        slack,
+        *decisive([slack]),
         at_most("1 - CKA at W = 0", abs(1 - float(linear_cka(x, x, "biased"))), 1e-12),
         at_least("||W||_F along the flow, last / first", flow["frobenius"][-1] / 0.1, 10),
         at_most("CKA at the end of the flow", flow["cka"][-1], 0.5),
@@ -168,15 +158,14 @@ def check(
         __doc__,
         conditions,
         verdict=PROVED,
-        otherwise=INCONCLUSIVE if slack.holds else FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="across a skip, low CKA needs a large branch: minimising CKA makes weights grow",
         figure=data | {"gammas": GAMMAS, "slopes": slopes},
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     flow = data["flow"]
     drawing, (left, middle, right) = panels(3)
     left.scatter(*zip(*data["cloud"], strict=True), s=3, color="0.72", label="random layers")

@@ -32,7 +32,7 @@ from torch.nn.functional import relu
 from ckasr.cka import center
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import FALSE, PROVED, REFUTES, Verdict, at_most, judge
+from theory.result import PROVED, REFUTES, Result, at_most, decisive, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,7 @@ def check(
     similarity: Similarity = cka_1,
     growth: Callable[[float, Tensor], Tensor] = added_growth,
     settled: Callable[[float, float, float, float], float] = equilibrium,
-) -> Verdict:
+) -> Result:
     """similarity: of features (..., n, d); growth, settled: the two formulas above."""
     kinds = ("linear + bias", "ReLU", "batch norm", "ReLU + bias")
     forces = {kind: radial(kind, similarity, seed) for kind in (*kinds, "tanh")}
@@ -160,10 +160,9 @@ def check(
     return judge(
         __name__,
         __doc__,
-        conditions,
+        decisive(conditions),
         verdict=PROVED,
-        otherwise=FALSE,
-        bearing=REFUTES,
+        consequence=REFUTES,
         reason="no force on ||W||; steps add to it, and under weight decay ||W||^2 settles at "
         f"{', '.join(f'{m:.1f}' for m in means)} for beta {', '.join(f'{b:g}' for b in BETAS)}",
         figure={
@@ -176,8 +175,8 @@ def check(
     )
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     names, values = list(data["forces"]), [max(v, 1e-18) for v in data["forces"].values()]
     left.barh(names, values, color=["0.55"] * 4 + ["0.2"], log=True)

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 from ckasr.experiments.records import load_all
 from ckasr.experiments.settings import Settings
 from theory.plots import panels, style
-from theory.verdict import (
+from theory.result import (
     ALPHA,
     FALSE,
     HOLDS,
     REFUTES,
     SUPPORTS,
     Condition,
-    Verdict,
+    Result,
     at_least,
     judge,
     rejects,
@@ -131,7 +131,7 @@ def check(
     records: Iterable[Record] | None = None,
     measures: dict[str, Measure] | None = None,
     claimed: dict[str, int] | None = None,
-) -> Verdict:
+) -> Result:
     """records: by default all under results/; measures: a number a record, by name; claimed: the
     direction in which each measure that is tested should go. Nothing is drawn at random."""
     measures, claimed = measures or MEASURES, claimed or CLAIMED
@@ -146,11 +146,11 @@ def check(
         relative[name] = [c / a for c, a in zip(changes[name], starts, strict=True) if a]
     count = min(len(changes[name]) for name in claimed)
     conditions: list[Condition] = [at_least("units of run records", count, LEAST_UNITS)]
-    verdict, bearing, reason = HOLDS, SUPPORTS, f"all three as the paper says, in {count} units"
+    verdict, consequence, reason = HOLDS, SUPPORTS, f"all three as the paper says, in {count} units"
     if count >= LEAST_UNITS:
         against = {n: min(1, 2 * one_sided(changes[n], -d)) for n, d in claimed.items()}
         if contrary := [name for name, p in against.items() if p <= ALPHA]:
-            verdict, bearing = FALSE, REFUTES
+            verdict, consequence = FALSE, REFUTES
             reason = f"against the paper, in {count} units: " + ", ".join(
                 f"{name} {'falls' if claimed[name] > 0 else 'rises'}" for name in contrary
             )
@@ -162,14 +162,20 @@ def check(
                 )
                 for name, d in claimed.items()
             ]
-    data = {"relative": relative, "claimed": claimed, "units": len(groups)}
-    return judge(__name__, __doc__, conditions, verdict=verdict, bearing=bearing, reason=reason,
-                 figure=data)  # fmt: skip
+    return judge(
+        __name__,
+        __doc__,
+        conditions,
+        verdict=verdict,
+        consequence=consequence,
+        reason=reason,
+        figure={"relative": relative, "claimed": claimed, "units": len(groups)},
+    )
 
 
-def figure(verdict: Verdict) -> "Figure | None":
+def figure(result: Result) -> "Figure | None":
     """Per measure the relative change of every unit, and their median; None without units."""
-    data = verdict.figure
+    data = result.figure
     if not data["units"]:
         return None
     drawing, (axis,) = panels(1, width=7.5)

@@ -30,7 +30,7 @@ from torch import Tensor
 from ckasr.cka import MinibatchCKA
 from theory import gaussian as g
 from theory.plots import panels, style
-from theory.verdict import PROVED, QUALIFIES, Verdict, at_least, at_most, judge, rejects
+from theory.result import PROVED, QUALIFIES, Result, at_least, at_most, judge, rejects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def check(
     cka: Similarity = g.cka,
     information: Similarity = g.information,
     link: Callable[[Tensor], Tensor] = lambda x: x**2 - 1,
-) -> Verdict:
+) -> Result:
     """cka, information: of (Sxy, Sx, Sy); link: Y = link(X) + e/2 of the pair off Gaussian."""
     rng = g.generator(seed)
     models, noise = (300, 0.5) if fast else (3000, 0.5)
@@ -97,7 +97,7 @@ def check(
         __doc__,
         conditions,
         verdict=PROVED,
-        bearing=QUALIFIES,
+        consequence=QUALIFIES,
         reason="same zeros for Gaussian pairs only (X, X^2 - 1 + e/2: "
         f"CKA {sampled:.4f}, I {truth:.2f} nats); same zeros are not the same order",
         figure={
@@ -126,8 +126,8 @@ def independence_tests(x: Tensor, y: Tensor, seed: int) -> tuple[float, float]:
     return float(chi2_contingency(counts.numpy()).pvalue), float(nats[0])
 
 
-def figure(verdict: Verdict) -> "Figure":
-    data = verdict.figure
+def figure(result: Result) -> "Figure":
+    data = result.figure
     drawing, (left, right) = panels(2)
     left.loglog(data["cka"], data["nats"], "o", markersize=3, color="0.45", label="random models")
     line = np.logspace(np.log10(min(data["cka"])), np.log10(0.9))

@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 
 import theory
 from ckasr.analysis import holm
-from theory.verdict import (
+from theory.result import (
     ALPHA,
     FALSE,
     INCONCLUSIVE,
     PROVED,
     Condition,
-    Verdict,
+    Result,
     as_json,
     at_least,
     at_most,
     corrected,
+    decisive,
     fits,
     judge,
     plain,
@@ -38,26 +39,32 @@ Verdict: the rule.
 """
 
 
-def verdict(*conditions: Condition, **words: str) -> Verdict:
-    settings = {"verdict": PROVED, "reason": "it holds", "bearing": "supports"} | words
+def result(*conditions: Condition, **words: str) -> Result:
+    settings = {"verdict": PROVED, "reason": "it holds", "consequence": "supports"} | words
     return judge("theory.toy", DOC, conditions, **settings)
 
 
 def test_docstring_becomes_the_words_of_the_verdict():
     assert sections(DOC)["claim"] == "what the paper says (its place)."
-    v = verdict(at_most("error", 1e-12, 1e-10))
+    v = result(at_most("error", 1e-12, 1e-10))
     assert (v.name, v.statement, v.assumptions) == ("toy", "what is tested.", "none.")
-    assert (v.verdict, v.reason, v.bearing) == (PROVED, "it holds", "supports")
+    assert (v.verdict, v.reason, v.consequence) == (PROVED, "it holds", "supports")
     assert v.sentence == "toy: the statement is proved and supports the claim: it holds."
 
 
 @pytest.mark.parametrize("value", [2.0, math.inf, math.nan])
 def test_one_failing_condition_takes_the_verdict_back_and_is_named(value):
-    v = verdict(at_most("first", 0, 1), at_most("second", value, 1), otherwise=FALSE)
-    assert (v.verdict, v.bearing) == (FALSE, "open")
-    assert v.reason.startswith("second:")
-    assert v.tolerance == 1
-    assert verdict(at_least("x", 0, 1)).verdict == INCONCLUSIVE
+    first, second = at_most("first", 0, 1), at_most("second", value, 1)
+    for failing, expected in ((second, INCONCLUSIVE), (*decisive([second]), FALSE)):
+        v = result(first, failing)
+        assert (v.verdict, v.consequence) == (expected, "open")
+        assert v.reason.startswith("second:")
+
+
+def test_a_failure_is_a_counterexample_only_where_its_condition_is_decisive():
+    good, bad = at_least("x", 1, 1), at_least("y", 0, 1)
+    assert result(*decisive([good]), bad).verdict == INCONCLUSIVE
+    assert result(good, *decisive([bad])).verdict == FALSE
 
 
 def test_holm_by_hand():
@@ -74,25 +81,25 @@ def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p):
 
 
 def test_correction_takes_back_evidence_and_never_grants_a_fit():
-    weak = verdict(rejects("p", 0.6 * ALPHA))
+    weak = result(rejects("p", 0.6 * ALPHA))
     suite = corrected([weak, weak])
     assert weak.verdict == PROVED
     assert [v.verdict for v in suite] == [INCONCLUSIVE] * 2
-    misfit = verdict(fits("fit", 0.6 * ALPHA))
+    misfit = result(fits("fit", 0.6 * ALPHA))
     assert [v.verdict for v in corrected([misfit, misfit])] == [INCONCLUSIVE] * 2
     assert corrected(suite) == suite
 
 
 def test_json_is_strict_and_comes_back():
-    v = verdict(at_most("a", math.nan, 1), rejects("p", 1e-5), otherwise=FALSE)
+    v = result(at_most("a", math.nan, 1), rejects("p", 1e-5))
     text = as_json(corrected([v]))
     assert "NaN" not in text
     (content,) = json.loads(text)
-    assert content["verdict"] == FALSE
-    assert content["p_value"] == 1e-5
-    back = Verdict.from_json(content)
-    assert (back.verdict, back.statement) == (v.verdict, v.statement)
-    assert math.isnan(back.computed[0].value)
+    assert content["verdict"] == INCONCLUSIVE
+    assert content["established"]["verdict"] == PROVED
+    back = Result.from_json(content)
+    assert (back.outcome, back.established) == (v.outcome, v.established)
+    assert math.isnan(back.conditions[0].value)
 
 
 def test_plain_refuses_what_json_cannot_hold():
@@ -101,18 +108,23 @@ def test_plain_refuses_what_json_cannot_hold():
 
 
 @pytest.mark.parametrize(
-    "words", [{"verdict": "true"}, {"bearing": "yes"}, {"reason": "two\nlines"}]
+    ("words", "message"),
+    [
+        ({"verdict": "true"}, "'true' is not a verdict"),
+        ({"consequence": "yes"}, "'yes' is not a consequence"),
+        ({"reason": "two\nlines"}, "one line"),
+    ],
 )
-def test_verdicts_outside_the_vocabulary_are_refused(words):
-    with pytest.raises(ValueError, match="toy"):
-        verdict(at_most("a", 0, 1), **words)
+def test_words_outside_the_vocabulary_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        result(at_most("a", 0, 1), **words)
 
 
-def test_a_verdict_needs_a_condition():
+def test_a_result_needs_a_condition():
     with pytest.raises(ValueError, match="not computed"):
-        verdict()
+        result()
 
 
 def test_unknown_name_gets_the_nearest():
-    with pytest.raises(LookupError, match="nearest is 'zero_set'"):
+    with pytest.raises(LookupError, match="nearest: zero_set"):
         theory.load("zeroset")

@@ -1,0 +1,40 @@
+"""Checks of arguments that take one of a few names, or a count."""
+
+from numbers import Integral
+from typing import Any, get_args
+
+from ckasr.names import nearest
+
+
+def check_choice(what: str, value: object, choices: Any) -> None:
+    """Check a name against the type that lists the possible names.
+
+    Args:
+        what: name of the argument, for the message.
+        value: its value.
+        choices: a ``Literal`` type.
+
+    Raises:
+        ValueError: for any other value, with the nearest names.
+    """
+    names = get_args(choices)
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}{nearest(str(value), names)}")
+
+
+def check_count(what: str, value: object, least: int, alternative: str = "") -> None:
+    """Check an integer argument.
+
+    Args:
+        what: name of the argument, for the message.
+        value: its value.
+        least: smallest value that is allowed.
+        alternative: what else the argument may be, for the message.
+
+    Raises:
+        ValueError: for a value that is not an integer, or below ``least``.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"{what} must be at least {least}{alternative}, as an integer; got {value!r}"
+        )

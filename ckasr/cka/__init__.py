@@ -1,0 +1,49 @@
+"""Centered Kernel Alignment (CKA) and the CKA-SR loss. Needs torch only.
+
+The Gram matrix of a layer's features is centred. CKA of two layers is the cosine between their
+centred Gram matrices: the inner product divided by both Frobenius norms. There are two estimators:
+
+* ``biased``: centring is ``H K H`` with ``H = I - 11'/n`` (Kornblith et al. 2019, arXiv 1905.00414,
+  eq. 3). With few samples and many features it is close to 1 for any two layers (Murphy et al.
+  2024, arXiv 2405.01012).
+* ``unbiased``: U-centring makes the diagonal zero; the inner product is HSIC_1 of Song et al. 2012
+  times ``n (n - 3)``. Needs ``n >= 4``; lies in [-1, 1]; about 0 for independent layers.
+
+Features are tensors ``(n, ...)``, which are flattened to ``(n, d)``. The result has their type, but
+float32 for half precision, and float64 for integers, whose differences are exact. Complex features
+raise an error. The following holds for every function of this package:
+
+* NaN or infinity in a layer gives NaN for every pair with this layer.
+* A constant layer is *dead*: its CKA with every layer, itself included, is 0, with gradient 0. The
+  same holds for a layer whose centred Gram matrix is zero up to the rounding errors of its
+  features. For the unbiased estimator this includes layers with all samples at equal distances, or
+  all samples equal except one.
+* Scale does not matter: ``c * x`` has the CKA of ``x``, unless the sum of ``n`` features overflows,
+  which gives NaN. Only :func:`cka_sr_loss`, which runs in every training step, has narrower limits:
+  float32 features below about 1e-18 count as constant, and features above about 1e18 give NaN.
+"""
+
+from .grams import center, gram_linear, gram_rbf, hsic, unit_grams
+from .inputs import MIN_UNBIASED_SAMPLES, Estimator, Kernel, Pairs, Variant
+from .loss import cka_sr_loss
+from .matrix import cka_matrix, linear_cka, null_zscore, rbf_cka
+from .minibatch import MinibatchCKA
+
+__all__ = [
+    "MIN_UNBIASED_SAMPLES",
+    "Estimator",
+    "Kernel",
+    "MinibatchCKA",
+    "Pairs",
+    "Variant",
+    "center",
+    "cka_matrix",
+    "cka_sr_loss",
+    "gram_linear",
+    "gram_rbf",
+    "hsic",
+    "linear_cka",
+    "null_zscore",
+    "rbf_cka",
+    "unit_grams",
+]

@@ -1,0 +1,79 @@
+"""The inputs of every function of this package: their types, and the checks of features."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ckasr.choices import check_choice
+
+Estimator = Literal["unbiased", "biased"]
+Kernel = Literal["linear", "rbf"]
+Variant = Literal["official", "paper", "aug"]
+Pairs = Literal["within", "all", "adjacent", "input"]
+
+MIN_UNBIASED_SAMPLES = 4
+
+
+def check_samples(n: int, estimator: str) -> None:
+    check_choice("estimator", estimator, Estimator)
+    if estimator == "unbiased" and n < MIN_UNBIASED_SAMPLES:
+        raise ValueError(
+            f"unbiased HSIC needs at least {MIN_UNBIASED_SAMPLES} samples, got n = {n}; "
+            "take more samples or estimator='biased'"
+        )
+    if n < 2:
+        raise ValueError(f"CKA needs at least 2 samples, got n = {n}")
+
+
+def check_tensor(features: Any, what: str) -> Tensor:
+    """The features, checked: a real, dense tensor ``(n, ...)`` with one or more features."""
+    if not isinstance(features, Tensor):
+        raise TypeError(
+            f"{what} must be a tensor (n, ...), got {type(features).__name__}; "
+            "convert it with torch.as_tensor"
+        )
+    if features.is_complex():
+        raise TypeError(
+            f"{what} is complex ({features.dtype}), CKA is defined here for real features; "
+            "pass torch.view_as_real(x), or x.abs()"
+        )
+    if features.layout != torch.strided:
+        raise TypeError(f"{what} is a sparse tensor ({features.layout}); pass x.to_dense()")
+    if features.dtype == torch.uint64:
+        raise TypeError(f"{what} is uint64, which torch cannot subtract; convert it to int64")
+    if features.dim() < 1:
+        raise ValueError(f"{what} must have a sample dimension: shape (n, ...), got a scalar")
+    if 0 in features.shape[1:]:
+        raise ValueError(f"{what} has no feature: shape {tuple(features.shape)}")
+    return features
+
+
+def check_layers(features: Sequence[Tensor], estimator: str) -> list[Tensor]:
+    """The layers as a list, checked: tensors ``(n, ...)`` of the same, sufficient ``n``."""
+    if isinstance(features, Tensor):
+        raise TypeError(
+            f"expected a list of tensors, one for each layer, got one tensor of shape "
+            f"{tuple(features.shape)}; for one layer pass [x], for a stack x.unbind()"
+        )
+    layers = [check_tensor(f, f"layer {i}") for i, f in enumerate(features)]
+    if not layers:
+        raise ValueError("CKA needs at least one layer, got none")
+    sizes = {len(f) for f in layers}
+    if len(sizes) > 1:
+        raise ValueError(f"all layers must hold the same samples, got n = {sorted(sizes)}")
+    check_samples(len(layers[0]), estimator)
+    return layers
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest floating-point type of a device: float64, except on Apple GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def float_dtype(features: Tensor) -> torch.dtype:
+    """The type in which features are centred, and the type of their CKA."""
+    if not features.is_floating_point():
+        return widest_float(features.device)
+    return torch.float64 if features.dtype == torch.float64 else torch.float32

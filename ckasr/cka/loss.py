@@ -1,0 +1,82 @@
+"""The CKA-SR loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ckasr.choices import check_choice
+
+from .grams import unit_grams
+from .inputs import Estimator, Pairs, Variant
+
+_ESTIMATOR_OF: dict[Variant, Estimator] = {
+    "official": "unbiased",
+    "paper": "biased",
+    "aug": "biased",
+}
+
+
+def cka_sr_loss(
+    stages: Sequence[Sequence[Tensor]],
+    variant: Variant = "official",
+    *,
+    pairs: Pairs | None = None,
+) -> Tensor:
+    """The CKA-SR term of arXiv 2307.07389, before it is multiplied by beta; a scalar.
+
+    The cost is O(layers): the sum over a stage is the squared norm of the sum of its
+    :func:`unit_grams`.
+
+    Args:
+        stages: for each stage, a list of feature tensors ``(n, ...)``.
+        variant: formula of the term.
+
+            * ``"paper"``: sum of biased CKA over ordered pairs with the diagonal (appendix, eq. 11)
+            * ``"official"``: the same sum of unbiased CKA, as in the authors' code; ``n >= 4``
+            * ``"aug"``: AugCKA-SR, the mean of biased CKA over unordered pairs (appendix, eq. 14)
+        pairs: layers that are compared; None for the default of the variant.
+
+            * ``"within"``: the layers of each stage with each other (``"paper"``, ``"official"``)
+            * ``"all"``: all layers with each other (``"aug"``)
+            * ``"adjacent"``: each layer with the next, across stages, without the diagonal
+            * ``"input"``: the first tensor, the network's input, with every other, without the
+              diagonal
+
+    Raises:
+        ValueError: for an unknown option, too few samples for the estimator, or no pair.
+        TypeError: if ``stages`` is not a list of lists of real, dense tensors.
+    """
+    check_choice("variant", variant, Variant)
+    if pairs is None:
+        pairs = "all" if variant == "aug" else "within"
+    check_choice("pairs", pairs, Pairs)
+    if isinstance(stages, Tensor) or any(isinstance(stage, Tensor) for stage in stages):
+        raise TypeError(
+            "stages must be a list of lists of tensors, one list for each stage; "
+            "for a single stage pass [[x, y]]"
+        )
+    features = [f for stage in stages for f in stage]
+    units = unit_grams(features, _ESTIMATOR_OF[variant])
+    with torch.autocast(units.device.type, enabled=False):
+        return _sum_over_pairs(units, [len(stage) for stage in stages], variant, pairs)
+
+
+def _sum_over_pairs(units: Tensor, sizes: list[int], variant: Variant, pairs: Pairs) -> Tensor:
+    layers = len(units)
+    if pairs in ("within", "all"):
+        groups = units.split(sizes) if pairs == "within" else [units]
+        ordered = torch.stack([group.sum(0) for group in groups]).square().sum()
+        count = sum(len(g) * (len(g) - 1) // 2 for g in groups)
+        if variant != "aug":
+            return ordered
+        unordered = (ordered - units.square().sum()) / 2
+    else:
+        partners = units[:-1] if pairs == "adjacent" else units[:1]
+        unordered = (partners * units[1:]).sum()
+        count = layers - 1
+        if variant != "aug" and count:
+            return 2 * unordered
+    if count == 0:
+        raise ValueError(f"no pair of layers to compare: {layers} layer(s), pairs={pairs!r}")
+    return unordered / count

@@ -1,0 +1,73 @@
+"""CKA over more samples than fit into memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ckasr.choices import check_choice
+
+from .grams import hsic_scale
+from .inputs import Estimator, check_layers
+from .matrix import normalise, products_of
+
+
+class MinibatchCKA:
+    """CKA of every pair of layers, pooled over minibatches: HSIC is averaged, then normalised.
+
+    With the unbiased estimator, the pooled HSIC is unbiased at any batch size (Nguyen, Raghu and
+    Kornblith 2021, arXiv 2010.15327, eq. 2-3), so batches of a few hundred samples represent the
+    whole data set.
+
+    Args:
+        estimator: ``"unbiased"`` or ``"biased"``.
+
+    Raises:
+        ValueError: for another estimator.
+    """
+
+    def __init__(self, estimator: Estimator = "unbiased") -> None:
+        check_choice("estimator", estimator, Estimator)
+        self.estimator: Estimator = estimator
+        self.samples = 0
+        self.batches = 0
+        self._hsic: Tensor | None = None
+        self._floor: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, features: Sequence[Tensor]) -> None:
+        """Add one minibatch.
+
+        Args:
+            features: one tensor ``(n, ...)`` per layer, in the same order at every call.
+
+        Raises:
+            ValueError: for another number of layers than before, and as :func:`cka_matrix`.
+            TypeError: as :func:`cka_matrix`.
+        """
+        layers = check_layers(features, self.estimator)
+        products, floor, scale = products_of(layers, self.estimator)
+        if self._hsic is None:
+            self._hsic, self._floor = torch.zeros_like(products), torch.zeros_like(floor)
+            self._scale = torch.zeros_like(scale)
+        if len(self._hsic) != len(products):
+            raise ValueError(f"{len(products)} layers given, {len(self._hsic)} before")
+        # HSIC of all batches in the units of the first batch in which a layer is not constant.
+        self._scale = torch.where(self._scale > 0, self._scale, scale)
+        units = torch.where(scale == self._scale, 1, scale / self._scale).square()
+        n = len(layers[0])
+        divisor = hsic_scale(n, self.estimator)
+        self._hsic = self._hsic + products * (units[:, None] * units[None, :]) / divisor
+        self._floor = self._floor + floor * units.square() / divisor
+        self.samples += n
+        self.batches += 1
+
+    def compute(self) -> Tensor:
+        """The pooled CKA matrix ``(layers, layers)`` in float64; 0 for a dead layer.
+
+        Raises ValueError if no minibatch was added.
+        """
+        if self._hsic is None:
+            raise ValueError("no minibatch was added; call update(features) first")
+        return normalise(self._hsic, self._floor)

@@ -1,0 +1,285 @@
+"""The result of a check: conditions with numbers in them, and the outcome that follows from them.
+
+A theory module opens with a docstring of labelled paragraphs, the only place where its words live:
+
+    Claim: what the paper says, and where.
+    Statement: what is tested, precisely.
+    Assumptions: under which it is tested.
+    Proof: a few lines, where there is one.
+    Verdict: the rule by which the conditions become a verdict.
+
+Its `check` computes `Condition`s and passes them, with that docstring, to `judge`. An outcome says
+three things: the `verdict` on the statement, the `consequence` for the paper's claim, and the
+`reason`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ckasr.analysis import holm
+
+Word = Literal["proved", "holds numerically", "false (counterexample)", "inconclusive"]
+VERDICTS = PROVED, HOLDS, FALSE, INCONCLUSIVE = get_args(Word)
+"""What a check can say of its statement."""
+
+Consequence = Literal["supports", "refutes", "qualifies", "open"]
+CONSEQUENCES = SUPPORTS, REFUTES, QUALIFIES, OPEN = get_args(Consequence)
+"""What a statement means for the paper's claim, once it is settled; open: it is not settled."""
+
+ALPHA = 1e-3
+"""Family-wise error rate of the statistical tests of the whole suite."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One computed number and the bound that it must satisfy. NaN satisfies no bound.
+
+    Args:
+        what: name of the number.
+        value: the number.
+        relation: ``"<="`` or ``">="``.
+        bound: the bound.
+        p: whether the number is a p-value. With the relation ``"<="`` a null hypothesis must be
+            rejected; with ``">="`` it must not be.
+        decisive: whether a failure is a counterexample to the statement. If not, a failure leaves
+            the statement open.
+        adjusted: p-value after Holm's correction over the suite; None before the correction.
+    """
+
+    what: str
+    value: float
+    relation: str
+    bound: float
+    p: bool = False
+    decisive: bool = False
+    adjusted: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.relation not in ("<=", ">="):
+            raise ValueError(f"condition {self.what!r}: relation is <= or >=, not {self.relation}")
+        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "bound", float(self.bound))
+
+    @property
+    def holds(self) -> bool:
+        """Correction can only reverse a success: a fit that failed on its own stays failed."""
+        numbers = [self.value] if self.adjusted is None else [self.value, self.adjusted]
+        if self.relation == "<=":
+            return all(number <= self.bound for number in numbers)
+        return all(number >= self.bound for number in numbers)
+
+    def __str__(self) -> str:
+        sign = self.relation if self.holds else f"not {self.relation}"
+        number = self.value if self.adjusted is None else self.adjusted
+        return f"{self.what}: {number:.3g} {sign} {self.bound:.3g}"
+
+
+def at_most(what: str, value: ArrayLike, bound: float) -> Condition:
+    """The number, or the largest of several numbers, is at most the bound (NaN fails)."""
+    return Condition(what, np.max(np.asarray(value)), "<=", bound)
+
+
+def at_least(what: str, value: ArrayLike, bound: float) -> Condition:
+    """The number, or the smallest of several numbers, is at least the bound (NaN fails)."""
+    return Condition(what, np.min(np.asarray(value)), ">=", bound)
+
+
+def rejects(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
+    """A null hypothesis that must be rejected for the verdict to stand."""
+    return Condition(what, p_value, "<=", alpha, p=True)
+
+
+def fits(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
+    """A null hypothesis (the law that is claimed) that must not be rejected."""
+    return Condition(what, p_value, ">=", alpha, p=True)
+
+
+def decisive(conditions: Iterable[Condition]) -> list[Condition]:
+    """The same conditions; the failure of any of them is a counterexample to the statement."""
+    return [replace(condition, decisive=True) for condition in conditions]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check says.
+
+    Args:
+        verdict: verdict on the statement, one of `VERDICTS`.
+        consequence: what the statement means for the paper's claim, one of `CONSEQUENCES`.
+        reason: explanation in one line.
+    """
+
+    verdict: str
+    consequence: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"{self.verdict!r} is not a verdict: {', '.join(VERDICTS)}")
+        if self.consequence not in CONSEQUENCES:
+            raise ValueError(
+                f"{self.consequence!r} is not a consequence: {', '.join(CONSEQUENCES)}"
+            )
+        if "\n" in self.reason:
+            raise ValueError(f"a reason takes one line, got {self.reason!r}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The conditions of one check, and the outcome that follows from them.
+
+    Args:
+        name: name of the theory module.
+        claim, statement, assumptions: paragraphs of its docstring.
+        conditions: every condition, at least one.
+        established: outcome if all conditions hold.
+        figure: plain lists and numbers, all that ``figure(result)`` of the module needs.
+        fast: whether the check ran at small sizes.
+        seed: seed of the random numbers.
+        seconds: wall time.
+    """
+
+    name: str
+    claim: str
+    statement: str
+    assumptions: str
+    conditions: tuple[Condition, ...]
+    established: Outcome
+    figure: Mapping[str, Any] = field(default_factory=dict)
+    fast: bool = False
+    seed: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.conditions:
+            raise ValueError(f"{self.name}: a result without a condition was not computed")
+
+    @property
+    def failing(self) -> list[Condition]:
+        return [condition for condition in self.conditions if not condition.holds]
+
+    @property
+    def outcome(self) -> Outcome:
+        """`established` if all conditions hold; otherwise the claim stays open."""
+        if not self.failing:
+            return self.established
+        verdict = FALSE if any(condition.decisive for condition in self.failing) else INCONCLUSIVE
+        return Outcome(verdict, OPEN, "; ".join(map(str, self.failing)))
+
+    @property
+    def verdict(self) -> str:
+        return self.outcome.verdict
+
+    @property
+    def consequence(self) -> str:
+        return self.outcome.consequence
+
+    @property
+    def reason(self) -> str:
+        return self.outcome.reason
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one sentence."""
+        verb = self.verdict if self.verdict == HOLDS else f"is {self.verdict}"
+        means = "settles nothing" if self.failing else f"{self.consequence} the claim"
+        return f"{self.name}: the statement {verb} and {means}: {self.reason}."
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict for strict JSON: numbers that are not finite become null."""
+        content = asdict(self) | asdict(self.outcome)
+        content["conditions"] = [asdict(c) | {"holds": c.holds} for c in self.conditions]
+        return plain(content)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Result":
+        """The result that `to_json` wrote (null numbers come back as NaN)."""
+        known = {f.name: content[f.name] for f in fields(cls)}
+        names = [f.name for f in fields(Condition)]
+        rows = [{name: row[name] for name in names} for row in content["conditions"]]
+        nan = {"value": math.nan, "bound": math.nan}
+        known["conditions"] = tuple(
+            Condition(**{k: nan.get(k) if v is None else v for k, v in row.items()}) for row in rows
+        )
+        known["established"] = Outcome(**content["established"])
+        return cls(**known)
+
+
+def plain(value: Any) -> Any:
+    """Arrays, tensors, tuples and numpy numbers as lists and Python numbers, for JSON."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a result holds plain lists, numbers and text, not {type(value).__name__}")
+
+
+def sections(doc: str) -> dict[str, str]:
+    """The labelled paragraphs of a theory module's docstring, each on one line, lower-case keys."""
+    pattern = re.compile(r"^(Claim|Statement|Assumptions|Proof|Verdict): ", re.MULTILINE)
+    parts = pattern.split(doc)[1:]
+    return {
+        label.lower(): " ".join(text.split())
+        for label, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def judge(
+    name: str,
+    doc: str | None,
+    conditions: Iterable[Condition],
+    *,
+    verdict: str,
+    consequence: str,
+    reason: str,
+    figure: Mapping[str, Any] | None = None,
+) -> Result:
+    """The result of a check.
+
+    Args:
+        name: ``__name__`` of the theory module.
+        doc: its ``__doc__``.
+        conditions: every condition that was computed.
+        verdict, consequence, reason: the outcome if all conditions hold.
+        figure: data of the figure.
+    """
+    words = sections(doc or "")
+    return Result(
+        name=name.rpartition(".")[2],
+        claim=words["claim"],
+        statement=words["statement"],
+        assumptions=words["assumptions"],
+        conditions=tuple(conditions),
+        established=Outcome(verdict, consequence, reason),
+        figure=plain(figure or {}),
+    )
+
+
+def corrected(results: Sequence[Result]) -> list[Result]:
+    """The suite with every p-value adjusted by Holm's method, which can only reverse a success."""
+    adjusted = iter(holm([c.value for r in results for c in r.conditions if c.p]))
+    suite = []
+    for result in results:
+        conditions = tuple(
+            replace(c, adjusted=next(adjusted)) if c.p else c for c in result.conditions
+        )
+        suite.append(replace(result, conditions=conditions))
+    return suite
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """The suite as strict JSON text."""
+    return json.dumps([r.to_json() for r in results], indent=1, allow_nan=False) + "\n"

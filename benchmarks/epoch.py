@@ -116,7 +116,7 @@ def _turns(
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     training = batches(images, device)
     validation = batches(test, device, EVALUATION_BATCH, augment="none")
-    context = Context(model, 0.95, "erk", 0, 100, training.in_order)
+    context = Context(model, 0.95, "erk", 0, 100, training.in_order, len(training))
     recipe = Recipe(epochs=1_000_000, precision=precision)
     how = {} if capture else {"capture": None}
     yield from Engine(

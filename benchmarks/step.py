@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ckasr import CKASR, models
 from ckasr.data import Batches
 from ckasr.experiments.run import own_stream
-from ckasr.methods import Context, Method, create
-from ckasr.sparsity import dense_masks
+from ckasr.methods import Context, Method, Phase, TrainingState, create
+from ckasr.sparsity import Masks
 from ckasr.training import Step
 from ckasr.training.captured import CapturedStep
 
@@ -69,7 +69,7 @@ class _Penalised(Method):
 
     term: Callable[[], Tensor]
 
-    def penalty(self, context: Context) -> Tensor:
+    def penalty(self, context: Context, state: TrainingState) -> Tensor:
         return self.term()
 
 
@@ -80,30 +80,30 @@ def our_step(
     regularizer: Callable[[nn.Module], CKASR] | None = None,
     term: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
     sparsity: float = 0.95,
-    bind: Callable[[Context], object] = lambda context: None,
+    bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
 ) -> Callable[[], None]:
     """The engine's own step on random ERK masks, with CKA-SR or another term, or with none.
 
-    bind: called with the masked model, before its optimiser is made. On a GPU the step is captured,
-    as the engine's is.
+    bind: called with the masked model and its masks, before the optimiser is made. On a GPU the
+    step is captured, as the engine's is.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
-    context = Context(model, sparsity, "erk", 0, 100, data.in_order)
-    context.masks = dense_masks(model)
-    create("random").prepare(context)
-    context.masks.apply()
-    bind(context)
-    context.optimizer = torch.optim.SGD(
+    context = Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
+    masks = Masks(model, create("random").prepare(context))
+    masks.apply()
+    bind(model, masks)
+    optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
     method = _Penalised(term(model)) if term else create("random")
-    parts = context, method, regularizer(model) if regularizer else None, precision, data
+    state = TrainingState(masks, optimizer, Phase("train", 1), len(data))
+    parts = context, state, method, regularizer(model) if regularizer else None, precision, data
     draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
     on_gpu = data.device.type == "cuda"
     step = (CapturedStep if on_gpu else Step)(*parts)
     if on_gpu:
-        for group in context.optimizer.param_groups:  # at a fixed address, as in the engine
+        for group in optimizer.param_groups:  # at a fixed address, as in the engine
             group["lr"] = torch.tensor(group["lr"], device=data.device)
         torch.cuda.synchronize()
     stream = own_stream(data.device.type)

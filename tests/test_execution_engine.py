@@ -88,14 +88,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path):
 def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
     """Rounding may tip a few choices; a gradient of zeros, or masks of before, would tip most."""
     settings = cell(method=method, method_options=options, sparsity=0.9)
-    dense, sparse = (trained(settings, execution).context for execution in ("dense", "sparse"))
-    kept = {name: int(mask.sum()) for name, mask in dense.masks.items()}
-    assert {name: int(mask.sum()) for name, mask in sparse.masks.items()} == kept
-    both = sum(int((mask & sparse.masks[name]).sum()) for name, mask in dense.masks.items())
+    dense, sparse = (trained(settings, execution) for execution in ("dense", "sparse"))
+    kept = {name: int(mask.sum()) for name, mask in dense.state.masks.items()}
+    assert {name: int(mask.sum()) for name, mask in sparse.state.masks.items()} == kept
+    both = sum(
+        int((mask & sparse.state.masks[name]).sum()) for name, mask in dense.state.masks.items()
+    )
     assert both > 0.85 * sum(kept.values())
-    for name, p in sparse.model.named_parameters():
-        if name in sparse.masks:
-            assert not p[~sparse.masks[name]].any()
+    for name, p in sparse.context.model.named_parameters():
+        if name in sparse.state.masks:
+            assert not p[~sparse.state.masks[name]].any()
 
 
 def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path):

@@ -299,7 +299,7 @@ def test_arms_share_everything_but_the_term(tmp_path):
         )
         initial.append([p.clone() for p in engine.context.model.parameters()])
         next(engine.epochs())
-        masks.append(dict(engine.context.masks))
+        masks.append(dict(engine.state.masks))
         batches.append(list(engine.batches.epoch(0)))
     torch.testing.assert_close(initial[0], initial[1], rtol=0, atol=0)
     torch.testing.assert_close(batches[0], batches[1], rtol=0, atol=0)
@@ -310,10 +310,10 @@ def test_masks_hold_weights_and_momentum():
     engine, _ = _build(digits(), create("random"), load("digits"), torch.device("cpu"))
     for _ in engine.epochs():
         pass
-    optimizer = engine.context.optimizer
+    optimizer = engine.state.optimizer
     for name, parameter in engine.context.model.named_parameters():
-        if name in engine.context.masks:
-            outside = ~engine.context.masks[name]
+        if name in engine.state.masks:
+            outside = ~engine.state.masks[name]
             assert (parameter[outside] == 0).all()
             assert (optimizer.state[parameter]["momentum_buffer"][outside] == 0).all()
 
@@ -686,7 +686,7 @@ def test_an_order_seed_leaves_weights_mask_and_split_as_they_are():
         for _ in engine.epochs():
             pass
         split_ = {"train": engine.batches.images, "validation": validation.images}
-        same = weights | split_ | {f"mask {k}": v for k, v in engine.context.masks.items()}
+        same = weights | split_ | {f"mask {k}": v for k, v in engine.state.masks.items()}
         return same, engine.batches.plan(0).order, engine.context.model.state_dict()
 
     (same, order, trained), (other, reordered, other_trained) = built(-1), built(0)

@@ -9,7 +9,7 @@ from method_runs import engine, finished, train
 from torch import nn
 
 from ckasr import methods
-from ckasr.methods import Context, Method, Phase
+from ckasr.methods import Context, Method, Phase, TrainingState
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"structured"}))
@@ -21,7 +21,7 @@ def test_a_layer_that_the_forward_pass_does_not_use(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scores of zero empty it
         train(made)
-    left = sum(int(mask.sum()) for mask in made.context.masks.values())
+    left = sum(int(mask.sum()) for mask in made.state.masks.values())
     assert left == made.context.kept
 
 
@@ -33,17 +33,17 @@ class Empties(Method):
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         return [Phase("first", 1), Phase("last", 1)]
 
-    def empty(self, name: str, context: Context) -> None:
-        masks = dict(context.masks)
-        context.masks.update({**masks, name: torch.zeros_like(masks[name])})
+    def empty(self, name: str, state: TrainingState) -> None:
+        masks = dict(state.masks)
+        state.masks.update({**masks, name: torch.zeros_like(masks[name])})
 
-    def after_step(self, context: Context) -> None:
-        if context.phase.name == self.when[0] and context.step == 2:
-            self.empty("blocks.0.linear1.weight", context)
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == self.when[0] and state.step == 2:
+            self.empty("blocks.0.linear1.weight", state)
 
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        if phase.name == self.when[1]:
-            self.empty("blocks.1.linear1.weight", context)
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == self.when[1]:
+            self.empty("blocks.1.linear1.weight", state)
 
 
 @pytest.mark.parametrize("when", [("first", "first"), ("first", "last"), ("last", "last")])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ckasr import CKASR
-from ckasr.methods import Context, create
+from ckasr.methods import Context, Phase, TrainingState, create
 from ckasr.sparsity import Masks, dense_masks, prunable
 from ckasr.training.step import Step
 
@@ -38,11 +38,12 @@ def step(model: nn.Module, layers: list[str], seed: int, masks: Masks | None = N
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(10, 6, generator=generator, dtype=torch.float64)
     y = torch.randint(0, 3, (10,), generator=generator)
-    context = Context(model, 0.5, "erk", 0, 3, lambda: iter([(x, y)]))
-    context.masks = dense_masks(model) if masks is None else masks
-    context.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    context = Context(model, 0.5, "erk", 0, 3, lambda: iter([(x, y)]), steps_per_epoch=1)
+    masks = dense_masks(model) if masks is None else masks
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = TrainingState(masks, optimizer, Phase("train", 1), steps=1)
     reg = CKASR(model, 0.5, layers=layers, every=1)
-    return Step(context, create("dense"), reg, "fp32", OneBatch(x, y))
+    return Step(context, state, create("dense"), reg, "fp32", OneBatch(x, y))
 
 
 def expected_parts(model: Net, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

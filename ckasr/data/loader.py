@@ -153,16 +153,20 @@ class Batches:
         whole, rest = divmod(len(self.labels), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def plan(self, epoch: int) -> Plan:
-        """All draws of one epoch: a function of the seeds and the epoch, whatever was drawn before.
-
-        Raises ValueError when the images do not fill one batch.
-        """
+    def check_length(self) -> None:
+        """Raise ValueError if the images do not fill one batch."""
         if not len(self):
             raise ValueError(
                 f"{len(self.labels)} images do not fill one batch of {self.batch_size}: "
                 "choose a smaller batch_size, or drop_last=False"
             )
+
+    def plan(self, epoch: int) -> Plan:
+        """All draws of one epoch: a function of the seeds and the epoch, whatever was drawn before.
+
+        Raises ValueError when the images do not fill one batch.
+        """
+        self.check_length()
         count = len(self.labels)
         order = torch.randperm(count, generator=keyed_generator("order", self.seed, epoch))
         shift = torch.zeros((2, count), dtype=torch.int64)

@@ -171,7 +171,9 @@ def _train(
         "curves": _finite(engine.curves),
         "validation_accuracy": None,
         "test_accuracy": None,
-        "sparsity": report(*method.counted(engine.context), dataset.input_shape),
+        "sparsity": report(
+            *method.counted(engine.context, engine.state.masks), dataset.input_shape
+        ),
         "measured": method.measured(),
         "layer_cka": None,
         "weights": None,
@@ -228,6 +230,7 @@ def _build(
         seed=settings.seed,
         num_classes=dataset.num_classes,
         samples=training.in_order,
+        steps_per_epoch=len(training),
     )
     recipe = Recipe(
         epochs=settings.epochs,
@@ -283,7 +286,7 @@ def _results(
         device=engine.device,
     )
     last = engine.curves["execution"][-1]
-    execution = sparse_execution(model, engine.context.masks) if last == "sparse" else nullcontext()
+    execution = sparse_execution(model, engine.state.masks) if last == "sparse" else nullcontext()
     held_out = validation is not None
     measured, name = (validation, "validation") if held_out else (engine.batches, "train")
     with execution:
@@ -294,7 +297,7 @@ def _results(
         "validation_accuracy": validated,
         "test_accuracy": tested,
         "layer_cka": layer_cka(model, measured.in_order(128), name),
-        "weights": weight_statistics(model, engine.context.masks),
+        "weights": weight_statistics(model, engine.state.masks),
     }
 
 

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from torch import nn
 
 from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
-from ckasr.methods import Context, Method, Phase
-from ckasr.sparsity import dense_masks
+from ckasr.methods import Context, Method, Phase, TrainingState
+from ckasr.sparsity import Masks
 from ckasr.terms import Term
 
 from . import captured, checkpoint
@@ -91,6 +91,7 @@ class Engine:
     capture: captured.Capture | Literal["auto"] | None = "auto"
     execution: str = "dense"
     say: Callable[[str], None] = lambda line: None
+    state: TrainingState = field(init=False)
 
     def __post_init__(self) -> None:
         self._sparse: SparseExecution | None = None
@@ -113,56 +114,54 @@ class Engine:
         so that another can queue one on a stream of its own before this one waits for its end.
         """
         context, method = self.context, self.method
-        if not len(self.batches):
-            self.batches.plan(0)  # says why there is none
-        context.masks = dense_masks(context.model)
-        context.steps_per_epoch = len(self.batches)
+        self.batches.check_length()
+        context.check_sparsity()
         saved = checkpoint.load(self.checkpoint, self.device, self.owner)
         if saved is None:
-            method.prepare(context)
+            masks = Masks(context.model, method.prepare(context))
         else:
             with checkpoint.restoring(self.checkpoint):
-                self._restore(saved)
+                masks = self._restore(saved)
         phases = method.phases(self.recipe.epochs, context)
         for index in range(saved["phase"] if saved else 0, len(phases)):
             phase = phases[index]
-            self._start(phase)
+            self.state = state = self._start(phase, masks)
             done = phase.start // len(self.batches)
             if saved is not None:
                 with checkpoint.restoring(self.checkpoint):
-                    context.optimizer.load_state_dict(saved["optimizer"])
+                    state.optimizer.load_state_dict(saved["optimizer"])
                     done, saved = saved["epoch"], None
             else:
-                method.begin_phase(phase, context)
+                method.begin_phase(context, state)
             yield from self._phase(index, phase, done)
-            method.end_phase(phase, context)
+            method.end_phase(context, state)
+            masks = state.masks
         self._warn_of_collapse("the last phase ended")
 
-    def _start(self, phase: Phase) -> None:
-        recipe, context = self.recipe, self.context
-        context.phase = phase
-        context.steps = phase.epochs * len(self.batches)
-        context.step = phase.start
-        context.optimizer = torch.optim.SGD(
-            self.method.parameter_groups(context),
+    def _start(self, phase: Phase, masks: Masks) -> TrainingState:
+        recipe = self.recipe
+        optimizer = torch.optim.SGD(
+            self.method.parameter_groups(self.context),
             lr=recipe.rate(phase, 0),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        steps = phase.epochs * len(self.batches)
+        return TrainingState(masks, optimizer, phase, steps, phase.start)
 
     def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any] | None]:
-        context = self.context
-        context.masks.apply(context.optimizer)
+        context, state = self.context, self.state
+        state.masks.apply(state.optimizer)
         self._warn_of_collapse(f"phase {phase.name!r} starts")
         execution, reason = choose(
-            self.execution, context.model, context.masks, self.recipe.precision
+            self.execution, context.model, state.masks, self.recipe.precision
         )
         if self.execution != "dense":
             self.say(f"  {phase.name}: {execution} execution ({reason})")
         if execution == "sparse":
-            self._sparse = sparse_execution(context.model, context.masks)
+            self._sparse = sparse_execution(context.model, state.masks)
         regularizer = None
         if self.regularizer is not None and phase.term:
             regularizer = self.regularizer(context.model)
@@ -187,7 +186,14 @@ class Engine:
                 self._sparse = None
 
     def _step(self, regularizer: Term | None) -> Step:
-        parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
+        parts = (
+            self.context,
+            self.state,
+            self.method,
+            regularizer,
+            self.recipe.precision,
+            self.batches,
+        )
         if self.capture is None:
             return Step(*parts)
         return captured.CapturedStep(*parts, capture=self.capture)
@@ -196,9 +202,9 @@ class Engine:
         self, index: int, phase: Phase, epoch: int, step: Step
     ) -> Generator[None, None, dict[str, Any]]:
         start = time.perf_counter()
-        context = self.context
+        context, state = self.context, self.state
         rate = self.recipe.rate(phase, epoch)
-        for group in context.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             own = rate * group.get("rate_factor", 1)
             if self.capture is None:
                 group["lr"] = own
@@ -209,17 +215,17 @@ class Engine:
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
         first = epoch * len(self.batches)
-        context.step = max(first, phase.start)
+        state.step = max(first, phase.start)
         number = index * 10_000 + epoch
         step.start_epoch(number)
         draws = self.batches.draws(number)
-        sparse, version = self._sparse, context.masks.version
-        for draw in itertools.islice(draws, context.step - first, None):
+        sparse, version = self._sparse, state.masks.version
+        for draw in itertools.islice(draws, state.step - first, None):
             if sparse is not None:
-                sparse.enabled = not self.method.needs_dense_gradient(context)
+                sparse.enabled = not self.method.needs_dense_gradient(context, state)
             step(draw)
-            if sparse is not None and context.masks.version != version:
-                version = context.masks.version
+            if sparse is not None and state.masks.version != version:
+                version = state.masks.version
                 sparse.update()
         if sparse is not None:
             sparse.enabled = True
@@ -242,7 +248,7 @@ class Engine:
 
     def _warn_of_collapse(self, when: str) -> None:
         """Name the layers without a weight, each once a run."""
-        masks = self.context.masks
+        masks = self.state.masks
         empty = [n for n, mask in masks.items() if n not in self._collapsed and not mask.any()]
         self._collapsed.update(empty)
         if empty:
@@ -259,17 +265,17 @@ class Engine:
             "phase": phase,
             "epoch": epoch,
             "model": self.context.model.state_dict(),
-            "optimizer": self.context.optimizer.state_dict(),
-            "masks": dict(self.context.masks),
+            "optimizer": self.state.optimizer.state_dict(),
+            "masks": dict(self.state.masks),
             "method": self.method.state(),
             "curves": self.curves,
         }
         checkpoint.save(self.checkpoint, state, self.owner)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> Masks:
         if saved["curves"].keys() != set(CURVES):
             raise KeyError("curves")
         self.method.restore(saved["method"], self.context)
         self.context.model.load_state_dict(saved["model"])
-        self.context.masks.update(saved["masks"])
         self.curves = saved["curves"]
+        return Masks(self.context.model, saved["masks"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr.data import Batches, Plan
-from ckasr.methods import Context, Method
+from ckasr.methods import Context, Method, TrainingState
 from ckasr.sparsity import prunable
 from ckasr.terms import Term
 
@@ -24,12 +24,13 @@ class Step:
     def __init__(
         self,
         context: Context,
+        state: TrainingState,
         method: Method,
         regularizer: Term | None,
         precision: str,
         batches: Batches,
     ) -> None:
-        self.context = context
+        self.context, self.state = context, state
         self.method = method
         self.regularizer = regularizer
         self.precision = precision
@@ -59,8 +60,8 @@ class Step:
         self.term_steps += due
         if self.regularizer is not None:
             self.regularizer.advance()
-        self.context.step += 1
-        self.method.after_step(self.context)
+        self.state.step += 1
+        self.method.after_step(self.context, self.state)
 
     def _run(self, draws: Plan, due: bool) -> None:
         self._work(draws, due)
@@ -68,16 +69,16 @@ class Step:
     def _work(self, draws: Plan, due: bool, apart: bool = False) -> None:
         """All of the step that the device does. due: with the term; apart: the gradients of loss
         and term one after the other, to compare them."""
-        context = self.context
+        context, state = self.context, self.state
         select_convolutions(self.precision)
         x, y = self.batches.batch(*draws)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = context.model(x)
         loss = nn.functional.cross_entropy(logits.float(), y)
         self.loss_sum += loss.detach()
-        if (penalty := self.method.penalty(context)) is not None:
+        if (penalty := self.method.penalty(context, state)) is not None:
             loss = loss + penalty
-        context.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         weighted = None
         if due:
             weighted = self.regularizer.compute()
@@ -86,9 +87,9 @@ class Step:
             self.gradient_ratio = self._backward_apart(loss, weighted)
         else:
             (loss if weighted is None else loss + weighted).backward()
-        self.method.after_backward(context)
-        context.optimizer.step()
-        context.masks.apply(context.optimizer)
+        self.method.after_backward(context, state)
+        state.optimizer.step()
+        state.masks.apply(state.optimizer)
 
     def _backward_apart(self, loss: Tensor, weighted: Tensor) -> Tensor:
         """Backward of both parts; returns the norm of the term's gradient over that of the rest.
@@ -102,7 +103,7 @@ class Step:
         of_term = torch.autograd.grad(weighted, parameters, materialize_grads=True)
         torch.autograd.backward(parameters, [a + b for a, b in zip(of_loss, of_term, strict=True)])
         weights = prunable(self.context.model)
-        by_weight = {id(weight): self.context.masks.get(name) for name, weight in weights.items()}
+        by_weight = {id(weight): self.state.masks.get(name) for name, weight in weights.items()}
         masks = [by_weight.get(id(parameter)) for parameter in parameters]
         return _norm(of_term, masks) / _norm(of_loss, masks)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ckasr import models
-from ckasr.experiments.pools import GPU_JOBS
-from ckasr.experiments.run import EVALUATION_BATCH, own_stream
+from ckasr import devices, models
+from ckasr.devices import GPU_JOBS
+from ckasr.experiments.build import EVALUATION_BATCH
 from ckasr.methods import Context, create
 from ckasr.training import Engine, Recipe
 
@@ -94,21 +94,23 @@ def epoch(
 ) -> Callable[[], None]:
     """A call is one epoch of every model, evaluation included; on a GPU each has its stream."""
     target = torch.device(device)
+    place = devices.of(target)
+    place.set_process_flags()
     runs = [
-        (_turns(name, target, images, test, precision, capture), own_stream(device))
+        (_epochs(name, target, images, test, precision, capture), place.stream())
         for _ in range(models)
     ]
 
     def call() -> None:
         for _ in ("queued", "ended"):
-            for turn, stream in runs:
+            for epochs, stream in runs:
                 with stream:
-                    next(turn)
+                    next(epochs)
 
     return call
 
 
-def _turns(
+def _epochs(
     name: str, device: torch.device, images: int, test: int, precision: str, capture: bool
 ) -> Iterator[object]:
     """An engine, made on the stream that it trains on."""

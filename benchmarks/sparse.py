@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ckasr import CKASR
+from ckasr import CKASR, devices
 from ckasr.data import Batches
 from ckasr.execution import sparse_execution
-from ckasr.experiments.run import evaluation_batch
+from ckasr.experiments.build import evaluation_batch
 from ckasr.sparsity import Masks, report
 from ckasr.training.step import accuracy
 
@@ -161,7 +161,9 @@ def _evaluation(cell: Cell, data: Batches, images: int, execution: str) -> Calla
     step, (model, _), _ = _step(cell, data, bind)
     for _ in range(2):
         step()
-    held_out = batches(images, data.device, evaluation_batch(execution, data.device), "none")
+    held_out = batches(
+        images, data.device, evaluation_batch(execution, devices.of(data.device)), "none"
+    )
     return lambda: accuracy(model, held_out.in_order(), "fp32")
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ckasr import CKASR, models
+from ckasr import CKASR, devices, models
 from ckasr.data import Batches
-from ckasr.experiments.run import own_stream
 from ckasr.methods import Context, Method, Phase, TrainingState, create
 from ckasr.sparsity import Masks
 from ckasr.training import Step
@@ -25,7 +24,7 @@ MODELS = ("resnet20", "resnet32")
 
 def warmup(device: torch.device) -> int:
     """Rounds that do not count: on a GPU, until a graph with and one without the term is there."""
-    return 8 if device.type == "cuda" else 2
+    return 8 if devices.of(device).can_capture else 2
 
 
 def measure(
@@ -100,13 +99,16 @@ def our_step(
     state = TrainingState(masks, optimizer, Phase("train", 1), len(data))
     parts = context, state, method, regularizer(model) if regularizer else None, precision, data
     draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
-    on_gpu = data.device.type == "cuda"
-    step = (CapturedStep if on_gpu else Step)(*parts)
-    if on_gpu:
+    place = devices.of(data.device)
+    place.set_process_flags()
+    if place.can_capture:
+        step: Step = CapturedStep(*parts, capture=place.capture)
         for group in optimizer.param_groups:  # at a fixed address, as in the engine
             group["lr"] = torch.tensor(group["lr"], device=data.device)
-        torch.cuda.synchronize()
-    stream = own_stream(data.device.type)
+        place.synchronize()
+    else:
+        step = Step(*parts)
+    stream = place.stream()
 
     def call() -> None:
         with stream:

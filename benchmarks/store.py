@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ckasr.experiments.run import environment
+from ckasr import devices
+from ckasr.experiments.provenance import environment
 from ckasr.storage import write_text
 
 from . import COUNTED, NAMES, targets, timing
@@ -23,7 +24,7 @@ Record = dict[str, Any]
 
 def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record:
     """The timings of one benchmark, with the where and when."""
-    here = environment(device)
+    here = environment(devices.of(device))
     return {
         "benchmark": name,
         "device": here["device"].split(", ")[0],

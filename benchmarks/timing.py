@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+from ckasr import devices
+
 Calls = Mapping[str, Callable[[], object]]
 
 
@@ -98,12 +100,12 @@ def summary(
 
 def once(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
     """Seconds of so many calls: wall time between synchronisations on a GPU, else CPU time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        devices.of(device).synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        torch.cuda.synchronize(device)
+        devices.of(device).synchronize()
         return time.perf_counter() - start
     start = time.process_time()
     for _ in range(calls):

@@ -15,7 +15,7 @@ from ckasr import __version__, notebooks
 from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
-from ckasr.experiments.run import title
+from ckasr.experiments.progress import title
 from ckasr.experiments.sweep import duration
 from ckasr.storage import write_text
 

@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from ckasr import devices
 from ckasr.analysis.statistics import compare
 from ckasr.data import load
 from ckasr.experiments import Settings, run, sweep
-from ckasr.experiments.run import OutOfTime, _build
+from ckasr.experiments.build import build_engine
+from ckasr.experiments.run import OutOfTime
 from ckasr.experiments.sweep import groups
-from ckasr.methods import create
 from ckasr.training import Engine
 
 pytest.importorskip("numba")
@@ -30,9 +30,7 @@ def cell(**changes: object) -> Settings:
 
 
 def trained(settings: Settings, execution: str) -> Engine:
-    method = create(settings.method, settings.method_options)
-    cpu = torch.device("cpu")
-    engine, _ = _build(settings, method, load("digits"), cpu, execution)
+    engine = build_engine(settings, load("digits"), devices.find("cpu"), execution)
     for _ in engine.epochs():
         pass
     return engine

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ckasr import devices
+
 AUGMENTS = ("none", "crop", "crop-flip")
 PADDING = 4
 
@@ -186,7 +188,8 @@ class Batches:
             key = "reorder", self.seed, self.order_seed, epoch
             places = torch.randperm(count, generator=keyed_generator(*key))
             draws = tuple(draw[places] for draw in draws)
-        return Plan(*(self._send(draw[:used]) for draw in draws))
+        send = devices.of(self.device).send
+        return Plan(*(send(draw[:used]) for draw in draws))
 
     def batch(self, order: Tensor, corner: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
         """The batch (x, y) of a slice of a plan; device operations only."""
@@ -212,12 +215,6 @@ class Batches:
         size = batch_size or self.batch_size
         parts = zip(self.images.split(size), self.labels.split(size), strict=True)
         return ((self._normalise(pixels), labels) for pixels, labels in parts)
-
-    def _send(self, draw: Tensor) -> Tensor:
-        """To the device; from pinned memory, as any other copy makes the host wait."""
-        if self.device.type == "cuda":
-            draw = draw.pin_memory()
-        return draw.to(self.device, non_blocking=True)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """(B, H, W, C) uint8 to (B, C, H, W) channels_last in `dtype`."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ckasr import devices
 from ckasr.sparsity import paths, prunable
 from ckasr.sparsity.masks import unwrapped
 
@@ -244,8 +245,8 @@ class _Copy:
     @contextmanager
     def pure(self) -> Iterator[None]:
         """Random generators as before in the end; attention that can be differentiated twice."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+        generators = devices.of(self.device).generators()
+        with torch.random.fork_rng(generators), sdpa_kernel(SDPBackend.MATH):
             yield
 
     def fill_embeddings(self) -> None:

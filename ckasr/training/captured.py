@@ -22,16 +22,8 @@ Capture = Callable[[Callable[[], None]], Callable[[], Any]]
 """Takes the work of a step and returns what replays it; must not run it itself."""
 
 
-def cuda_graph(work: Callable[[], None]) -> Callable[[], Any]:
-    """Captures on the current stream, which must not be the default one."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        work()
-    return graph.replay
-
-
-def fits(method: Method) -> bool:
-    """Whether a method leaves the inside of the step alone, so that it may be captured."""
+def can_capture(method: Method) -> bool:
+    """Return whether a step of this method can be captured: it must not act inside the step."""
     kind = type(method)
     return kind.penalty is Method.penalty and kind.after_backward is Method.after_backward
 
@@ -43,7 +35,7 @@ class CapturedStep(Step):
     learning rates (the engine makes them tensors), masks, weights, momentum and the sums.
     """
 
-    def __init__(self, *args: Any, capture: Capture = cuda_graph) -> None:
+    def __init__(self, *args: Any, capture: Capture) -> None:
         super().__init__(*args)
         self.capture = capture
         self.draws: Plan | None = None

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ckasr import devices
 from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
 from ckasr.methods import Context, Method, Phase, TrainingState
@@ -97,10 +98,10 @@ class Engine:
         self._sparse: SparseExecution | None = None
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
         self._collapsed: set[str] = set()
-        self.device = next(self.context.model.parameters()).device
+        self.device = devices.of(self.context.model)
         if self.capture == "auto":
-            on_gpu = self.device.type == "cuda" and captured.fits(self.method)
-            self.capture = captured.cuda_graph if on_gpu else None
+            can_capture = self.device.can_capture and captured.can_capture(self.method)
+            self.capture = self.device.capture if can_capture else None
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Run all phases; yields one entry of the curves after each epoch.
@@ -116,7 +117,7 @@ class Engine:
         context, method = self.context, self.method
         self.batches.check_length()
         context.check_sparsity()
-        saved = checkpoint.load(self.checkpoint, self.device, self.owner)
+        saved = checkpoint.load(self.checkpoint, self.device.place, self.owner)
         if saved is None:
             masks = Masks(context.model, method.prepare(context))
         else:
@@ -209,7 +210,9 @@ class Engine:
             if self.capture is None:
                 group["lr"] = own
             else:  # at a fixed address, for the graph
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
+                group["lr"] = torch.as_tensor(
+                    group["lr"], dtype=torch.float32, device=self.device.place
+                )
                 group["lr"].fill_(own)
         # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ckasr import devices
 
 COPIES = 4
 """Of every parameter: itself, its gradient, its momentum and its mask's factor."""
@@ -34,21 +35,9 @@ def least_bytes(model: nn.Module, batch: Sequence[int], precision: str = "fp32")
     return activations // (2 if precision == "bf16" else 1) + COPIES * parameters
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What a new run may take; None where the system does not tell."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        return None
-
-
 def check(model: nn.Module, batch: Sequence[int], precision: str) -> None:
     """Raise ValueError for a batch that cannot fit into what memory is free."""
-    free = free_bytes(next(model.parameters()).device)
+    free = devices.of(model).free_memory()
     needed = least_bytes(model, batch, precision)
     if free is not None and needed > free:
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ckasr import devices
 from ckasr.data import Batches, Plan
 from ckasr.methods import Context, Method, TrainingState
 from ckasr.sparsity import prunable
@@ -35,9 +36,9 @@ class Step:
         self.regularizer = regularizer
         self.precision = precision
         self.batches = batches
-        self.device = next(context.model.parameters()).device
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.term_sum = torch.zeros((), device=self.device)
+        self.device = devices.of(context.model)
+        self.loss_sum = torch.zeros((), device=self.device.place)
+        self.term_sum = torch.zeros((), device=self.device.place)
         self.start_epoch()
 
     def start_epoch(self, number: int = 0) -> None:
@@ -70,9 +71,9 @@ class Step:
         """All of the step that the device does. due: with the term; apart: the gradients of loss
         and term one after the other, to compare them."""
         context, state = self.context, self.state
-        select_convolutions(self.precision)
+        self.device.set_precision(self.precision)
         x, y = self.batches.batch(*draws)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.device.autocast(self.precision):
             logits = context.model(x)
         loss = nn.functional.cross_entropy(logits.float(), y)
         self.loss_sum += loss.detach()
@@ -108,15 +109,6 @@ class Step:
         return _norm(of_term, masks) / _norm(of_loss, masks)
 
 
-def select_convolutions(precision: str) -> None:
-    """Allow or forbid TF32 in the cuDNN convolutions that this process launches from now on.
-
-    The flag is global, and runs of several precisions may share a process: each piece of work sets
-    it before its first convolution. A captured graph keeps the kernels that it was captured with.
-    """
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
 def _norm(gradients: Iterable[Tensor], masks: Iterable[Tensor | None]) -> Tensor:
     kept = [g if m is None else g * m for g, m in zip(gradients, masks, strict=True)]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(kept)))
@@ -134,12 +126,12 @@ def queued_accuracy(
     """The same, float64 and 0-dim, on the device and not waited for."""
     training = model.training
     model.eval()
-    select_convolutions(precision)
-    device = next(model.parameters()).device
-    correct = torch.zeros((), dtype=torch.float64, device=device)
+    device = devices.of(model)
+    device.set_precision(precision)
+    correct = torch.zeros((), dtype=torch.float64, device=device.place)
     count = 0
     for x, y in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with device.autocast(precision):
             correct += (model(x).argmax(1) == y).sum()
         count += len(y)
     model.train(training)

@@ -28,7 +28,7 @@ def environment(device: Device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, this package and ``PACKAGES``; ``absent`` for a missing one."""
+    """Return the versions of Python, ckasr and ``PACKAGES``; ``absent`` for a missing package."""
     found = {"python": platform.python_version(), "ckasr": __version__}
     for package in PACKAGES:
         try:

@@ -25,7 +25,7 @@ from .settings import Settings
 
 
 class OutOfTime(Exception):  # noqa: N818 - no error: the checkpoint is kept, the run goes on later
-    """The deadline has passed: the run stopped after an epoch and can resume from its checkpoint."""
+    """The deadline has passed. The run stopped after an epoch and resumes from its checkpoint."""
 
 
 def run(

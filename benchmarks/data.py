@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ckasr.data import Batches
+from ckasr.data import ImageBatches
 
 from .timing import Timing, interleaved
 
@@ -42,9 +42,9 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
 
 def batches(
     count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
-) -> Batches:
+) -> ImageBatches:
     """As many of these images, on the device."""
-    return Batches(
+    return ImageBatches(
         *random_images(count),
         mean=MEAN,
         std=STD,

@@ -123,4 +123,4 @@ def _epochs(
     how = {} if capture else {"capture": None}
     yield from Engine(
         context, create("random"), recipe, training, 0, validation, **how
-    ).interleaved()
+    ).queued_epochs()

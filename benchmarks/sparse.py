@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ckasr import CKASR, devices
-from ckasr.data import Batches
+from ckasr.data import ImageBatches
 from ckasr.execution import sparse_execution
 from ckasr.experiments.build import evaluation_batch
 from ckasr.sparsity import Masks, report
@@ -88,7 +88,7 @@ def title(name: str, sparsity: float, what: str = "") -> str:
     return f"sparse {name}, sparsity {sparsity:g}" + (f", {what}" if what else "")
 
 
-def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Timing]:
+def _steps(cell: Cell, data: ImageBatches, rounds: int, sparseprop: bool) -> list[Timing]:
     dense, (model, masks), _ = _step(cell, data)
     sparse, _, handle = _step(cell, data, sparse_execution)
     variants = {DENSE: dense, SPARSE: sparse}
@@ -127,7 +127,7 @@ def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Tim
 
 def _step(
     cell: Cell,
-    data: Batches,
+    data: ImageBatches,
     bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
 ) -> tuple[Callable[[], None], tuple[nn.Module, Masks], object]:
@@ -155,7 +155,7 @@ def _use_sparseprop(batch_size: int, model: nn.Module, masks: Masks) -> None:
         swap_modules_with_sparse(model, (batch_size, 3, 32, 32), inplace=True)
 
 
-def _evaluation(cell: Cell, data: Batches, images: int, execution: str) -> Callable[[], float]:
+def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> Callable[[], float]:
     """Top-1 accuracy after two steps, as the engine takes it: in its batches for this execution."""
     bind = sparse_execution if execution == "sparse" else lambda model, masks: None
     step, (model, _), _ = _step(cell, data, bind)

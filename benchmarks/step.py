@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import CKASR, devices, models
-from ckasr.data import Batches
+from ckasr.data import ImageBatches
 from ckasr.methods import Context, Method, Phase, TrainingState, create
 from ckasr.sparsity import Masks
 from ckasr.training import Step
@@ -74,7 +74,7 @@ class _Penalised(Method):
 
 def our_step(
     name: str,
-    data: Batches,
+    data: ImageBatches,
     precision: str,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
     term: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
@@ -98,7 +98,8 @@ def our_step(
     method = _Penalised(term(model)) if term else create("random")
     state = TrainingState(masks, optimizer, Phase("train", 1), len(data))
     parts = context, state, method, regularizer(model) if regularizer else None, precision, data
-    draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
+    numbers = itertools.count()
+    indices = itertools.chain.from_iterable(map(data.batch_indices, numbers))
     place = devices.of(data.device)
     place.set_process_flags()
     if place.can_capture:
@@ -112,6 +113,6 @@ def our_step(
 
     def call() -> None:
         with stream:
-            step(next(draws))
+            step(next(indices))
 
     return call

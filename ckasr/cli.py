@@ -270,10 +270,11 @@ def check(name: str) -> None:
     """Load a data set from CKASR_DATA, checksums and all, and say what it holds."""
     from ckasr.data import load
 
-    d = load(name)
+    found = load(name)
+    tests = sum(len(y) for _, y in found.test_batches(batch_size=1000).in_order())
     print(
-        f"{name}: {len(d.train_labels)} training and {len(d.test_labels)} test images "
-        f"{d.input_shape}, {d.num_classes} classes"
+        f"{name}: {len(found.train_labels)} training and {tests} test samples "
+        f"{tuple(found.example_input.shape[1:])}, {found.num_classes} classes"
     )
 
 

@@ -222,7 +222,7 @@ class CKASR:
         return "\n".join([f"{type(self).__name__}({model}, {head})", *lines])
 
     @property
-    def due(self) -> bool:
+    def active(self) -> bool:
         """Whether the coming step has the term."""
         return self._due
 

@@ -45,7 +45,7 @@ def engine(method: Method, *, epochs: int = 2, sparsity: float = 0.9, model: str
     digits = data.load("digits")
     torch.manual_seed(0)
     network = models.create(model, num_classes=10, input_shape=digits.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         digits.train_images,
         digits.train_labels,
         mean=digits.mean,
@@ -80,7 +80,7 @@ def train(engine: Engine) -> Engine:
 def accuracy_of(model: torch.nn.Module) -> float:
     """On the digits' test images."""
     digits = data.load("digits")
-    images = data.Batches(
+    images = data.ImageBatches(
         digits.test_images,
         digits.test_labels,
         mean=digits.mean,

@@ -23,6 +23,7 @@ from ckasr.experiments.build import build_engine
 from ckasr.experiments.provenance import commit
 from ckasr.experiments.sweep import groups as run_groups
 from ckasr.storage import claim
+from ckasr.training import Engine
 
 run_module = sys.modules[run_function.__module__]
 CPU = devices.find("cpu")
@@ -324,7 +325,7 @@ def test_measuring_the_gradient_ratio_changes_nothing():
         engine = build_engine(digits(beta=0.05, every=1), load("digits"), CPU)
         engine.context.model.double()
         engine.batches.dtype = torch.float64
-        start = run_module.Engine._epoch
+        start = Engine._epoch
 
         def epoch(self, index, phase, number, step, measure=measure, start=start):
             begin = step.start_epoch
@@ -358,7 +359,7 @@ def test_test_set_is_read_once_after_the_last_epoch(tmp_path, monkeypatch):
     epochs: list[str] = []
     monkeypatch.setattr(run_module, "_load", lambda name, data: Watched())
     run(digits(), tmp_path, progress=lambda line: epochs.append(line) if "epoch" in line else None)
-    assert [name for name, _ in reads] == ["test_images", "test_labels"]
+    assert [name for name, _ in reads] == ["test_batches"]
     assert all(seen >= 3 for _, seen in reads)
 
 
@@ -472,7 +473,7 @@ def test_a_gpu_beyond_the_last_is_refused(tmp_path, monkeypatch):
     ids=["run", "sweep"],
 )
 def test_an_unwritable_results_folder_is_found_before_training(tmp_path, monkeypatch, door):
-    monkeypatch.setattr(run_module.Engine, "interleaved", None)
+    monkeypatch.setattr(Engine, "queued_epochs", None)
     (tmp_path / "results").write_text("a file where the folder should be")
     with pytest.raises(NotADirectoryError, match=r"cannot write to .*results is not a folder"):
         door(tmp_path / "results")

@@ -134,20 +134,20 @@ def test_memory_counts_what_backward_keeps(name):
         return tensor
 
     parameters = 4 * sum(p.numel() for p in model.parameters())
-    found = memory.least_bytes(model, (6, 3, 32, 32))
+    found = memory.least_bytes(model, torch.empty(6, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(torch.zeros(6, 3, 32, 32))
     assert output.requires_grad
     real = sum(storage.nbytes() for storage in kept.values())
     assert found - memory.COPIES * parameters == pytest.approx(real, rel=0.05)
-    less = memory.least_bytes(model, (6, 3, 32, 32), "bf16")
+    less = memory.least_bytes(model, torch.empty(6, 3, 32, 32), "bf16")
     assert less < found
 
 
 def test_a_run_that_cannot_fit_says_so_before_it_starts(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(devices.Device, "free_memory", lambda self: 10_000_000)
-    with pytest.raises(ValueError, match=r"a step on 128 images needs at least .* smaller batch"):
+    with pytest.raises(ValueError, match=r"a step on 128 samples needs at least .* smaller batch"):
         run(cell(model="resnet20"), tmp_path, device="cpu", progress=None)
     assert not list(tmp_path.rglob("*"))
     monkeypatch.setattr(devices.Device, "free_memory", lambda self: None)  # no system that tells

@@ -31,7 +31,7 @@ def engine(method: methods.Method, sparsity: float = 0.9, epochs: int = 2, **rec
     torch.manual_seed(0)
     dataset = data.load("digits")
     net = models.create("resmlp", num_classes=10, input_shape=dataset.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         dataset.train_images,
         dataset.train_labels,
         mean=dataset.mean,
@@ -230,9 +230,9 @@ class TestRewinding:
     def test_a_level_that_prunes_nothing_repeats_the_first_training(self, rewind):
         """Bit for bit, if it sees the same batches: nothing of the first training is left."""
 
-        class SameOrder(data.Batches):
-            def draws(self, epoch: int):
-                return super().draws(epoch % 10_000)
+        class SameOrder(data.ImageBatches):
+            def batch_indices(self, epoch: int):
+                return super().batch_indices(epoch % 10_000)
 
         class PrunesNothing(LTH):
             def end_phase(self, context: Context, state: TrainingState) -> None:

@@ -714,7 +714,7 @@ def context_of(model: str, sparsity: float, dataset: data.Dataset | None = None)
     dataset = dataset or data.load("digits")
     classes = dataset.num_classes
     net = models.create(model, num_classes=classes, input_shape=dataset.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         dataset.train_images,
         dataset.train_labels,
         mean=dataset.mean,

@@ -109,7 +109,9 @@ def test_steps_are_recorded_once_with_the_term_and_once_without():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_act_inside_the_step_are_not_captured(name):
-    assert can_capture(create(name)) == (name not in {"dlth", "l0", "l1", "rigl", "structured"})
+    assert can_capture(create(name), engine().batches) == (
+        name not in {"dlth", "l0", "l1", "rigl", "structured"}
+    )
 
 
 def test_a_step_that_waits_for_the_device_cannot_be_recorded():

@@ -27,7 +27,7 @@ class OneBatch:
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.x, self.y = x, y
 
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.x, self.y
 
 
@@ -75,7 +75,7 @@ def test_the_ratio_counts_kept_weights_only():
         return [g * masks.get(n, 1) for n, g in zip(names, gradients, strict=True)]
 
     running = step(model, LAYERS, 1, Masks(model, masks))
-    running(())
+    running((torch.arange(10),))
     wanted = norm(kept(of_term)) / norm(kept(of_loss))
     assert running.gradient_ratio.item() == pytest.approx(wanted, rel=1e-6)
     assert abs(norm(of_term) / norm(of_loss) / wanted - 1) > 0.01
@@ -92,7 +92,7 @@ def _one_of_two(rank: int, folder: str) -> None:
         torch.manual_seed(0)
         model = DistributedDataParallel(Net().double())
         running = step(model, [f"module.{name}" for name in LAYERS], seed=rank)
-        running(())
+        running((torch.arange(10),))
         gradients = [p.grad for p in model.parameters()]
         torch.save((gradients, running.gradient_ratio), Path(folder, f"{rank}.pt"))
     finally:

@@ -39,6 +39,7 @@ def build_engine(
         num_classes=dataset.num_classes,
         samples=training.in_order,
         steps_per_epoch=len(training),
+        task=dataset.task,
     )
     return Engine(
         context,
@@ -54,12 +55,18 @@ def build_engine(
 
 
 def build_model(settings: Settings, dataset: Dataset, device: Device) -> nn.Module:
-    """Build the model. Its weights are drawn on the CPU, so they are the same on every device."""
+    """Build the model. Its weights are drawn on the CPU, so they are the same on every device.
+
+    Raises ValueError for a model that does not fit the data set.
+    """
     torch.manual_seed(keyed_generator("weights", settings.seed).initial_seed())
     model = models.create(
-        settings.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape
+        settings.model,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.example_input.shape[1:],
+        **dataset.model_options,
     )
-    return model.to(device.place, memory_format=torch.channels_last)
+    return model.to(device.place, memory_format=dataset.task.memory_format)
 
 
 def training_batches(
@@ -69,11 +76,8 @@ def training_batches(
     train, held_out = split(dataset.train_labels, settings.validation, settings.seed)
 
     def batches(index: Tensor, size: int, augment: str) -> Batches:
-        return Batches(
-            dataset.train_images[index],
-            dataset.train_labels[index],
-            mean=dataset.mean,
-            std=dataset.std,
+        return dataset.train_batches(
+            index,
             batch_size=size,
             augment=augment,
             seed=settings.seed,
@@ -81,22 +85,9 @@ def training_batches(
             device=device.place,
         )
 
-    augment = dataset.augment if settings.augment == "default" else settings.augment
     size = evaluation_batch(execution, device)
     validation = batches(held_out, size, "none") if len(held_out) else None
-    return batches(train, settings.batch_size, augment), validation
-
-
-def test_batches(dataset: Dataset, device: Device, execution: str) -> Batches:
-    """Return the batches of the test set."""
-    return Batches(
-        dataset.test_images,
-        dataset.test_labels,
-        mean=dataset.mean,
-        std=dataset.std,
-        batch_size=evaluation_batch(execution, device),
-        device=device.place,
-    )
+    return batches(train, settings.batch_size, settings.augment), validation
 
 
 def recipe_of(settings: Settings) -> Recipe:

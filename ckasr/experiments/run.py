@@ -12,13 +12,12 @@ from typing import Any
 from ckasr import devices
 from ckasr.data import Dataset, load
 from ckasr.execution import sparse_execution, summary
-from ckasr.sparsity import report
 from ckasr.storage import check_writable, claim
 from ckasr.training import DivergedError, Engine, accuracy, memory
 
 from . import records
-from .build import build_engine, test_batches
-from .measure import layer_cka, weight_statistics
+from .build import build_engine, evaluation_batch
+from .measure import layer_cka, sparsity_report, weight_statistics
 from .progress import epoch_line, title
 from .provenance import commit, environment
 from .settings import Settings
@@ -136,14 +135,14 @@ def _train(
         target.reset_peak_memory()
     engine = build_engine(settings, dataset, target, execution)
     engine.say = say
-    batch = (settings.batch_size, *dataset.input_shape)
-    memory.check(engine.context.model, batch, settings.precision)
+    example = dataset.example_input
+    memory.check(engine.context.model, example, settings.batch_size, settings.precision)
     engine.checkpoint = results / "checkpoints" / f"{settings.id}.pt"
     say(f"{settings.id}  {title(settings)}  on {target.name}")
 
     status = "finished"
     try:
-        for entry in engine.interleaved():
+        for entry in engine.queued_epochs():
             if entry is None:
                 yield
                 continue
@@ -163,7 +162,7 @@ def _train(
         "curves": _finite(engine.curves),
         "validation_accuracy": None,
         "test_accuracy": None,
-        "sparsity": report(*counted, dataset.input_shape),
+        "sparsity": sparsity_report(*counted, example),
         "measured": engine.method.measured(),
         "layer_cka": None,
         "weights": None,
@@ -185,17 +184,18 @@ def _train(
 def _outcome(engine: Engine, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """Return the final measurements. The test set is read here, once, and nowhere else."""
     model, masks, validation = engine.context.model, engine.state.masks, engine.validation
-    test = test_batches(dataset, engine.device, engine.execution)
+    size = evaluation_batch(engine.execution, engine.device)
+    test = dataset.test_batches(batch_size=size, device=engine.device.place)
     last = engine.curves["execution"][-1]
     measured, name = (engine.batches, "train") if validation is None else (validation, "validation")
     with sparse_execution(model, masks) if last == "sparse" else nullcontext():
         # Not the last of the curve, because a method may prune after the last epoch.
-        validated = (
+        validated, tested = (
             None
-            if validation is None
-            else accuracy(model, validation.in_order(), settings.precision)
+            if one is None
+            else accuracy(model, one.in_order(), settings.precision, dataset.task)
+            for one in (validation, test)
         )
-        tested = accuracy(model, test.in_order(), settings.precision)
     return {
         "validation_accuracy": validated,
         "test_accuracy": tested,

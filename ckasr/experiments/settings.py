@@ -25,7 +25,7 @@ class Settings:
     without milestones, and the settings of the term where beta is 0.
     """
 
-    dataset: Annotated[str, ", ".join(data.NAMES)] = "cifar100"
+    dataset: Annotated[str, ", ".join(data.names())] = "cifar100"
     model: Annotated[str, ", ".join(models.names())] = "resnet20"
     method: Annotated[str, ", ".join(methods.METHODS)] = "random"
     method_options: Annotated[dict[str, Any], "the method's own, as name=value"] = field(

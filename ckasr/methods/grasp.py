@@ -60,6 +60,7 @@ class GraSP(Method):
             context.model,
             x,
             y,
+            loss=context.task.loss,
             train_mode=self.train_mode,
             chunk=math.ceil(len(x) / 2) if self.official else scores.CHUNK,
             temperature=self.temperature,

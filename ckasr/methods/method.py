@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr.sparsity import Masks, dense_masks, prunable
+from ckasr.tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Context:
         samples: returns a new iterator over training batches ``(x, y)``, not augmented and in a
             fixed order.
         steps_per_epoch: number of optimiser steps per epoch.
+        task: what the network is trained for.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Context:
     num_classes: int
     samples: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     steps_per_epoch: int
+    task: Task = CLASSIFICATION
 
     @property
     def density(self) -> float:

@@ -35,5 +35,7 @@ class SNIP(Method):
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
         x, y = scores.per_class(context.samples(), context.num_classes, self.samples)
-        saliency = scores.snip(context.model, x, y, train_mode=self.train_mode)
+        saliency = scores.snip(
+            context.model, x, y, loss=context.task.loss, train_mode=self.train_mode
+        )
         return global_topk_masks(saliency, context.kept)

@@ -37,7 +37,7 @@ class Placebo(CKASR):
 
     def draw(self) -> None:
         """Draw the random numbers of the coming step, if it has the term."""
-        if self.due:
+        if self.active:
             self._fill(keyed_generator(self.name, self.seed, self._epoch, self._step))
 
     def _fill(self, generator: Generator) -> None:

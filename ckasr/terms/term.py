@@ -26,7 +26,7 @@ class Term(Protocol):
     """Value of the term before beta at the last step, detached; None if the step had no term."""
 
     @property
-    def due(self) -> bool:
+    def active(self) -> bool:
         """Whether the coming step has the term."""
 
     def compute(self) -> Tensor:

@@ -1,8 +1,8 @@
-"""The training loop: one for every method, with an optional term in the loss.
+"""The training loop, one for every method, with an optional term in the loss.
 
-A run is a list of phases (one for most methods); a phase is a list of epochs with an optimiser and
-a learning-rate schedule of its own. After every epoch the whole state goes into the checkpoint, so
-that a killed run started again ends with the same weights, bit for bit on a CPU.
+A run is a list of phases (one for most methods). A phase is a list of epochs with its own optimiser
+and learning-rate schedule. After every epoch the whole state goes into a checkpoint, so that a run
+that is killed and started again ends with the same weights, bit for bit on a CPU.
 """
 
 import itertools
@@ -38,11 +38,23 @@ CURVES = (
     "execution",
     "seconds",
 )
+"""What is recorded after each epoch."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD and its schedule. ``milestones`` are shares of a phase's epochs."""
+    """SGD and its learning-rate schedule.
+
+    Args:
+        epochs: number of epochs of each phase that trains.
+        learning_rate: learning rate at the start.
+        momentum: momentum.
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: weight decay of every parameter.
+        milestones: shares of a phase's epochs after which the learning rate drops.
+        decay: factor of the learning rate at each milestone.
+        precision: ``fp32``, ``tf32`` or ``bf16``; see ``Step``.
+    """
 
     epochs: int
     learning_rate: float = 0.1
@@ -54,7 +66,7 @@ class Recipe:
     precision: str = "fp32"
 
     def rate(self, phase: Phase, epoch: int) -> float:
-        """Learning rate of an epoch (from 0) of a phase."""
+        """Return the learning rate of an epoch of a phase, counted from 0."""
         start = self.learning_rate if phase.learning_rate is None else phase.learning_rate
         if phase.constant:
             return start
@@ -68,16 +80,23 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class Engine:
-    """Trains ``context.model`` with a method; iterate over ``epochs()`` to let it run.
+    """Trains ``context.model`` with a method. Iterate over ``epochs()`` to run it.
 
-    batches: the training set. validation: un-augmented batches to measure after each epoch, None
-    to measure nothing. regularizer: makes the term for a model (``ckasr.terms``); None: the
-    baseline arm. checkpoint: where the state is kept between epochs; None: nowhere.
-    owner: id of the run; a checkpoint of another one is refused.
-    capture: how steps become a graph that is replayed; None: they run one kernel after the other.
-        By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
-    execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which chooses
-        for each phase (:func:`ckasr.execution.choose`). say: gets one line about each choice.
+    Args:
+        context: what the run is given.
+        method: the sparse-training method.
+        recipe: optimiser and schedule.
+        batches: training batches.
+        seed: seed of the random numbers of the method.
+        validation: batches on which to measure the accuracy after each epoch, or None.
+        make_term: adds a term (``ckasr.terms``) to a model; None for a baseline.
+        checkpoint: file in which to keep the state between epochs, or None.
+        owner: id of the run. A checkpoint of another run is refused.
+        capture: how a step is captured (``captured.py``); None: it is not captured; ``"auto"``: as
+            the device does it, if device, batches and method allow it.
+        execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which
+            chooses for each phase (:func:`ckasr.execution.choose`).
+        say: gets one line about each of these choices.
     """
 
     context: Context
@@ -86,13 +105,14 @@ class Engine:
     batches: Batches
     seed: int
     validation: Batches | None = None
-    regularizer: Callable[[nn.Module], Term] | None = None
+    make_term: Callable[[nn.Module], Term] | None = None
     checkpoint: Path | None = None
     owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
     execution: str = "dense"
     say: Callable[[str], None] = lambda line: None
     state: TrainingState = field(init=False)
+    """State of the current phase; set when the first phase starts."""
 
     def __post_init__(self) -> None:
         self._sparse: SparseExecution | None = None
@@ -100,22 +120,24 @@ class Engine:
         self._collapsed: set[str] = set()
         self.device = devices.of(self.context.model)
         if self.capture == "auto":
-            can_capture = self.device.can_capture and captured.can_capture(self.method)
-            self.capture = self.device.capture if can_capture else None
+            can_capture = captured.can_capture(self.method, self.batches)
+            self.capture = self.device.capture if can_capture and self.device.can_capture else None
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Run all phases; yields one entry of the curves after each epoch.
+        """Run all phases and yield one entry of the curves after each epoch.
 
         Raises DivergedError at the end of an epoch whose loss is not finite.
         """
-        return (entry for entry in self.interleaved() if entry is not None)
+        return (entry for entry in self.queued_epochs() if entry is not None)
 
-    def interleaved(self) -> Iterator[dict[str, Any] | None]:
-        """The same for several engines in turn: yields None once an epoch is queued on the device,
-        so that another can queue one on a stream of its own before this one waits for its end.
+    def queued_epochs(self) -> Iterator[dict[str, Any] | None]:
+        """Like ``epochs``, but also yield None as soon as an epoch is queued on the device.
+
+        Several engines can share a process: at each None the next engine queues an epoch on its own
+        stream, before this one waits for the end of its epoch.
         """
         context, method = self.context, self.method
-        self.batches.check_length()
+        self._check_batches()
         context.check_sparsity()
         saved = checkpoint.load(self.checkpoint, self.device.place, self.owner)
         if saved is None:
@@ -138,6 +160,13 @@ class Engine:
             method.end_phase(context, state)
             masks = state.masks
         self._warn_of_collapse("the last phase ended")
+
+    def _check_batches(self) -> None:
+        if not len(self.batches):
+            raise ValueError(
+                f"the training samples do not fill one batch of {self.batches.batch_size}: "
+                "choose a smaller batch_size"
+            )
 
     def _start(self, phase: Phase, masks: Masks) -> TrainingState:
         recipe = self.recipe
@@ -163,10 +192,8 @@ class Engine:
             self.say(f"  {phase.name}: {execution} execution ({reason})")
         if execution == "sparse":
             self._sparse = sparse_execution(context.model, state.masks)
-        regularizer = None
-        if self.regularizer is not None and phase.term:
-            regularizer = self.regularizer(context.model)
-        step = self._step(regularizer)
+        term = self.make_term(context.model) if self.make_term and phase.term else None
+        step = self._step(term)
         try:
             for epoch in range(done, phase.epochs):
                 entry = yield from self._epoch(index, phase, epoch, step)
@@ -180,22 +207,16 @@ class Engine:
                 self._save(index, epoch + 1)
                 yield entry
         finally:
-            if regularizer is not None:
-                regularizer.remove()
+            if term is not None:
+                term.remove()
             if self._sparse is not None:
                 self._sparse.remove()
                 self._sparse = None
 
-    def _step(self, regularizer: Term | None) -> Step:
-        parts = (
-            self.context,
-            self.state,
-            self.method,
-            regularizer,
-            self.recipe.precision,
-            self.batches,
-        )
-        if self.capture is None:
+    def _step(self, term: Term | None) -> Step:
+        state, precision = self.state, self.recipe.precision
+        parts = self.context, state, self.method, term, precision, self.batches
+        if self.capture is None or self.capture == "auto":
             return Step(*parts)
         return captured.CapturedStep(*parts, capture=self.capture)
 
@@ -209,24 +230,24 @@ class Engine:
             own = rate * group.get("rate_factor", 1)
             if self.capture is None:
                 group["lr"] = own
-            else:  # at a fixed address, for the graph
+            else:  # a tensor of fixed address, which the graph reads
                 group["lr"] = torch.as_tensor(
                     group["lr"], dtype=torch.float32, device=self.device.place
                 )
                 group["lr"].fill_(own)
-        # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
+        # Seeds the noise of a method (L0's gates), so that an epoch can be repeated after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
         first = epoch * len(self.batches)
         state.step = max(first, phase.start)
         number = index * 10_000 + epoch
         step.start_epoch(number)
-        draws = self.batches.draws(number)
+        all_indices = self.batches.batch_indices(number)
         sparse, version = self._sparse, state.masks.version
-        for draw in itertools.islice(draws, state.step - first, None):
+        for indices in itertools.islice(all_indices, state.step - first, None):
             if sparse is not None:
                 sparse.enabled = not self.method.needs_dense_gradient(context, state)
-            step(draw)
+            step(indices)
             if sparse is not None and state.masks.version != version:
                 version = state.masks.version
                 sparse.update()
@@ -234,8 +255,9 @@ class Engine:
             sparse.enabled = True
         measured = None
         if self.validation is not None:
-            images = self.validation.in_order()
-            measured = queued_accuracy(context.model, images, self.recipe.precision)
+            measured = queued_accuracy(
+                context.model, self.validation.in_order(), self.recipe.precision, context.task
+            )
         yield None
         entry: dict[str, Any] = {
             "phase": phase.name,
@@ -250,7 +272,7 @@ class Engine:
         return entry
 
     def _warn_of_collapse(self, when: str) -> None:
-        """Name the layers without a weight, each once a run."""
+        """Warn of layers that have no weight left, once per layer."""
         masks = self.state.masks
         empty = [n for n, mask in masks.items() if n not in self._collapsed and not mask.any()]
         self._collapsed.update(empty)

@@ -1,4 +1,4 @@
-"""Several runs side by side: processes on a CPU, streams of one process on a GPU."""
+"""Pools: several runs side by side, as processes on a CPU or as streams of one process on a GPU."""
 
 import math
 import multiprocessing
@@ -25,23 +25,24 @@ ALLOCATOR = {
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+"""Environment variables of the worker processes, for their memory allocator."""
 
 Ended = list[tuple[Settings, records.Record | None]]
-"""Cells that came to an end, each with its record; None: for a later sweep, as a line has said."""
+"""Cells that have ended, each with its record, or with None if a later sweep must go on with it."""
 
 
 class Pool(Protocol):
-    """What a sweep hands its cells to."""
+    """What a sweep gives its cells to."""
 
     @property
     def running(self) -> int:
-        """Cells started and not ended."""
+        """Number of cells that have started and not ended."""
 
     def start(self, cell: Settings, deadline: float) -> None:
-        """Begin a cell, which is to stop once ``time.monotonic()`` passes the deadline."""
+        """Start a cell. It stops after an epoch if ``time.monotonic()`` exceeds the deadline."""
 
     def ended(self) -> Ended:
-        """Let all go on a little; raises what a run raises."""
+        """Let all cells run for a while, and return those that ended. Raises what a run raises."""
 
 
 def default_jobs(device: str) -> int:
@@ -141,14 +142,14 @@ class Workers(_Base):
     """Processes of one thread each."""
 
     def __enter__(self) -> "Workers":
-        # Keeping freed memory for the next step saves a CPU step the page faults of its
-        # activations: 12 to 18 % less time of a ResNet20 step. Read at start-up, so it is set for
-        # the workers.
+        # If the allocator keeps freed memory for the next step, a CPU step has no page faults for
+        # its activations: a ResNet20 step takes 12 to 18 % less time. The workers read it when
+        # they start.
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
         # Spawn, not fork: torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        # Lines come back through a queue: in a notebook, a worker's own output would go astray.
+        # Lines come back through a queue, because a notebook does not show a worker's own output.
         self._lines = context.Queue()
         self._pool = ProcessPoolExecutor(
             self.jobs, mp_context=context, initializer=_start_worker, initargs=(self._lines,)
@@ -164,7 +165,7 @@ class Workers(_Base):
         return len(self._all)
 
     def start(self, cell: Settings, deadline: float) -> None:
-        # Not the deadline itself: clocks of processes need not agree.
+        # Seconds instead of the deadline, because the clocks of processes may differ.
         left = deadline - time.monotonic() if math.isfinite(deadline) else math.inf
         future = self._pool.submit(
             _in_worker, cell, self.results, self.device, left, self.data, self.execution

@@ -1,4 +1,4 @@
-"""What placebos share: the CKA-SR term, and random numbers that are new at every step with it."""
+"""What placebos share: the CKA-SR term, and new random numbers for every step with the term."""
 
 from typing import Any
 
@@ -36,10 +36,10 @@ class Placebo(CKASR):
         self.draw()
 
     def draw(self) -> None:
-        """Draw the random numbers of the coming step, if it has the term."""
+        """Draw the random numbers of the next step, if it has the term."""
         if self.active:
             self._fill(keyed_generator(self.name, self.seed, self._epoch, self._step))
 
     def _fill(self, generator: Generator) -> None:
-        """Write random numbers into tensors of fixed address, where they exist already."""
+        """Write random numbers in place into the tensors that exist already."""
         raise NotImplementedError

@@ -27,19 +27,23 @@ class Term(Protocol):
 
     @property
     def active(self) -> bool:
-        """Whether the coming step has the term."""
+        """Whether the next step has the term."""
 
     def compute(self) -> Tensor:
         """Beta times the term of the last forward pass: a scalar to add to the loss."""
 
     def advance(self) -> None:
-        """Count one step as done."""
+        """Move on to the next step. The training calls this after each step."""
 
     def reset(self, epoch: int = 0) -> None:
-        """Start an epoch at step 0. epoch: a number that no other epoch of the run has."""
+        """Start an epoch at step 0.
+
+        Args:
+            epoch: a number that no other epoch of the run has.
+        """
 
     def remove(self) -> None:
-        """Take every hook off the model."""
+        """Remove every hook from the model."""
 
 
 class NamedTerm(Term, Protocol):
@@ -63,4 +67,9 @@ class NamedTerm(Term, Protocol):
         every: int,
         pairs: Pairs | None,
     ) -> None:
-        """The options are those of :class:`ckasr.CKASR`. seed: that of the run."""
+        """Add the hooks to the model.
+
+        Args:
+            seed: seed of the run.
+            model, beta, variant, samples, every, pairs: as in :class:`ckasr.CKASR`.
+        """

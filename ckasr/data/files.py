@@ -100,7 +100,7 @@ def binary(folder: str, digests: Mapping[str, str]) -> Layout:
 
 
 def parse_idx(verified: Sequence[bytes]) -> Arrays:
-    """Parse files of a big-endian header, whose fourth byte is the number of dimensions, and bytes."""
+    """Parse files of a big-endian header and bytes. The fourth byte is the number of dimensions."""
     arrays = []
     for content in verified:
         dimensions = content[3]

@@ -18,7 +18,7 @@ MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
     """Random crop after padding, flip, normalisation; in the main process."""
     ours = batches(images, device)
-    draws = [part[:128] for part in ours.plan(0)]
+    indices = next(ours.batch_indices(0))
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
     iterator = iter(loader)
 
@@ -28,7 +28,7 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
             iterator = iter(loader)
             next(iterator)
 
-    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(*draws)}
+    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(indices)}
     # A batch takes milliseconds: many rounds cost little.
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 

@@ -215,7 +215,7 @@ def test_the_gpu_sees_the_same_batches_without_waiting_and_in_a_graph():
     assert torch.equal(y.cpu(), labels)
 
     def captured() -> torch.Tensor:
-        return there.batch(*(part.index_select(0, step)[0] for part in parts))[0]
+        return there.batch(tuple(part.index_select(0, step)[0] for part in parts))[0]
 
     captured()  # warms up
     graph = torch.cuda.CUDAGraph()

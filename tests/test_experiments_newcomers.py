@@ -53,7 +53,7 @@ class TokenBatches:
         order = torch.randperm(len(self.labels), generator=generator).to(self.device)
         return ((part,) for part in order[: len(self) * self.batch_size].split(self.batch_size))
 
-    def batch(self, *indices: Tensor) -> Batch:
+    def batch(self, indices: tuple[Tensor, ...]) -> Batch:
         (order,) = indices
         return self.tokens.index_select(0, order), self.labels.index_select(0, order)
 
@@ -231,14 +231,14 @@ class FolderBatches:
         )
         return ((part,) for part in order[: len(self) * self.batch_size].split(self.batch_size))
 
-    def batch(self, *indices: Tensor) -> Batch:
+    def batch(self, indices: tuple[Tensor, ...]) -> Batch:
         (order,) = indices
         images = torch.stack([read(self.files[i]) for i in order.tolist()])
         return images.to(self.device), self.labels[order].to(self.device)
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
         parts = torch.arange(len(self.files)).split(batch_size or self.batch_size)
-        return (self.batch(part) for part in parts)
+        return (self.batch((part,)) for part in parts)
 
 
 READ: list[Path] = []
@@ -322,7 +322,7 @@ def test_a_folder_of_images_is_one_file_and_is_read_batch_by_batch(tmp_path):
     batches = folder.train_batches(torch.arange(12), batch_size=4)
     first, *_ = batches.batch_indices(0)
     assert not READ
-    batches.batch(*first)
+    batches.batch(first)
     assert len(READ) == 4
 
     settings = Settings(

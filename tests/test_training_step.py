@@ -27,7 +27,7 @@ class OneBatch:
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.x, self.y = x, y
 
-    def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.x, self.y
 
 

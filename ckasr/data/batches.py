@@ -37,7 +37,7 @@ class Batches(Protocol):
         They must depend on the seeds of the data and on ``epoch`` alone, not on earlier calls.
         """
 
-    def batch(self, *indices: Tensor) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """Return the training batch of these indices, augmented."""
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:

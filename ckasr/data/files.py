@@ -130,12 +130,15 @@ def parse_binary(verified: Sequence[bytes]) -> Arrays:
     return _cifar([(record[:, 1:], record[:, 0]) for record in records])
 
 
-def _cifar(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Arrays:
+Parts = Sequence[tuple[np.ndarray, Sequence[int] | np.ndarray]]
+
+
+def _cifar(parts: Parts) -> Arrays:
     *train, test = parts
     return _pixels(train), _labels(train), _pixels([test]), _labels([test])
 
 
-def _pixels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
+def _pixels(parts: Parts) -> Tensor:
     """Return rows of 3072 bytes, one channel after the other, as (N, 32, 32, 3)."""
     pixels = np.empty((sum(len(planes) for planes, _ in parts), 1024, 3), np.uint8)
     start = 0
@@ -148,5 +151,5 @@ def _pixels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
     return torch.from_numpy(pixels.reshape(-1, 32, 32, 3))
 
 
-def _labels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
+def _labels(parts: Parts) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(labels, np.int64) for _, labels in parts]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ckasr import devices
 from ckasr.tasks import IMAGE_CLASSIFICATION, Task
 
-from .batches import Batch
+from .batches import Batch, Indices
 from .sampling import keyed_generator
 
 AUGMENTS = ("none", "crop", "crop-flip")
@@ -157,16 +157,17 @@ class ImageBatches:
         corner = (order * height + shift[0]) * width + shift[1]
         used = min(len(self) * self.batch_size, count)
         index = self._grid.dtype
-        plan = order, corner.to(index), flip.to(index)
+        plan = Plan(order, corner.to(index), flip.to(index))
         if self.order_seed >= 0:
             key = "reorder", self.seed, self.order_seed, epoch
             places = torch.randperm(count, generator=keyed_generator(*key))
-            plan = tuple(numbers[places] for numbers in plan)
+            plan = Plan(*(numbers[places] for numbers in plan))
         send = devices.of(self.device).send
         return Plan(*(send(numbers[:used]) for numbers in plan))
 
-    def batch(self, order: Tensor, corner: Tensor, flip: Tensor) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """Return the batch (x, y) of a slice of a plan."""
+        order, corner, flip = indices
         if self.augment == "none":
             pixels = self.images.index_select(0, order)
         else:
@@ -182,7 +183,7 @@ class ImageBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of one epoch."""
-        return (self.batch(*indices) for indices in self.batch_indices(epoch))
+        return (self.batch(indices) for indices in self.batch_indices(epoch))
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield all images in their order, not augmented. The last batch may be smaller."""

@@ -66,7 +66,8 @@ def build_model(settings: Settings, dataset: Dataset, device: Device) -> nn.Modu
         input_shape=dataset.example_input.shape[1:],
         **dataset.model_options,
     )
-    return model.to(device.place, memory_format=dataset.task.memory_format)
+    # torch's stubs do not know the argument memory_format.
+    return model.to(device.place, memory_format=dataset.task.memory_format)  # type: ignore[call-overload]
 
 
 def training_batches(

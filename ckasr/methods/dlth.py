@@ -73,7 +73,7 @@ class DLTH(Method):
 
     def strength(self, state: TrainingState) -> float:
         """Return the strength of the L2 at this step."""
-        growth = PUBLISHED_GROWTH
+        growth: float = PUBLISHED_GROWTH
         if self.schedule == "budgeted":
             growth *= state.steps / (PUBLISHED_GROWTH + PUBLISHED_HOLD)
         return self.ceiling * min(1.0, (state.step + 1) / growth)
@@ -89,10 +89,11 @@ class DLTH(Method):
                 self._outside.append(torch.empty_like(weight).copy_(~masks[name]))
         # Add the gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 also acts on
         # weights that the forward pass does not use, which autograd leaves without a gradient.
+        gradients = []
         for weight in self._weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in self._weights]
+            gradients.append(weight.grad)
         strength = self.strength(state)
         torch._foreach_addcmul_(gradients, self._weights, self._outside, value=strength)
 

@@ -51,6 +51,10 @@ def test_gate(log_alpha: Tensor) -> Tensor:
 class _Gated:
     """Mixin of a layer whose weight is multiplied by its gate in every forward pass."""
 
+    training: bool
+    weight: nn.Parameter
+    log_alpha: nn.Parameter
+
     def gated_weight(self) -> Tensor:
         gate = noisy_gate if self.training else test_gate
         return self.weight * gate(self.log_alpha)
@@ -137,7 +141,8 @@ class L0(Finetuned):
                 raise ValueError(
                     f"option {option}={getattr(self, option)!r} of method 'l0' must be {rule}"
                 )
-        self._gated: dict[str, nn.Module] = {}
+        # Any, because a layer has the attributes of its own class and of _Gated.
+        self._gated: dict[str, Any] = {}
         self._weights = 0
         self._multiplier = torch.zeros(())
         self._open_before_cut: float | None = None
@@ -266,7 +271,7 @@ class L0(Finetuned):
             names = names[:-1]  # a class cannot be pruned; the classifier is the last layer
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
         for name in names:
-            layer = context.model.get_submodule(name.removesuffix(".weight"))
+            layer: Any = context.model.get_submodule(name.removesuffix(".weight"))
             if type(layer) not in _GATED:
                 raise ValueError(
                     f"layer {name!r} is a {type(layer).__name__}: method 'l0' has gates for plain "
@@ -324,7 +329,7 @@ class L0(Finetuned):
     def _gates(self) -> int:
         return sum(layer.log_alpha.numel() for layer in self._gated.values())
 
-    def _size(self, layer: nn.Module) -> int:
+    def _size(self, layer: Any) -> int:
         """Return the number of weights behind one gate of a layer."""
         return layer.weight.numel() // layer.log_alpha.numel()
 

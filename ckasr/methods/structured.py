@@ -135,7 +135,8 @@ class Structured(Finetuned):
         masks = _Channels(context).remove(removed)
         for module in context.model.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                # torch's stubs do not know the argument memory_format.
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._removed, self._counted = removed, (original, masks)
 
 
@@ -262,9 +263,11 @@ class _Channels:
         A group with a shortcut that pads with zeros (option A) does not: the graph identifies
         channel i on both sides, but the padding shifts it. Such a stream keeps its width.
         """
-        return all(
-            len(set(idxs)) == self._width(dep) for dep, idxs in group if self._side(dep) is not None
-        )
+        for dep, idxs in group:
+            side = self._side(dep)
+            if side is not None and len(set(idxs)) != self._shape(dep)[side]:
+                return False
+        return True
 
     def _side(self, dep: Any) -> int | None:
         """Return the dimension of the prunable weight that a dependency concerns, or None."""
@@ -272,8 +275,8 @@ class _Channels:
             return None
         return 0 if self.graph.is_out_channel_pruning_fn(dep.handler) else 1
 
-    def _width(self, dep: Any) -> int:
-        return self.sizes[self.names[dep.target.module]][self._side(dep)]
+    def _shape(self, dep: Any) -> torch.Size:
+        return self.sizes[self.names[dep.target.module]]
 
     def _survivors(self, removed: Removed) -> dict[str, Tensor]:
         masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.sizes.items()}

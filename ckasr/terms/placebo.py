@@ -1,6 +1,6 @@
 """What placebos share: the CKA-SR term, and new random numbers for every step with the term."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Generator, nn
 
@@ -19,7 +19,7 @@ class Placebo(CKASR):
         model, beta, options: as in :class:`ckasr.CKASR`.
     """
 
-    name: str
+    name: ClassVar[str]
 
     def __init__(self, model: nn.Module, beta: float, *, seed: int = 0, **options: Any) -> None:
         super().__init__(model, beta, **options)

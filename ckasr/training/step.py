@@ -91,7 +91,7 @@ class Step:
         """
         context, state = self.context, self.state
         self.device.set_precision(self.precision)
-        x, y = self.batches.batch(*indices)
+        x, y = self.batches.batch(indices)
         with self.device.autocast(self.precision):
             outputs = context.model(x)
         loss = context.task.loss(outputs.float(), y)
@@ -103,7 +103,8 @@ class Step:
             loss.backward()
         else:
             weighted = self.term.compute()
-            self.term_sum += self.term.term
+            if (value := self.term.term) is not None:
+                self.term_sum += value
             if compare:
                 self.gradient_ratio = self._backward_compared(loss, weighted)
             else:

@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ckasr.data import Batches
-from ckasr.data.datasets import SOURCES
+from ckasr.data import ImageBatches
 
 from .timing import Timing, interleaved
 
 IMAGES = 12_800
-MEAN, STD = SOURCES["cifar100"].mean, SOURCES["cifar100"].std
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
     """Time random crop after padding, flip and normalisation, in the main process."""
     ours = batches(images, device)
-    plan = [part[:128] for part in ours.plan(0)]
+    indices = next(ours.batch_indices(0))
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
     iterator = iter(loader)
 
@@ -29,7 +28,7 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
             iterator = iter(loader)
             next(iterator)
 
-    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(*plan)}
+    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(indices)}
     # A batch takes milliseconds: many rounds cost little.
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
@@ -43,9 +42,9 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
 
 def batches(
     count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
-) -> Batches:
+) -> ImageBatches:
     """Batches of ``count`` random images on the device."""
-    return Batches(
+    return ImageBatches(
         *random_images(count),
         mean=MEAN,
         std=STD,

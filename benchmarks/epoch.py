@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ckasr import models
-from ckasr.experiments.pools import GPU_JOBS
-from ckasr.experiments.run import EVALUATION_BATCH, own_stream
+from ckasr import devices, models
+from ckasr.devices import GPU_JOBS
+from ckasr.experiments.build import EVALUATION_BATCH
 from ckasr.methods import Context, create
 from ckasr.training import Engine, Recipe
 
@@ -103,8 +103,10 @@ def epoch(
 ) -> Callable[[], None]:
     """A callable that trains every model for one epoch and evaluates; on a GPU, in own streams."""
     target = torch.device(device)
+    place = devices.of(target)
+    place.set_process_flags()
     runs = [
-        (_epochs(name, target, images, test, precision, capture), own_stream(device))
+        (_epochs(name, target, images, test, precision, capture), place.stream())
         for _ in range(models)
     ]
 
@@ -125,9 +127,9 @@ def _epochs(
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     training = batches(images, device)
     validation = batches(test, device, EVALUATION_BATCH, augment="none")
-    context = Context(model, 0.95, "erk", 0, 100, training.in_order)
+    context = Context(model, 0.95, "erk", 0, 100, training.in_order, len(training))
     recipe = Recipe(epochs=1_000_000, precision=precision)
     how = {} if capture else {"capture": None}
     yield from Engine(
         context, create("random"), recipe, training, 0, validation, **how
-    ).interleaved()
+    ).queued_epochs()

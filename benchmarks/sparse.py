@@ -13,17 +13,17 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ckasr import CKASR
-from ckasr.data import Batches
-from ckasr.execution import SparseExecution, sparse_execution
-from ckasr.experiments.run import evaluation_batch
-from ckasr.methods import Context
-from ckasr.sparsity import report
+from ckasr import CKASR, devices
+from ckasr.data import ImageBatches
+from ckasr.execution import sparse_execution
+from ckasr.experiments.build import evaluation_batch
+from ckasr.sparsity import Masks, report
 from ckasr.training.step import accuracy
 
 from .data import IMAGES, batches
@@ -71,7 +71,7 @@ def measure(
 
     few = {}
     for label, regularizer in {NO_TERM: None, TERM: lambda m: CKASR(m, BETA, every=5)}.items():
-        few[label] = _step(term, data, _bind, regularizer)[0]
+        few[label] = _step(term, data, sparse_execution, regularizer)[0]
     how = {"device": device, "warmup": warmup(device)}
     timings += interleaved(
         title(*term, "CKA-SR"), few, rounds=4 * rounds, calls=5, images=batch_size, **how
@@ -88,15 +88,15 @@ def title(name: str, sparsity: float, what: str = "") -> str:
     return f"sparse {name}, sparsity {sparsity:g}" + (f", {what}" if what else "")
 
 
-def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Timing]:
-    dense, context, _ = _step(cell, data)
-    sparse, _, handle = _step(cell, data, _bind)
+def _steps(cell: Cell, data: ImageBatches, rounds: int, sparseprop: bool) -> list[Timing]:
+    dense, (model, masks), _ = _step(cell, data)
+    sparse, _, handle = _step(cell, data, sparse_execution)
     variants = {DENSE: dense, SPARSE: sparse}
     if sparseprop:
         variants[SPARSEPROP], *_ = _step(cell, data, partial(_use_sparseprop, data.batch_size))
     with FlopCounterMode(display=False) as counter:
         dense()
-    done, known = work(handle, sparse), report(context.model, context.masks)
+    done, known = work(handle, sparse), report(model, masks)
     timings = interleaved(
         title(*cell), variants, rounds=rounds, device=data.device, calls=4,
         warmup=warmup(data.device), images=data.batch_size,
@@ -127,45 +127,44 @@ def _steps(cell: Cell, data: Batches, rounds: int, sparseprop: bool) -> list[Tim
 
 def _step(
     cell: Cell,
-    data: Batches,
-    bind: Callable[[Context], object] = lambda context: None,
+    data: ImageBatches,
+    bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
-) -> tuple[Callable[[], None], Context, object]:
-    """A training step, what it trains, and what `bind` made of it."""
-    made: list[object] = []
+) -> tuple[Callable[[], None], tuple[nn.Module, Masks], object]:
+    """A training step, the model and the masks that it trains, and the result of `bind`."""
+    made: list[Any] = []
 
-    def binding(context: Context) -> None:
-        made.extend((context, bind(context)))
+    def binding(model: nn.Module, masks: Masks) -> None:
+        made.extend(((model, masks), bind(model, masks)))
 
     name, sparsity = cell
     step = our_step(name, data, "fp32", regularizer, sparsity=sparsity, bind=binding)
     return step, *made
 
 
-def _bind(context: Context) -> SparseExecution:
-    return sparse_execution(context.model, context.masks)
-
-
-def _use_sparseprop(batch_size: int, context: Context) -> None:
+def _use_sparseprop(batch_size: int, model: nn.Module, masks: Masks) -> None:
     """Replace layers as its documentation does: those that are faster by its own clock.
 
     Its kernels need (N, C, H, W) in that order of memory, so the layers left dense have it too.
     """
     from sparseprop.utils import swap_modules_with_sparse
 
-    model = context.model.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer
         swap_modules_with_sparse(model, (batch_size, 3, 32, 32), inplace=True)
 
 
-def _evaluation(cell: Cell, data: Batches, images: int, execution: str) -> Callable[[], float]:
+def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> Callable[[], float]:
     """Top-1 accuracy after two steps, as the engine takes it: in its batches for this execution."""
-    step, context, _ = _step(cell, data, _bind if execution == "sparse" else lambda context: None)
+    bind = sparse_execution if execution == "sparse" else lambda model, masks: None
+    step, (model, _), _ = _step(cell, data, bind)
     for _ in range(2):
         step()
-    held_out = batches(images, data.device, evaluation_batch(execution, data.device), "none")
-    return lambda: accuracy(context.model, held_out.in_order(), "fp32")
+    held_out = batches(
+        images, data.device, evaluation_batch(execution, devices.of(data.device)), "none"
+    )
+    return lambda: accuracy(model, held_out.in_order(), "fp32")
 
 
 def copy_speed(rounds: int, numbers: int) -> float:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ckasr import CKASR, models
-from ckasr.data import Batches
-from ckasr.experiments.run import own_stream
-from ckasr.methods import Context, Method, create
-from ckasr.sparsity import dense_masks
+from ckasr import CKASR, devices, models
+from ckasr.data import ImageBatches
+from ckasr.methods import Context, Method, Phase, TrainingState, create
+from ckasr.sparsity import Masks
 from ckasr.training import Step
 from ckasr.training.captured import CapturedStep
 
@@ -25,7 +24,7 @@ MODELS = ("resnet20", "resnet32")
 
 def warmup(device: torch.device) -> int:
     """Number of warm-up rounds: on a GPU, enough to capture the graphs of both kinds of step."""
-    return 8 if device.type == "cuda" else 2
+    return 8 if devices.of(device).can_capture else 2
 
 
 def measure(
@@ -68,18 +67,18 @@ class _Penalised(Method):
 
     term: Callable[[], Tensor]
 
-    def penalty(self, context: Context) -> Tensor:
+    def penalty(self, context: Context, state: TrainingState) -> Tensor:
         return self.term()
 
 
 def our_step(
     name: str,
-    data: Batches,
+    data: ImageBatches,
     precision: str,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
     term: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
     sparsity: float = 0.95,
-    bind: Callable[[Context], object] = lambda context: None,
+    bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
 ) -> Callable[[], None]:
     """A callable that takes one step of the engine on random ERK masks.
 
@@ -92,31 +91,35 @@ def our_step(
         regularizer: makes CKA-SR for the network; None for no CKA-SR.
         term: makes another term for the network; None for no other term.
         sparsity: fraction of weights that are zero.
-        bind: called with the masked model before its optimiser is made.
+        bind: called with the masked model and its masks before its optimiser is made.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
-    context = Context(model, sparsity, "erk", 0, 100, data.in_order)
-    context.masks = dense_masks(model)
-    create("random").prepare(context)
-    context.masks.apply()
-    bind(context)
-    context.optimizer = torch.optim.SGD(
+    context = Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
+    masks = Masks(model, create("random").prepare(context))
+    masks.apply()
+    bind(model, masks)
+    optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
     method = _Penalised(term(model)) if term else create("random")
-    parts = context, method, regularizer(model) if regularizer else None, precision, data
-    draws = (draw for epoch in itertools.count() for draw in data.draws(epoch))
-    on_gpu = data.device.type == "cuda"
-    step = (CapturedStep if on_gpu else Step)(*parts)
-    if on_gpu:
-        for group in context.optimizer.param_groups:  # tensors, which the captured graph reads
+    state = TrainingState(masks, optimizer, Phase("train", 1), len(data))
+    parts = context, state, method, regularizer(model) if regularizer else None, precision, data
+    numbers = itertools.count()
+    indices = itertools.chain.from_iterable(map(data.batch_indices, numbers))
+    place = devices.of(data.device)
+    place.set_process_flags()
+    if place.can_capture:
+        step: Step = CapturedStep(*parts, capture=place.capture)
+        for group in optimizer.param_groups:  # at a fixed address, as in the engine
             group["lr"] = torch.tensor(group["lr"], device=data.device)
-        torch.cuda.synchronize()
-    stream = own_stream(data.device.type)
+        place.synchronize()
+    else:
+        step = Step(*parts)
+    stream = place.stream()
 
     def call() -> None:
         with stream:
-            step(next(draws))
+            step(next(indices))
 
     return call

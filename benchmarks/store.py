@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ckasr.experiments.run import environment
+from ckasr import devices
+from ckasr.experiments.provenance import environment
 from ckasr.storage import write_text
 
 from . import COUNTED, NAMES, WHAT, targets, timing
@@ -28,7 +29,7 @@ HOW_TO_READ = (
 
 def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record:
     """The record of one benchmark: its timings, the device, the date and the versions."""
-    here = environment(device)
+    here = environment(devices.of(device))
     return {
         "benchmark": name,
         "device": here["device"].split(", ")[0],

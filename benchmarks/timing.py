@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from ckasr import devices
 from ckasr.analysis.tables import NOTHING, markdown
 
 Call = Callable[[], object]
@@ -144,12 +145,12 @@ def consistent(timings: Iterable[Timing]) -> list[Timing]:
 
 def once(call: Call, device: torch.device, calls: int = 1) -> float:
     """Seconds of ``calls`` calls: wall time between synchronisations on a GPU, else CPU time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        devices.of(device).synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        torch.cuda.synchronize(device)
+        devices.of(device).synchronize()
         return time.perf_counter() - start
     start = time.process_time()
     for _ in range(calls):

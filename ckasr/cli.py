@@ -16,7 +16,7 @@ from ckasr.execution import EXECUTIONS
 from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
-from ckasr.experiments.run import title
+from ckasr.experiments.progress import title
 from ckasr.experiments.sweep import duration
 from ckasr.storage import write_between, write_text
 
@@ -312,10 +312,11 @@ def check(name: str) -> None:
     """Load a data set from CKASR_DATA, verify its checksums, and print its size."""
     from ckasr.data import load
 
-    d = load(name)
+    found = load(name)
+    tests = sum(len(y) for _, y in found.test_batches(batch_size=1000).in_order())
     print(
-        f"{name}: {len(d.train_labels)} training and {len(d.test_labels)} test images "
-        f"{d.input_shape}, {d.num_classes} classes"
+        f"{name}: {len(found.train_labels)} training and {tests} test samples "
+        f"{tuple(found.example_input.shape[1:])}, {found.num_classes} classes"
     )
 
 

@@ -221,8 +221,8 @@ class CKASR:
         return "\n".join([f"{type(self).__name__}({model}, {head})", *lines])
 
     @property
-    def due(self) -> bool:
-        """Whether the next step has the term."""
+    def active(self) -> bool:
+        """Whether the coming step has the term."""
         return self._due
 
     def _zero(self) -> Tensor:

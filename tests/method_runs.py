@@ -8,7 +8,8 @@ import torch
 from ckasr import data, models
 from ckasr.experiments.run import OutOfTime, run
 from ckasr.experiments.settings import Settings
-from ckasr.methods import Context, Method
+from ckasr.methods import Context, Method, Phase, TrainingState
+from ckasr.sparsity import Masks, dense_masks
 from ckasr.training import Engine, Recipe, accuracy
 
 BASE = {"dataset": "digits", "model": "resmlp", "validation": 200, "epochs": 2, "sparsity": 0.9}
@@ -44,7 +45,7 @@ def engine(method: Method, *, epochs: int = 2, sparsity: float = 0.9, model: str
     digits = data.load("digits")
     torch.manual_seed(0)
     network = models.create(model, num_classes=10, input_shape=digits.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         digits.train_images,
         digits.train_labels,
         mean=digits.mean,
@@ -58,8 +59,16 @@ def engine(method: Method, *, epochs: int = 2, sparsity: float = 0.9, model: str
         seed=0,
         num_classes=10,
         samples=batches.in_order,
+        steps_per_epoch=len(batches),
     )
     return Engine(context, method, Recipe(epochs), batches, seed=0)
+
+
+def state_of(context: Context, masks: Masks | None = None, phase: str = "train") -> TrainingState:
+    """The state of a training that is about to begin, for a hook that is called by itself."""
+    optimizer = torch.optim.SGD(context.model.parameters(), lr=0.1, momentum=0.9)
+    masks = dense_masks(context.model) if masks is None else masks
+    return TrainingState(masks, optimizer, Phase(phase, 1), steps=1)
 
 
 def train(engine: Engine) -> Engine:
@@ -71,7 +80,7 @@ def train(engine: Engine) -> Engine:
 def accuracy_of(model: torch.nn.Module) -> float:
     """On the digits' test images."""
     digits = data.load("digits")
-    images = data.Batches(
+    images = data.ImageBatches(
         digits.test_images,
         digits.test_labels,
         mean=digits.mean,

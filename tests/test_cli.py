@@ -141,7 +141,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(line, message, capsys, mon
     monkeypatch.setenv("CKASR_DATA", str(tmp_path / "empty"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ckasr", *line.split()])
-    monkeypatch.setattr("ckasr.data.datasets.fetch", _no_network)
+    monkeypatch.setattr("ckasr.data.registry.fetch", _no_network)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1

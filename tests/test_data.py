@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckasr import data
-from ckasr.data import Batches, datasets, files, split
+from ckasr.data import ImageBatches, files, image_sets, registry, split
 
 MEAN, STD = (0.5, 0.25, 0.4), (0.2, 0.3, 0.25)
 
@@ -30,10 +30,10 @@ def pictures(count: int, height: int, width: int, channels: int) -> tuple[torch.
 def make(count: int = 50, *, height: int = 8, width: int = 8, channels: int = 3, **options):
     images, labels = pictures(count, height, width, channels)
     options = {"batch_size": 16, "augment": "crop-flip", "seed": 3} | options
-    return Batches(images, labels, mean=MEAN[:channels], std=STD[:channels], **options)
+    return ImageBatches(images, labels, mean=MEAN[:channels], std=STD[:channels], **options)
 
 
-def epoch(batches: Batches, number: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def epoch(batches: ImageBatches, number: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     xs, ys = zip(*batches.epoch(number), strict=True)
     return torch.cat(xs), torch.cat(ys)
 
@@ -167,7 +167,7 @@ def test_other_types_are_the_same_values_rounded_once(dtype):
 def test_batches_are_channels_last_and_leave_the_images_alone():
     images, labels = pictures(50, 8, 8, 3)
     before = images.clone()
-    batches = Batches(images, labels, mean=MEAN, std=STD, batch_size=16, augment="none")
+    batches = ImageBatches(images, labels, mean=MEAN, std=STD, batch_size=16, augment="none")
     for x, _ in [*batches.epoch(0), *batches.in_order()]:
         assert x.is_contiguous(memory_format=torch.channels_last)
         x.zero_()
@@ -188,7 +188,7 @@ def test_bad_input_is_refused(options, message):
     images, labels = pictures(50, 8, 8, 3)
     given = {"images": images, "labels": labels, "mean": MEAN, "std": STD, "batch_size": 16}
     with pytest.raises(ValueError, match=message):
-        Batches(**(given | options))
+        ImageBatches(**(given | options))
 
 
 def test_an_epoch_without_a_whole_batch_is_an_error_not_an_empty_loop():
@@ -215,7 +215,7 @@ def test_the_gpu_sees_the_same_batches_without_waiting_and_in_a_graph():
     assert torch.equal(y.cpu(), labels)
 
     def captured() -> torch.Tensor:
-        return there.batch(*(part.index_select(0, step)[0] for part in parts))[0]
+        return there.batch(tuple(part.index_select(0, step)[0] for part in parts))[0]
 
     captured()  # warms up
     graph = torch.cuda.CUDAGraph()
@@ -324,8 +324,9 @@ def tiny(monkeypatch) -> dict[str, bytes]:
     images, labels = images[..., 0].numpy(), labels.numpy().astype(np.uint8)
     contents = [idx_bytes(part) for part in (images[:8], labels[:8], images[8:], labels[8:])]
     layout = files.idx("TINY/raw", [hashlib.md5(part).hexdigest() for part in contents])
-    source = datasets.Source(5, (0.5,), (0.2,), layouts=(layout,), torchvision="Tiny")
-    monkeypatch.setitem(datasets.SOURCES, "tiny", source)
+    tiny = image_sets.ImageFiles("tiny", 5, (0.5,), (0.2,), layouts=(layout,), torchvision="Tiny")
+    monkeypatch.setattr(registry, "_sources", dict(registry._sources))
+    data.register("tiny", tiny.fetch)(tiny.load)
     return dict(zip(layout.digests, contents, strict=True))
 
 
@@ -348,13 +349,13 @@ def test_a_new_data_set_is_one_entry(tiny, tmp_path, monkeypatch, packed):
     assert loaded.train_labels.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", [name for name in data.NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in data.names() if name != "digits"])
 def test_missing_files_are_named_with_the_remedy(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         data.load(name, tmp_path)
     message = str(error.value)
     assert "\n" not in message
-    folder = datasets.SOURCES[name].layouts[0].folder
+    folder = {one.name: one for one in image_sets.IMAGE_SETS}[name].layouts[0].folder
     for part in (str(tmp_path / folder), "CKASR_DATA", f"python -m ckasr data fetch {name}"):
         assert part in message
 
@@ -522,7 +523,7 @@ def test_real_images_have_the_shapes_and_moments_of_the_recipe(name):
     mean = share @ value
     std = (share @ value**2 - mean**2).sqrt()
     torch.testing.assert_close(mean, torch.tensor(loaded.mean).double(), rtol=0, atol=1e-4)
-    if name != "cifar10":  # its recipe's std is another quantity, see SOURCES
+    if name != "cifar10":  # its recipe's std is another quantity, see IMAGE_SETS
         torch.testing.assert_close(std, torch.tensor(loaded.std).double(), rtol=0, atol=1e-4)
 
 

@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from ckasr import devices
 from ckasr.analysis.statistics import compare
 from ckasr.data import load
 from ckasr.experiments import Settings, run, sweep
-from ckasr.experiments.run import OutOfTime, _build
+from ckasr.experiments.build import build_engine
+from ckasr.experiments.run import OutOfTime
 from ckasr.experiments.sweep import groups
-from ckasr.methods import create
 from ckasr.training import Engine
 
 pytest.importorskip("numba")
@@ -30,9 +30,7 @@ def cell(**changes: object) -> Settings:
 
 
 def trained(settings: Settings, execution: str) -> Engine:
-    method = create(settings.method, settings.method_options)
-    cpu = torch.device("cpu")
-    engine, _ = _build(settings, method, load("digits"), cpu, execution)
+    engine = build_engine(settings, load("digits"), devices.find("cpu"), execution)
     for _ in engine.epochs():
         pass
     return engine
@@ -88,14 +86,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path):
 def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
     """Rounding may tip a few choices; a gradient of zeros, or masks of before, would tip most."""
     settings = cell(method=method, method_options=options, sparsity=0.9)
-    dense, sparse = (trained(settings, execution).context for execution in ("dense", "sparse"))
-    kept = {name: int(mask.sum()) for name, mask in dense.masks.items()}
-    assert {name: int(mask.sum()) for name, mask in sparse.masks.items()} == kept
-    both = sum(int((mask & sparse.masks[name]).sum()) for name, mask in dense.masks.items())
+    dense, sparse = (trained(settings, execution) for execution in ("dense", "sparse"))
+    kept = {name: int(mask.sum()) for name, mask in dense.state.masks.items()}
+    assert {name: int(mask.sum()) for name, mask in sparse.state.masks.items()} == kept
+    both = sum(
+        int((mask & sparse.state.masks[name]).sum()) for name, mask in dense.state.masks.items()
+    )
     assert both > 0.85 * sum(kept.values())
-    for name, p in sparse.model.named_parameters():
-        if name in sparse.masks:
-            assert not p[~sparse.masks[name]].any()
+    for name, p in sparse.context.model.named_parameters():
+        if name in sparse.state.masks:
+            assert not p[~sparse.state.masks[name]].any()
 
 
 def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path):

@@ -15,16 +15,18 @@ import pytest
 import torch
 
 import ckasr
-from ckasr import analysis, methods
+from ckasr import analysis, devices, methods
 from ckasr.data import load
 from ckasr.experiments import CKA_SR_FIELDS, OutOfTime, Settings, grid, plan, records, run, sweep
 from ckasr.experiments import run as run_function
-from ckasr.experiments.run import _build
+from ckasr.experiments.build import build_engine
+from ckasr.experiments.provenance import commit
 from ckasr.experiments.sweep import groups as run_groups
-from ckasr.methods import create
 from ckasr.storage import claim
+from ckasr.training import Engine
 
 run_module = sys.modules[run_function.__module__]
+CPU = devices.find("cpu")
 DIGITS = {"dataset": "digits", "model": "resmlp", "validation": 200, "sparsity": 0.9}
 
 
@@ -73,7 +75,7 @@ def test_distribution_changes_the_id_where_the_method_reads_it(method):
             return super().__getattribute__(name)
 
     settings = digits(method=method, epochs=1, beta=0.0)
-    engine, _ = _build(settings, create(method), load("digits"), torch.device("cpu"))
+    engine = build_engine(settings, load("digits"), CPU)
     old = {f.name: getattr(engine.context, f.name) for f in dataclasses.fields(methods.Context)}
     engine.context = Context(**old)
     Context.read = False
@@ -243,7 +245,7 @@ def test_record_holds_what_it_must(finished):
 
 def test_finished_run_is_read_not_trained(finished, monkeypatch):
     record, results = finished
-    monkeypatch.setattr(run_module, "_build", None)
+    monkeypatch.setattr(run_module, "build_engine", None)
     assert run(digits(), results, progress=None) == record
 
 
@@ -277,7 +279,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
     assert kept.exists()
 
     def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-        engine, _ = _build(settings, create("random"), load("digits"), torch.device("cpu"))
+        engine = build_engine(settings, load("digits"), CPU)
         engine.checkpoint = checkpoint
         assert sum(1 for _ in engine.epochs()) == 60 - before
         return engine.context.model.state_dict()
@@ -294,12 +296,10 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
 def test_arms_share_everything_but_the_term(tmp_path):
     batches, masks, initial = [], [], []
     for beta in (0.0, 0.1):
-        engine, _ = _build(
-            digits(beta=beta, seed=4), create("random"), load("digits"), torch.device("cpu")
-        )
+        engine = build_engine(digits(beta=beta, seed=4), load("digits"), CPU)
         initial.append([p.clone() for p in engine.context.model.parameters()])
         next(engine.epochs())
-        masks.append(dict(engine.context.masks))
+        masks.append(dict(engine.state.masks))
         batches.append(list(engine.batches.epoch(0)))
     torch.testing.assert_close(initial[0], initial[1], rtol=0, atol=0)
     torch.testing.assert_close(batches[0], batches[1], rtol=0, atol=0)
@@ -307,13 +307,13 @@ def test_arms_share_everything_but_the_term(tmp_path):
 
 
 def test_masks_hold_weights_and_momentum():
-    engine, _ = _build(digits(), create("random"), load("digits"), torch.device("cpu"))
+    engine = build_engine(digits(), load("digits"), CPU)
     for _ in engine.epochs():
         pass
-    optimizer = engine.context.optimizer
+    optimizer = engine.state.optimizer
     for name, parameter in engine.context.model.named_parameters():
-        if name in engine.context.masks:
-            outside = ~engine.context.masks[name]
+        if name in engine.state.masks:
+            outside = ~engine.state.masks[name]
             assert (parameter[outside] == 0).all()
             assert (optimizer.state[parameter]["momentum_buffer"][outside] == 0).all()
 
@@ -322,12 +322,10 @@ def test_measuring_the_gradient_ratio_changes_nothing():
     """The step that takes the two gradients apart ends with the same sum."""
     weights = []
     for measure in (True, False):
-        engine, _ = _build(
-            digits(beta=0.05, every=1), create("random"), load("digits"), torch.device("cpu")
-        )
+        engine = build_engine(digits(beta=0.05, every=1), load("digits"), CPU)
         engine.context.model.double()
         engine.batches.dtype = torch.float64
-        start = run_module.Engine._epoch
+        start = Engine._epoch
 
         def epoch(self, index, phase, number, step, measure=measure, start=start):
             begin = step.start_epoch
@@ -361,7 +359,7 @@ def test_test_set_is_read_once_after_the_last_epoch(tmp_path, monkeypatch):
     epochs: list[str] = []
     monkeypatch.setattr(run_module, "_load", lambda name, data: Watched())
     run(digits(), tmp_path, progress=lambda line: epochs.append(line) if "epoch" in line else None)
-    assert [name for name, _ in reads] == ["test_images", "test_labels"]
+    assert [name for name, _ in reads] == ["test_batches"]
     assert all(seen >= 3 for _, seen in reads)
 
 
@@ -475,7 +473,7 @@ def test_a_gpu_beyond_the_last_is_refused(tmp_path, monkeypatch):
     ids=["run", "sweep"],
 )
 def test_an_unwritable_results_folder_is_found_before_training(tmp_path, monkeypatch, door):
-    monkeypatch.setattr(run_module.Engine, "interleaved", None)
+    monkeypatch.setattr(Engine, "queued_epochs", None)
     (tmp_path / "results").write_text("a file where the folder should be")
     with pytest.raises(NotADirectoryError, match=r"cannot write to .*results is not a folder"):
         door(tmp_path / "results")
@@ -681,12 +679,12 @@ def test_pairs_of_orders_stay_together():
 def test_an_order_seed_leaves_weights_mask_and_split_as_they_are():
     def built(order_seed):
         settings = digits(epochs=1, order_seed=order_seed)
-        engine, validation = _build(settings, create("random"), load("digits"), torch.device("cpu"))
+        engine = build_engine(settings, load("digits"), CPU)
         weights = {k: v.clone() for k, v in engine.context.model.state_dict().items()}
         for _ in engine.epochs():
             pass
-        split_ = {"train": engine.batches.images, "validation": validation.images}
-        same = weights | split_ | {f"mask {k}": v for k, v in engine.context.masks.items()}
+        split_ = {"train": engine.batches.images, "validation": engine.validation.images}
+        same = weights | split_ | {f"mask {k}": v for k, v in engine.state.masks.items()}
         return same, engine.batches.plan(0).order, engine.context.model.state_dict()
 
     (same, order, trained), (other, reordered, other_trained) = built(-1), built(0)
@@ -817,8 +815,8 @@ def test_commit_is_marked_where_any_part_of_the_package_differs(monkeypatch):
         return subprocess.CompletedProcess(command, 0, stdout=" M cka.py\n", stderr="")
 
     monkeypatch.delenv("CKASR_COMMIT", raising=False)
-    monkeypatch.setattr(run_module.subprocess, "run", git)
-    assert run_module._commit.__wrapped__().endswith("+")
+    monkeypatch.setattr(subprocess, "run", git)
+    assert commit.__wrapped__().endswith("+")
     assert asked[0][0] == "status"
     assert Path(asked[0][-1]) == Path(ckasr.__file__).parent
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckasr import models
+from ckasr import devices, models
 from ckasr.experiments import Settings, run, sweep
-from ckasr.experiments.pools import Turns
-from ckasr.experiments.run import own_stream
+from ckasr.experiments.pools import Interleaved
 from ckasr.training import memory
 
 VOLATILE = {"seconds", "started", "peak_memory_bytes", "curves", "runs_in_process"}
@@ -48,7 +47,7 @@ def one_thread() -> Iterator[None]:
 def test_runs_in_turn_end_as_each_does_alone(tmp_path: Path):
     lines: list[str] = []
     records = {}
-    with Turns(3, tmp_path / "turns", "cpu", None, lines.append) as pool:
+    with Interleaved(3, tmp_path / "turns", "cpu", None, lines.append) as pool:
         for settings in CELLS:
             pool.start(settings, float("inf"))
         while pool.running:
@@ -66,19 +65,39 @@ def test_runs_in_turn_end_as_each_does_alone(tmp_path: Path):
     assert ids[:4] == [settings.id for settings in CELLS]
 
 
-def test_a_gpu_run_has_a_stream_of_its_own_device_and_no_tf32(monkeypatch):
+def test_a_gpu_run_has_a_stream_of_its_own_device(monkeypatch):
     """Of cuda:1, too: a graph captured on another device's stream would be empty."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.find("cuda:1").stream() == torch.device("cuda:1")
+
+
+def test_the_flags_of_a_gpu_training_are_set_by_name_and_by_nothing_else(monkeypatch):
+    gpu = devices.GPU(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert own_stream("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    gpu.stream()
+    assert torch.backends.cudnn.allow_tf32
+    gpu.set_process_flags()
     assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    for precision, allowed in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
+        gpu.set_precision(precision)
+        assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+def test_a_device_without_a_backend_is_refused():
+    with pytest.raises(ValueError, match="device meta is not supported: use cpu or cuda"):
+        devices.of(torch.empty(0, device="meta"))
 
 
 def test_a_run_past_its_deadline_stops_and_the_others_go_on(tmp_path: Path):
     late, calm = cell(), cell(seed=1)
-    with Turns(2, tmp_path, "cpu", None, lambda line: None) as pool:
+    with Interleaved(2, tmp_path, "cpu", None, lambda line: None) as pool:
         pool.start(late, time.monotonic())
         pool.start(calm, float("inf"))
         ended = []
@@ -93,7 +112,7 @@ def test_a_run_past_its_deadline_stops_and_the_others_go_on(tmp_path: Path):
 
 
 def test_an_error_in_one_run_ends_them_all(tmp_path: Path):
-    with Turns(2, tmp_path, "cpu", None, lambda line: None) as pool:
+    with Interleaved(2, tmp_path, "cpu", None, lambda line: None) as pool:
         pool.start(cell(beta=0.1), float("inf"))
         pool.start(cell(method="magnitude", sparsity=0.9999999), float("inf"))
         with pytest.raises(ValueError, match="leaves none"):
@@ -115,28 +134,28 @@ def test_memory_counts_what_backward_keeps(name):
         return tensor
 
     parameters = 4 * sum(p.numel() for p in model.parameters())
-    found = memory.least_bytes(model, (6, 3, 32, 32))
+    found = memory.least_bytes(model, torch.empty(6, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(torch.zeros(6, 3, 32, 32))
     assert output.requires_grad
     real = sum(storage.nbytes() for storage in kept.values())
     assert found - memory.COPIES * parameters == pytest.approx(real, rel=0.05)
-    less = memory.least_bytes(model, (6, 3, 32, 32), "bf16")
+    less = memory.least_bytes(model, torch.empty(6, 3, 32, 32), "bf16")
     assert less < found
 
 
 def test_a_run_that_cannot_fit_says_so_before_it_starts(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000_000)
-    with pytest.raises(ValueError, match=r"a step on 128 images needs at least .* smaller batch"):
+    monkeypatch.setattr(devices.Device, "free_memory", lambda self: 10_000_000)
+    with pytest.raises(ValueError, match=r"a step on 128 samples needs at least .* smaller batch"):
         run(cell(model="resnet20"), tmp_path, device="cpu", progress=None)
     assert not list(tmp_path.rglob("*"))
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # no system that tells
+    monkeypatch.setattr(devices.Device, "free_memory", lambda self: None)  # no system that tells
     assert run(cell(epochs=1), tmp_path, device="cpu", progress=None)["status"] == "finished"
 
 
 def test_free_memory_is_read_from_the_system():
-    free = memory.free_bytes(torch.device("cpu"))
+    free = devices.find("cpu").free_memory()
     assert free is None or 1e6 < free < 1e14
 
 
@@ -144,7 +163,7 @@ def test_free_memory_is_read_from_the_system():
 def test_streams_of_one_process_end_within_the_spread_of_the_device(tmp_path: Path):
     cells = [cell(model="resnet20", seed=seed, beta=0.05, every=2) for seed in range(3)]
     records = {}
-    with Turns(3, tmp_path / "turns", "cuda", None, lambda line: None) as pool:
+    with Interleaved(3, tmp_path / "turns", "cuda", None, lambda line: None) as pool:
         for settings in cells:
             pool.start(settings, float("inf"))
         while pool.running:

@@ -29,21 +29,19 @@ def spying(kind: type):
             super().__post_init__()
             self.seen = []
 
-        def after_backward(self, context):
+        def after_backward(self, context, state):
             gradients = {n: w.grad.clone() for n, w in prunable(context.model).items()}
-            super().after_backward(context)
+            super().after_backward(context, state)
             self.seen.append({"gradients": gradients})
 
-        def after_step(self, context):
+        def after_step(self, context, state):
             weights = prunable(context.model)
             entry = self.seen[-1]
-            entry |= {"step": context.step, "steps": context.steps}
-            entry |= {"before": copies(context.masks), "weights": copies(weights)}
-            super().after_step(context)
-            momentum = {
-                n: context.optimizer.state[w]["momentum_buffer"] for n, w in weights.items()
-            }
-            entry |= {"after": copies(context.masks), "left": copies(weights)}
+            entry |= {"step": state.step, "steps": state.steps}
+            entry |= {"before": copies(state.masks), "weights": copies(weights)}
+            super().after_step(context, state)
+            momentum = {n: state.optimizer.state[w]["momentum_buffer"] for n, w in weights.items()}
+            entry |= {"after": copies(state.masks), "left": copies(weights)}
             entry |= {"momentum": copies(momentum)}
 
     return Spy
@@ -102,8 +100,8 @@ class TestGMP:
 
     def test_a_last_pruning_reaches_the_sparsity_however_rare_they_are(self):
         done = train(engine(GMP(every=10_000), sparsity=0.9))
-        total = sum(m.numel() for m in done.context.masks.values())
-        assert sum(int(m.sum()) for m in done.context.masks.values()) == round(0.1 * total)
+        total = sum(m.numel() for m in done.state.masks.values())
+        assert sum(int(m.sum()) for m in done.state.masks.values()) == round(0.1 * total)
 
     def test_bad_spans_are_one_line(self):
         with pytest.raises(ValueError, match="0 <= begin < end <= 1"):
@@ -126,14 +124,16 @@ class TestDynamic:
 
     def test_updates_come_every_so_many_steps_until_the_end(self, kind):
         method = kind(every=100, end=0.75)
-        assert [s for s in range(1, 1001) if method.due(s, 1000)] == list(range(100, 701, 100))
+        assert [s for s in range(1, 1001) if method.updates_at(s, 1000)] == list(
+            range(100, 701, 100)
+        )
 
     def test_an_update_exchanges_exactly_its_share_in_every_layer(self, kind):
         method = spying(kind)(every=3)
         done = train(engine(method, sparsity=0.9))
         updates = 0
         for entry in method.seen:
-            due = method.due(entry["step"], entry["steps"])
+            due = method.updates_at(entry["step"], entry["steps"])
             updates += due
             share = method.fraction_at(entry["step"], entry["steps"]) if due else 0
             for name, before in entry["before"].items():
@@ -150,13 +150,13 @@ class TestDynamic:
                     size = entry["weights"][name].abs()
                     assert size[dropped].max() <= size[before & after].min()
         assert updates >= 3
-        masks = done.context.masks
+        masks = done.state.masks
         assert sum(int(m.sum()) for m in masks.values()) == done.context.kept
 
     def test_grown_weights_train(self, kind):
         method = spying(kind)(every=3)
         train(engine(method))
-        at = next(i for i, e in enumerate(method.seen) if method.due(e["step"], e["steps"]))
+        at = next(i for i, e in enumerate(method.seen) if method.updates_at(e["step"], e["steps"]))
         now, later = method.seen[at], method.seen[at + 1]
         grown = {n: now["after"][n] & ~now["before"][n] for n in now["after"]}
         moved = sum(int((later["weights"][n][g] != 0).sum()) for n, g in grown.items())
@@ -206,7 +206,7 @@ class TestL1:
         running = engine(L1(strength=0.5))
         next(iter(running.epochs()))
         weights = prunable(running.context.model)
-        penalty = running.method.penalty(running.context)
+        penalty = running.method.penalty(running.context, running.state)
         torch.testing.assert_close(penalty, 0.5 * sum(w.abs().sum() for w in weights.values()))
         gradients = torch.autograd.grad(penalty, list(weights.values()))
         for gradient, weight in zip(gradients, weights.values(), strict=True):
@@ -222,13 +222,13 @@ class TestL1:
         assert norms[1e-2] < 0.9 * norms[0.0]
         done = train(engine(L1(strength=1e-3)))
         assert done.curves["phase"] == ["train", "train", "finetune"]
-        assert done.method.penalty(done.context) is None
+        assert done.method.penalty(done.context, done.state) is None
 
     def test_the_largest_weights_of_the_whole_network_stay(self):
         running = engine(L1(finetune=0))
         for _ in running.epochs():
             weights = copies(prunable(running.context.model))
-        masks = running.context.masks
+        masks = running.state.masks
         kept = torch.cat([weights[n][m].abs() for n, m in masks.items()])
         gone = torch.cat([weights[n][~m].abs() for n, m in masks.items()])
         assert len(kept) == running.context.kept
@@ -258,7 +258,7 @@ class TestBetterThanRandom:
         else:
             method.end_phase = before(end_phase)
         train(running)
-        masks = running.context.masks
+        masks = running.state.masks
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, weight in prunable(spared[0]).items():

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from method_runs import state_of
 from torch import Tensor, nn
 
 from ckasr import data, methods, models
 from ckasr.experiments import Settings, run
 from ckasr.experiments.run import OutOfTime
-from ckasr.methods import Context
+from ckasr.methods import Context, TrainingState
 from ckasr.methods.dlth import DLTH
 from ckasr.methods.lth import LTH
 from ckasr.sparsity import dense_masks, layer_densities, prunable, random_masks
@@ -29,14 +31,14 @@ def engine(method: methods.Method, sparsity: float = 0.9, epochs: int = 2, **rec
     torch.manual_seed(0)
     dataset = data.load("digits")
     net = models.create("resmlp", num_classes=10, input_shape=dataset.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         dataset.train_images,
         dataset.train_labels,
         mean=dataset.mean,
         std=dataset.std,
         batch_size=BATCH,
     )
-    context = Context(net, sparsity, "erk", 0, 10, batches.in_order)
+    context = Context(net, sparsity, "erk", 0, 10, batches.in_order, len(batches))
     return Engine(context, method, Recipe(epochs, **recipe), batches, seed=0)
 
 
@@ -64,8 +66,7 @@ class Bare(nn.Module):
 
 def counts(size: int, sparsity: float, **options: Any) -> list[int]:
     net = Bare(size)
-    context = Context(net, sparsity, "erk", 0, 1, lambda: iter(()))
-    context.masks = dense_masks(net)
+    context = Context(net, sparsity, "erk", 0, 1, lambda: iter(()), steps_per_epoch=1)
     return LTH(**options).counts(context)
 
 
@@ -135,7 +136,7 @@ class TestLevels:
     def test_no_prunable_layer(self):
         net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
         trained = engine(LTH())
-        context = Context(net, 0.9, "erk", 0, 10, trained.batches.in_order)
+        context = Context(net, 0.9, "erk", 0, 10, trained.batches.in_order, 22)
         for method in (LTH(), DLTH()):
             with pytest.raises(ValueError, match="no conv or linear weight"):
                 list(Engine(context, method, Recipe(1), trained.batches, 0).epochs())
@@ -150,37 +151,37 @@ class Watched(LTH):
         self.momentum: list[Tensor] = []
         self.starts: list[dict[str, Any]] = []
 
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         if self.rewind == 0:
             self.origin = copies(context.model.state_dict())
+        return super().prepare(context)
 
-    def after_step(self, context: Context) -> None:
-        super().after_step(context)
-        if context.phase.name == "level 0" and context.step == self.rewind:
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        super().after_step(context, state)
+        if state.phase.name == "level 0" and state.step == self.rewind:
             self.origin = copies(context.model.state_dict())
-            self.momentum = momenta(context)
+            self.momentum = momenta(context, state)
 
-    def begin_phase(self, phase: methods.Phase, context: Context) -> None:
-        super().begin_phase(phase, context)
-        self.fresh = phase.name != "level 0"
+    def begin_phase(self, context: Context, state: TrainingState) -> None:
+        super().begin_phase(context, state)
+        self.fresh = state.phase.name != "level 0"
 
-    def after_backward(self, context: Context) -> None:
+    def after_backward(self, context: Context, state: TrainingState) -> None:
         if self.fresh:
             self.fresh = False
             self.starts.append(
                 {
                     "model": copies(dict(context.model.named_parameters())),
-                    "momentum": momenta(context),
-                    "masks": copies(context.masks),
-                    "rate": context.optimizer.param_groups[0]["lr"],
-                    "step": context.step,
+                    "momentum": momenta(context, state),
+                    "masks": copies(state.masks),
+                    "rate": state.optimizer.param_groups[0]["lr"],
+                    "step": state.step,
                 }
             )
 
 
-def momenta(context: Context) -> list[Tensor]:
-    states = [context.optimizer.state.get(p, {}) for p in context.model.parameters()]
+def momenta(context: Context, state: TrainingState) -> list[Tensor]:
+    states = [state.optimizer.state.get(p, {}) for p in context.model.parameters()]
     return [s["momentum_buffer"].clone() for s in states if s.get("momentum_buffer") is not None]
 
 
@@ -215,28 +216,28 @@ class TestRewinding:
         trained = engine(method, epochs=1)
         *_, last = trained.epochs()
         assert last["phase"] == "level 1"
-        context = trained.context
-        method.end_phase(methods.Phase("level 1", 1), context)  # nothing is left to prune
+        context, state = trained.context, trained.state
+        method.end_phase(context, state)  # nothing is left to prune
         changed = [n for n, v in context.model.state_dict().items() if "running" in n]
         assert not torch.equal(context.model.state_dict()[changed[0]], method.origin[changed[0]])
-        context.masks.update({name: torch.ones_like(m) for name, m in context.masks.items()})
-        method.end_phase(methods.Phase("level 0", 1), context)
+        state.masks.update({name: torch.ones_like(m) for name, m in state.masks.items()})
+        method.end_phase(context, state)
         for name, value in context.model.state_dict().items():
-            if name not in context.masks:
+            if name not in state.masks:
                 assert torch.equal(value, method.origin[name]), name
 
     @pytest.mark.parametrize("rewind", [0, 7, 22, 30])
     def test_a_level_that_prunes_nothing_repeats_the_first_training(self, rewind):
         """Bit for bit, if it sees the same batches: nothing of the first training is left."""
 
-        class SameOrder(data.Batches):
-            def draws(self, epoch: int):
-                return super().draws(epoch % 10_000)
+        class SameOrder(data.ImageBatches):
+            def batch_indices(self, epoch: int):
+                return super().batch_indices(epoch % 10_000)
 
         class PrunesNothing(LTH):
-            def end_phase(self, phase: methods.Phase, context: Context) -> None:
-                super().end_phase(phase, context)
-                context.masks.update({n: torch.ones_like(m) for n, m in context.masks.items()})
+            def end_phase(self, context: Context, state: TrainingState) -> None:
+                super().end_phase(context, state)
+                state.masks.update({n: torch.ones_like(m) for n, m in state.masks.items()})
                 context.model.load_state_dict(self.state()["origin"]["model"])
 
         trained = engine(PrunesNothing(levels="0.9", rewind=rewind), epochs=2)
@@ -245,7 +246,7 @@ class TestRewinding:
         for entry in trained.epochs():
             ends[entry["phase"]] = copies(trained.context.model.state_dict())
             ends[entry["phase"]]["momentum"] = torch.cat(
-                [m.flatten() for m in momenta(trained.context)]
+                [m.flatten() for m in momenta(trained.context, trained.state)]
             )
         for name, value in ends["level 0"].items():
             assert torch.equal(ends["level 1"][name], value), name
@@ -258,12 +259,12 @@ class TestMasks:
         wanted = {"level 0": 37504, "level 1": 18752, "level 2": 7501, "level 3": 1875}
         before = copies(dense_masks(trained.context.model))
         for entry in trained.epochs():
-            masks = copies(trained.context.masks)
+            masks = copies(trained.state.masks)
             assert kept(masks) == wanted[entry["phase"]]
             for name, weight in prunable(trained.context.model).items():
                 assert not (masks[name] & ~before[name]).any(), name
                 assert not weight[~masks[name]].any(), name
-                momentum = trained.context.optimizer.state[weight]["momentum_buffer"]
+                momentum = trained.state.optimizer.state[weight]["momentum_buffer"]
                 assert not momentum[~masks[name]].any(), name
             before = masks
 
@@ -273,7 +274,7 @@ class TestMasks:
         next(run_of)
         weights = {n: w.detach().clone() for n, w in prunable(trained.context.model).items()}
         next(run_of)
-        masks = trained.context.masks
+        masks = trained.state.masks
         smallest_kept = min(w[masks[n]].abs().min().item() for n, w in weights.items())
         largest_pruned = max(w[~masks[n]].abs().max().item() for n, w in weights.items())
         assert smallest_kept >= largest_pruned
@@ -281,16 +282,16 @@ class TestMasks:
     def test_a_live_weight_that_is_zero_is_no_reason_to_revive_a_pruned_one(self):
         method = LTH(levels="0.5,0.9")
         context = engine(method).context
-        context.masks = dense_masks(context.model)
         method.prepare(context)
-        method.end_phase(methods.Phase("level 0", 1), context)
-        before = copies(context.masks)
+        state = state_of(context)
+        method.end_phase(context, state)
+        before = copies(state.masks)
         with torch.no_grad():
             for weight in prunable(context.model).values():
                 weight.zero_()
-        method.end_phase(methods.Phase("level 1", 1), context)
-        assert kept(context.masks) == round(0.1 * 37504)
-        for name, mask in context.masks.items():
+        method.end_phase(context, state)
+        assert kept(state.masks) == round(0.1 * 37504)
+        for name, mask in state.masks.items():
             assert not (mask & ~before[name]).any(), name
 
     def test_dlth_is_dense_until_the_rest_is_removed(self):
@@ -300,11 +301,11 @@ class TestMasks:
         ticket = random_masks(shapes, layer_densities(shapes, 0.1, "erk"), seed=0)
         for entry in trained.epochs():
             if entry["phase"] == "transform":
-                assert kept(context.masks) == 37504
+                assert kept(trained.state.masks) == 37504
             else:
-                assert kept(context.masks) == round(0.1 * 37504)
+                assert kept(trained.state.masks) == round(0.1 * 37504)
                 for name, weight in prunable(context.model).items():
-                    assert torch.equal(context.masks[name], ticket[name])
+                    assert torch.equal(trained.state.masks[name], ticket[name])
                     assert not weight[~ticket[name]].any()
 
 
@@ -313,14 +314,14 @@ class TestGrowingL2:
         class Twice(DLTH):
             """Notes gradients before and after."""
 
-            def after_backward(self, context: Context) -> None:
+            def after_backward(self, context: Context, state: TrainingState) -> None:
                 weights = prunable(context.model)
                 before = {name: w.grad.clone() for name, w in weights.items()}
-                super().after_backward(context)
+                super().after_backward(context, state)
                 ticket = self.ticket(context)
                 for name, w in weights.items():
-                    added = self.strength(context) * w.detach() * ~ticket[name]
-                    if context.phase.name == "train":
+                    added = self.strength(state) * w.detach() * ~ticket[name]
+                    if state.phase.name == "train":
                         added.zero_()
                     torch.testing.assert_close(w.grad, before[name] + added, rtol=1e-6, atol=1e-9)
                     seen.append(bool(added.any()))
@@ -361,17 +362,18 @@ class TestGrowingL2:
     @hypothesis_settings(max_examples=30)
     @given(steps=st.integers(1, 3000), ceiling=st.floats(0.01, 10))
     def test_the_budgeted_schedule_grows_for_five_ninths_of_the_steps(self, steps, ceiling):
-        context = Context(Bare(10), 0.5, "erk", 0, 1, lambda: iter(()), steps=steps)
+        state = state_of(Context(Bare(10), 0.5, "erk", 0, 1, lambda: iter(()), 1))
+        state.steps = steps
         method, strengths = DLTH(ceiling=ceiling), []
-        for context.step in range(steps):
-            strengths.append(method.strength(context))
+        for state.step in range(steps):
+            strengths.append(method.strength(state))
         assert strengths == sorted(strengths)
         assert strengths[-1] == ceiling
         top = strengths.index(ceiling) + 1
         assert top == pytest.approx(steps * 5 / 9, abs=1.01)
 
     def test_the_published_schedule(self):
-        context = Context(Bare(10), 0.5, "erk", 0, 1, lambda: iter(()), steps_per_epoch=391)
+        context = Context(Bare(10), 0.5, "erk", 0, 1, lambda: iter(()), 391)
         method = DLTH(schedule="published")
         transform, train = method.phases(200, context)
         assert transform.epochs == 231
@@ -379,11 +381,12 @@ class TestGrowingL2:
         assert transform.constant
         assert transform.learning_rate == 1e-3
         assert train.epochs == 200
-        context.steps = transform.epochs * 391
+        state = state_of(context)
+        state.steps = transform.epochs * 391
         # The authors add 1e-4 every five steps, from the first.
-        for context.step in (0, 4, 5, 1234, 49_999, 60_000):
-            published = min(1.0, 1e-4 * (context.step // 5 + 1))
-            assert method.strength(context) == pytest.approx(published, abs=1e-4)
+        for state.step in (0, 4, 5, 1234, 49_999, 60_000):
+            published = min(1.0, 1e-4 * (state.step // 5 + 1))
+            assert method.strength(state) == pytest.approx(published, abs=1e-4)
 
     @pytest.mark.parametrize(
         "options",

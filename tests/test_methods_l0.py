@@ -85,7 +85,7 @@ class TestPenalty:
         assert len(running.batches.labels) == images
         layer = running.context.model.blocks[0].linear1
         (gradient,) = torch.autograd.grad(
-            running.method.penalty(running.context), [layer.log_alpha]
+            running.method.penalty(running.context, running.state), [layer.log_alpha]
         )
         p = torch.sigmoid(layer.log_alpha.detach() - 2 / 3 * math.log(0.1 / 1.1))
         behind = layer.weight.numel() / layer.log_alpha.numel()
@@ -93,7 +93,7 @@ class TestPenalty:
 
     def test_gates_train_apart_from_the_weights(self, unit):
         running = started(L0(unit=unit))
-        rest, gates = running.context.optimizer.param_groups
+        rest, gates = running.state.optimizer.param_groups
         assert gates["weight_decay"] == 0
         assert rest["weight_decay"] == 5e-4
         count = sum(p.numel() for p in gates["params"])
@@ -122,10 +122,10 @@ class TestOutcome:
         assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
         with torch.no_grad():
             torch.testing.assert_close(model.eval()(x), gated, rtol=1e-4, atol=1e-4)
-        kept = sum(int(m.sum()) for m in running.context.masks.values())
+        kept = sum(int(m.sum()) for m in running.state.masks.values())
         assert 0 < kept < running.context.kept
         for name, weight in prunable(model).items():
-            assert not weight[~running.context.masks[name]].any()
+            assert not weight[~running.state.masks[name]].any()
 
     def test_a_short_training_is_cut_to_the_exact_count_by_the_gates(self):
         running = engine(L0(), sparsity=0.95)
@@ -135,7 +135,7 @@ class TestOutcome:
                 for name, m in running.context.model.named_modules()
                 if hasattr(m, "log_alpha")
             }
-        masks = running.context.masks
+        masks = running.state.masks
         assert sum(int(m.sum()) for m in masks.values()) == running.context.kept
         kept = torch.cat([alphas[n][m] for n, m in masks.items()])
         gone = torch.cat([alphas[n][~m] for n, m in masks.items()])
@@ -143,7 +143,7 @@ class TestOutcome:
 
     def test_filters_go_whole_and_leave_at_most_the_asked_number(self):
         done = train(engine(L0(unit="filter"), sparsity=0.8))
-        masks = done.context.masks
+        masks = done.state.masks
         for name, mask in masks.items():
             rows = mask.flatten(1)
             assert (rows.all(1) | ~rows.any(1)).all()
@@ -158,20 +158,19 @@ class TestOutcome:
         with torch.no_grad():
             for layer in method._gated.values():
                 layer.log_alpha.fill_(-4)
-        method.after_step(running.context)
+        method.after_step(running.context, running.state)
         assert method._multiplier == 0
 
     @pytest.mark.parametrize(("unit", "steps"), [("weight", 22), ("weight", 2200), ("filter", 300)])
     def test_the_multiplier_gains_the_same_over_a_phase_of_any_length(self, unit, steps):
         method = L0(unit=unit, dual_rate=2.0)
-        running = started(method, sparsity=0.8)
+        started(method, sparsity=0.8)
         gates = sum(layer.log_alpha.numel() for layer in method._gated.values())
-        running.context.steps = steps
         for density, share in [(1.0, 1.0), (0.41, 1.0), (0.3, 0.5)]:  # asked: 0.2
-            gained = steps * method.gain(torch.tensor(density - 0.2), running.context)
+            gained = steps * method.gain(torch.tensor(density - 0.2), 0.2, steps)
             assert gained.item() == pytest.approx(2 * math.sqrt(gates) * share, rel=1e-5)
         method.dual_per = "step"
-        assert method.gain(torch.tensor(0.5), running.context).item() == 1.0
+        assert method.gain(torch.tensor(0.5), 0.2, steps).item() == 1.0
 
     def test_gates_of_a_short_training_close_before_the_cut(self):
         """30 epochs of 11 steps; with the same gain in every step, nearly all stay open."""

@@ -18,7 +18,7 @@ from ckasr import data, methods, models
 from ckasr.experiments import Settings, run
 from ckasr.methods import score
 from ckasr.methods.scores import per_class
-from ckasr.sparsity import dense_masks, global_topk_masks, prunable
+from ckasr.sparsity import global_topk_masks, prunable
 
 SCORES = ("magnitude", "snip", "grasp", "synflow")
 CLASSES = 4
@@ -608,12 +608,11 @@ def test_synflow_never_revives_a_weight():
     with torch.no_grad():
         net[0].weight[0] = net[1].weight[:, 0] = 10
     batches = [(torch.zeros(1, 2), torch.zeros(1))]
-    context = methods.Context(net, 0.82, "erk", 0, 1, lambda: iter(batches))
-    context.masks = dense_masks(net)
+    context = methods.Context(net, 0.82, "erk", 0, 1, lambda: iter(batches), steps_per_epoch=1)
     # 21 weights, then 9 (one unit, six weights of the classifier), then 4.
-    methods.create("synflow", {"steps": 2}).prepare(context)
-    assert context.masks["0.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
-    assert context.masks["1.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
+    masks = methods.create("synflow", {"steps": 2}).prepare(context)
+    assert masks["0.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
+    assert masks["1.weight"].nonzero().tolist() == [[0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("steps", [3, 10])
@@ -627,21 +626,21 @@ def test_synflow_rounds_what_it_prunes_down(steps, monkeypatch):
 
     monkeypatch.setattr(methods.scores, "synflow", spy)
     context = context_of("lenet300", 0.9)
-    methods.create("synflow", {"steps": steps}).prepare(context)
-    total = sum(mask.numel() for mask in context.masks.values())
+    masks = methods.create("synflow", {"steps": steps}).prepare(context)
+    total = sum(mask.numel() for mask in masks.values())
     densities = [0.1 ** (step / steps) for step in range(steps)]
     assert seen == [math.ceil(d * total) for d in densities]
     assert seen != [round(d * total) for d in densities]
-    assert sum(int(mask.sum()) for mask in context.masks.values()) == context.kept
+    assert sum(int(mask.sum()) for mask in masks.values()) == context.kept
 
 
 def test_grasp_scores_by_batch_statistics_unless_told_otherwise():
     context = context_of("resnet20", 0.95)
     x, y = per_class(context.samples(), 10, 10)
     for options, train_mode in (({}, True), ({"train_mode": False}, False)):
-        methods.create("grasp", options).prepare(context)
+        masks = methods.create("grasp", options).prepare(context)
         expected = score(context.model, "grasp", x, y, train_mode=train_mode)
-        assert_same(context.masks, global_topk_masks(expected, context.kept))
+        assert_same(masks, global_topk_masks(expected, context.kept))
     with pytest.raises(ValueError, match="exclude each other"):
         methods.create("grasp", {"official": True, "train_mode": False})
 
@@ -660,11 +659,9 @@ def test_the_official_grasp_has_two_parts_of_an_odd_batch(monkeypatch):
         lambda *a, **k: asked.append((len(a[1]), k["chunk"])) or grasp(*a, **k),
     )
     context = context_of("lenet300", 0.5)
-    context.num_classes = 10
     images = [(x[y < 9], y[y < 9]) for x, y in context.samples()]
     net = models.create("lenet300", num_classes=9, input_shape=tuple(images[0][0].shape[1:]))
-    context = methods.Context(net, 0.5, "erk", 0, 9, lambda: iter(images))
-    context.masks = dense_masks(net)
+    context = methods.Context(net, 0.5, "erk", 0, 9, lambda: iter(images), steps_per_epoch=1)
     methods.create("grasp", {"official": True, "samples": 1}).prepare(context)
     ((count, chunk),) = asked
     assert count == 9
@@ -675,8 +672,8 @@ def test_the_three_forms_of_grasp_give_three_masks():
     masks = []
     for options in ({}, {"train_mode": False}, {"official": True}):
         context = context_of("resnet20", 0.9)
-        methods.create("grasp", {"samples": 4, **options}).prepare(context)
-        masks.append(torch.cat([m.flatten() for m in context.masks.values()]))
+        found = methods.create("grasp", {"samples": 4, **options}).prepare(context)
+        masks.append(torch.cat([m.flatten() for m in found.values()]))
         assert masks[-1].sum() == context.kept
     for a, b in itertools.combinations(masks, 2):
         assert 0.1 < (a & b).sum() / (a | b).sum() < 0.9
@@ -688,8 +685,8 @@ def test_snip_by_batch_statistics_keeps_more_classes(cifar):
     empty = {}
     for train_mode in (False, True):
         context = context_of("resnet20", 0.95, cifar)
-        methods.create("snip", {"samples": 1, "train_mode": train_mode}).prepare(context)
-        empty[train_mode] = int((~context.masks["fc.weight"].any(1)).sum())
+        snip = methods.create("snip", {"samples": 1, "train_mode": train_mode})
+        empty[train_mode] = int((~snip.prepare(context)["fc.weight"].any(1)).sum())
     assert empty[False] > 50
     assert empty[True] < 25
 
@@ -700,8 +697,8 @@ def test_layer_collapse_is_reported(tmp_path):
         context = context_of("lenet300", 0.95)
         with torch.no_grad():
             context.model.hidden[1].linear.weight.mul_(1e-3)
-        methods.create(method).prepare(context)
-        empty = [name for name, mask in context.masks.items() if not mask.any()]
+        masks = methods.create(method).prepare(context)
+        empty = [name for name, mask in masks.items() if not mask.any()]
         assert empty == (["hidden.1.linear.weight"] if collapses else [])
     with pytest.warns(RuntimeWarning, match="layer collapse: phase 'train' starts with no weight"):
         record = digits(tmp_path, method="magnitude", sparsity=0.9999)
@@ -717,13 +714,11 @@ def context_of(model: str, sparsity: float, dataset: data.Dataset | None = None)
     dataset = dataset or data.load("digits")
     classes = dataset.num_classes
     net = models.create(model, num_classes=classes, input_shape=dataset.input_shape)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         dataset.train_images,
         dataset.train_labels,
         mean=dataset.mean,
         std=dataset.std,
         batch_size=64,
     )
-    context = methods.Context(net, sparsity, "erk", 0, classes, batches.in_order)
-    context.masks = dense_masks(net)
-    return context
+    return methods.Context(net, sparsity, "erk", 0, classes, batches.in_order, len(batches))

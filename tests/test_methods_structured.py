@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from method_runs import accuracy_of, engine, finished, killed, outcome, train
+from method_runs import accuracy_of, engine, finished, killed, outcome, state_of, train
 from torch import nn
 
 from ckasr import methods, models
 from ckasr.methods import METHODS, Context
 from ckasr.methods.structured import _Channels
-from ckasr.sparsity import prunable, report
+from ckasr.sparsity import dense_masks, prunable, report
 
 pytest.importorskip("torch_pruning", reason="needs torch-pruning: pip install 'ckasr[structured]'")
 Structured = METHODS["structured"]
@@ -42,7 +42,7 @@ def trained(name: str, seed: int = 0) -> nn.Module:
 
 def context(model: nn.Module, name: str, sparsity: float) -> Context:
     batch = (torch.randn(8, *SHAPES[name]), torch.arange(8))
-    return Context(model, sparsity, "erk", 0, 10, samples=lambda: iter([batch]))
+    return Context(model, sparsity, "erk", 0, 10, lambda: iter([batch]), steps_per_epoch=1)
 
 
 def pruned(name: str, sparsity: float, criterion: str = "group", seed: int = 0):
@@ -51,7 +51,7 @@ def pruned(name: str, sparsity: float, criterion: str = "group", seed: int = 0):
     original = copy.deepcopy(model)
     method, seen = Structured(criterion=criterion), context(model, name, sparsity)
     method.prepare(seen)
-    method.end_phase(method.phases(2, seen)[0], seen)
+    method.end_phase(seen, state_of(seen, phase="pretrain"))
     return original, model, method, seen
 
 
@@ -67,7 +67,7 @@ class TestRemoval:
     @pytest.mark.parametrize("criterion", ["l1", "group"])
     def test_the_small_network_equals_the_zeroed_one(self, name, criterion):
         original, model, method, seen = pruned(name, 0.7, criterion)
-        _, masks = method.counted(seen)
+        _, masks = method.counted(seen, {})
         x = torch.randn(4, *SHAPES[name])
         with torch.no_grad():
             torch.testing.assert_close(
@@ -91,11 +91,12 @@ class TestRemoval:
             nn.Linear(6, 4),
         ).eval()  # fmt: skip
         original, x = copy.deepcopy(model), torch.randn(4, 2, *[5] * dimensions)
-        seen = Context(model, 0.6, "erk", 0, 4, samples=lambda: iter([(x, torch.arange(4))]))
+        batch = (x, torch.arange(4))
+        seen = Context(model, 0.6, "erk", 0, 4, lambda: iter([batch]), steps_per_epoch=1)
         method, asked = Structured(criterion="l1"), seen.kept
         method.prepare(seen)
-        method.end_phase(method.phases(2, seen)[0], seen)
-        masks = method.counted(seen)[1]
+        method.end_phase(seen, state_of(seen, phase="pretrain"))
+        masks = method.counted(seen, {})[1]
         assert sum(w.numel() for w in prunable(model).values()) <= asked
         assert sum(int(mask.sum()) for mask in masks.values()) <= asked
         with torch.no_grad():
@@ -114,7 +115,7 @@ class TestRemoval:
 
     def test_channels_go_by_importance_in_the_whole_network(self):
         original, _, method, seen = pruned("lenet300", 0.8, "l1")
-        _, masks = method.counted(seen)
+        _, masks = method.counted(seen, {})
         gone, stayed = [], []
         for name in ("hidden.0.linear.weight", "hidden.1.linear.weight"):
             weight = prunable(original)[name]
@@ -127,7 +128,7 @@ class TestRemoval:
 
     def test_the_batch_norm_criterion_takes_the_smallest_scales(self):
         original, _, method, seen = pruned("resnet20", 0.5, "bn")
-        _, masks = method.counted(seen)
+        _, masks = method.counted(seen, {})
         gone, stayed = [], []
         for name, block in original.named_modules():
             if hasattr(block, "conv1") and name:
@@ -148,12 +149,12 @@ class TestRemoval:
     def test_a_channel_ratio_is_not_a_weight_sparsity(self):
         # Half the channels are about three quarters of the weights: that is what we do not do.
         _, model, method, seen = pruned("resnet20", 0.75)
-        original, masks = method.counted(seen)
+        original, masks = method.counted(seen, {})
         counted = report(original, masks, SHAPES["resnet20"])
         assert counted["nominal"] == pytest.approx(0.75, abs=0.01)
         assert counted["nominal"] >= 0.75 - 1e-5
         assert counted["effective_kept"] == counted["kept"]
-        small = report(model, seen.masks, SHAPES["resnet20"])
+        small = report(model, dense_masks(model), SHAPES["resnet20"])
         assert counted["macs"] == small["macs"] == small["macs_dense"] < counted["macs_dense"]
         assert counted["filters"] - counted["dead_filters"] == small["filters"]
 
@@ -200,7 +201,7 @@ class TestPhases:
         method = Structured(gamma_l1=0.1)
         running = engine(method)
         for entry in running.epochs():
-            penalty = method.penalty(running.context)
+            penalty = method.penalty(running.context, running.state)
             if entry["phase"] == "finetune":
                 assert penalty is None
             else:

@@ -328,7 +328,7 @@ def test_published_weights_classify_the_real_test_images():
         pytest.skip(str(error))
     model = models.create("resnet20_a", num_classes=10).eval()
     models.load_pretrained(model, path)
-    batches = data.Batches(
+    batches = data.ImageBatches(
         cifar10.test_images[:1000],
         cifar10.test_labels[:1000],
         mean=(0.485, 0.456, 0.406),

@@ -482,7 +482,7 @@ def test_copied_together_both_go_on_by_themselves(net, batch, copied):
     assert its().item() == pytest.approx(term(net, x.square()), rel=1e-12)
     net(x)
     assert reg().item() == pytest.approx(term(net, x), rel=1e-12)
-    assert [its.due, reg.due] == [False, False]
+    assert [its.active, reg.active] == [False, False]
 
 
 def test_a_saved_model_loads_without_its_term(net, batch):

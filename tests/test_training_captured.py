@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ckasr import devices
 from ckasr.data import load
 from ckasr.experiments import Settings
-from ckasr.experiments.run import _build
+from ckasr.experiments.build import build_engine
 from ckasr.methods import METHODS, create
 from ckasr.training import Engine
-from ckasr.training.captured import WARM_UP, cuda_graph, fits
+from ckasr.training.captured import WARM_UP, can_capture
 
 
 def recorded(work: Callable[[], None]) -> Callable[[], None]:
@@ -48,8 +49,7 @@ def engine(device: str = "cpu", **changes: object) -> Engine:
         "validation": 200,
     }
     settings = Settings(**values | changes)
-    method = create(settings.method, settings.method_options)
-    return _build(settings, method, load("digits"), torch.device(device))[0]
+    return build_engine(settings, load("digits"), devices.find(device))
 
 
 def trained(running: Engine) -> dict[str, torch.Tensor]:
@@ -109,7 +109,9 @@ def test_steps_are_recorded_once_with_the_term_and_once_without():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_act_inside_the_step_are_not_captured(name):
-    assert fits(create(name)) == (name not in {"dlth", "l0", "l1", "rigl", "structured"})
+    assert can_capture(create(name), engine().batches) == (
+        name not in {"dlth", "l0", "l1", "rigl", "structured"}
+    )
 
 
 def test_a_step_that_waits_for_the_device_cannot_be_recorded():
@@ -129,7 +131,7 @@ def test_a_step_that_waits_for_the_device_cannot_be_recorded():
 def test_a_cuda_graph_ends_within_the_spread_of_the_device(precision):
     """Two plain runs differ by the device's own order of sums; the captured one by no more."""
     losses = []
-    for capture in (None, None, None, cuda_graph):
+    for capture in (None, None, None, devices.find("cuda").capture):
         running = engine("cuda", model="resnet20", beta=0.05, every=2, precision=precision)
         running.capture = capture
         with torch.cuda.stream(torch.cuda.Stream()):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from method_runs import engine, finished, train
 from torch import nn
 
 from ckasr import methods
-from ckasr.methods import Context, Method, Phase
+from ckasr.methods import Context, Method, Phase, TrainingState
+from ckasr.training.captured import can_capture
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"structured"}))
@@ -21,7 +23,7 @@ def test_a_layer_that_the_forward_pass_does_not_use(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scores of zero empty it
         train(made)
-    left = sum(int(mask.sum()) for mask in made.context.masks.values())
+    left = sum(int(mask.sum()) for mask in made.state.masks.values())
     assert left == made.context.kept
 
 
@@ -33,17 +35,17 @@ class Empties(Method):
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         return [Phase("first", 1), Phase("last", 1)]
 
-    def empty(self, name: str, context: Context) -> None:
-        masks = dict(context.masks)
-        context.masks.update({**masks, name: torch.zeros_like(masks[name])})
+    def empty(self, name: str, state: TrainingState) -> None:
+        masks = dict(state.masks)
+        state.masks.update({**masks, name: torch.zeros_like(masks[name])})
 
-    def after_step(self, context: Context) -> None:
-        if context.phase.name == self.when[0] and context.step == 2:
-            self.empty("blocks.0.linear1.weight", context)
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == self.when[0] and state.step == 2:
+            self.empty("blocks.0.linear1.weight", state)
 
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        if phase.name == self.when[1]:
-            self.empty("blocks.1.linear1.weight", context)
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == self.when[1]:
+            self.empty("blocks.1.linear1.weight", state)
 
 
 @pytest.mark.parametrize("when", [("first", "first"), ("first", "last"), ("last", "last")])
@@ -74,3 +76,68 @@ def test_a_checkpoint_left_beside_its_record_is_removed(tmp_path):
     assert finished(tmp_path, method="random") == record
     assert not left.exists()
     assert other.exists()
+
+
+def test_a_training_set_that_fills_no_batch_is_refused_before_anything_is_prepared():
+    made = engine(methods.create("random"))
+    made.batches.batch_size = 4096
+    with pytest.raises(ValueError, match="do not fill one batch of 4096: choose a smaller"):
+        train(made)
+    assert not hasattr(made, "state")
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"dense", "structured"}))
+def test_a_sparsity_that_keeps_nothing_is_refused_for_every_method(name):
+    with pytest.raises(ValueError, match=r"sparsity 0\.9999999 leaves none of 37504"):
+        train(engine(methods.create(name), sparsity=0.9999999))
+
+
+def test_a_context_stays_as_it_is():
+    made = engine(methods.create("random"))
+    with pytest.raises(AttributeError):
+        made.context.sparsity = 0.5
+
+
+class Watching(Method):
+    """Notes what the state is whenever a hook sees it."""
+
+    name = "watching"
+    seen: ClassVar[list[tuple[str, str, int, int]]] = []
+
+    def phases(self, epochs: int, context: Context) -> list[Phase]:
+        return [Phase("first", 1), Phase("second", 2, start=context.steps_per_epoch)]
+
+    def note(self, hook: str, state: TrainingState) -> None:
+        assert isinstance(state.optimizer, torch.optim.SGD)
+        assert len(state.masks)
+        self.seen.append((hook, state.phase.name, state.step, state.steps))
+
+    def begin_phase(self, context: Context, state: TrainingState) -> None:
+        self.note("begin", state)
+
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        self.note("step", state)
+
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        self.note("end", state)
+
+
+def test_hooks_see_a_whole_state_in_order():
+    Watching.seen.clear()
+    made = train(engine(Watching()))
+    n = made.context.steps_per_epoch
+    assert Watching.seen == [
+        ("begin", "first", 0, n),
+        *(("step", "first", k, n) for k in range(1, n + 1)),
+        ("end", "first", n, n),
+        ("begin", "second", n, 2 * n),
+        *(("step", "second", k, 2 * n) for k in range(n + 1, 2 * n + 1)),
+        ("end", "second", 2 * n, 2 * n),
+    ]
+
+
+def test_batches_that_read_files_are_not_captured():
+    made = engine(methods.create("random"))
+    assert can_capture(made.method, made.batches)
+    made.batches.can_capture = False
+    assert not can_capture(made.method, made.batches)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ckasr import CKASR
-from ckasr.methods import Context, create
+from ckasr.methods import Context, Phase, TrainingState, create
 from ckasr.sparsity import Masks, dense_masks, prunable
 from ckasr.training.step import Step
 
@@ -27,7 +27,7 @@ class OneBatch:
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.x, self.y = x, y
 
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.x, self.y
 
 
@@ -38,11 +38,12 @@ def step(model: nn.Module, layers: list[str], seed: int, masks: Masks | None = N
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(10, 6, generator=generator, dtype=torch.float64)
     y = torch.randint(0, 3, (10,), generator=generator)
-    context = Context(model, 0.5, "erk", 0, 3, lambda: iter([(x, y)]))
-    context.masks = dense_masks(model) if masks is None else masks
-    context.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    context = Context(model, 0.5, "erk", 0, 3, lambda: iter([(x, y)]), steps_per_epoch=1)
+    masks = dense_masks(model) if masks is None else masks
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = TrainingState(masks, optimizer, Phase("train", 1), steps=1)
     reg = CKASR(model, 0.5, layers=layers, every=1)
-    return Step(context, create("dense"), reg, "fp32", OneBatch(x, y))
+    return Step(context, state, create("dense"), reg, "fp32", OneBatch(x, y))
 
 
 def expected_parts(model: Net, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -74,7 +75,7 @@ def test_the_ratio_counts_kept_weights_only():
         return [g * masks.get(n, 1) for n, g in zip(names, gradients, strict=True)]
 
     running = step(model, LAYERS, 1, Masks(model, masks))
-    running(())
+    running((torch.arange(10),))
     wanted = norm(kept(of_term)) / norm(kept(of_loss))
     assert running.gradient_ratio.item() == pytest.approx(wanted, rel=1e-6)
     assert abs(norm(of_term) / norm(of_loss) / wanted - 1) > 0.01
@@ -91,7 +92,7 @@ def _one_of_two(rank: int, folder: str) -> None:
         torch.manual_seed(0)
         model = DistributedDataParallel(Net().double())
         running = step(model, [f"module.{name}" for name in LAYERS], seed=rank)
-        running(())
+        running((torch.arange(10),))
         gradients = [p.grad for p in model.parameters()]
         torch.save((gradients, running.gradient_ratio), Path(folder, f"{rank}.pt"))
     finally:

@@ -1,4 +1,4 @@
-"""Files of data sets: found, verified against published digests, parsed into uint8 tensors."""
+"""Files of image sets: find them, verify their published digests, parse them into tensors."""
 
 import gzip
 import hashlib
@@ -27,11 +27,11 @@ class Layout:
 
 
 def contents(name: str, layouts: Sequence[Layout], root: Path) -> tuple[Layout, dict[Path, bytes]]:
-    """The layout that is there, and its files with their verified contents.
+    """Return the first complete layout, and its files with their verified contents.
 
-    The first complete layout counts. A file may be there as it is or with ``.gz``. Raises
-    FileNotFoundError for a missing file (of the layout that is there in part, if one is) and
-    ValueError for one that is truncated or altered.
+    A file may be compressed, with ``.gz`` added to its name. Raises FileNotFoundError for a missing
+    file (of the layout that is partly there, if any) and ValueError for a file that is truncated or
+    altered.
     """
     found = {
         layout.folder: [_find(root / layout.folder / file) for file in layout.digests]
@@ -55,7 +55,7 @@ def _find(path: Path) -> Path | None:
 
 
 def _verified(name: str, path: Path, digest: str) -> bytes:
-    """A file's uncompressed content, if it has the published digest."""
+    """Return the uncompressed content of a file. Raises ValueError for another digest."""
     content = path.read_bytes()
     size = len(content)
     try:
@@ -74,7 +74,12 @@ def _verified(name: str, path: Path, digest: str) -> bytes:
 
 
 def idx(folder: str, digests: Sequence[str]) -> Layout:
-    """MNIST's layout; digests of train images, train labels, test images, test labels."""
+    """Return MNIST's layout.
+
+    Args:
+        folder: folder of the files, below the data root.
+        digests: digests of train images, train labels, test images and test labels.
+    """
     files = (
         "train-images-idx3-ubyte",
         "train-labels-idx1-ubyte",
@@ -85,17 +90,17 @@ def idx(folder: str, digests: Sequence[str]) -> Layout:
 
 
 def pickles(folder: str, digests: Mapping[str, str], label_key: bytes) -> Layout:
-    """CIFAR's Python layout; the last file is the test set."""
+    """Return CIFAR's Python layout. The last file is the test set."""
     return Layout(folder, digests, partial(parse_pickles, label_key=label_key))
 
 
 def binary(folder: str, digests: Mapping[str, str]) -> Layout:
-    """CIFAR-10's binary layout; the last file is the test set."""
+    """Return CIFAR-10's binary layout. The last file is the test set."""
     return Layout(folder, digests, parse_binary)
 
 
 def parse_idx(verified: Sequence[bytes]) -> Arrays:
-    """Big-endian header (the magic number's last byte counts the dimensions), then bytes."""
+    """Parse files of a big-endian header and bytes. The fourth byte is the number of dimensions."""
     arrays = []
     for content in verified:
         dimensions = content[3]
@@ -111,28 +116,34 @@ def parse_idx(verified: Sequence[bytes]) -> Arrays:
 
 
 def parse_pickles(verified: Sequence[bytes], label_key: bytes) -> Arrays:
-    """Pickled dictionaries: b"data" (N, 3072) uint8 and labels. Never call it on unknown bytes."""
+    """Parse pickled dictionaries of b"data" (N, 3072) uint8 and labels.
+
+    Unpickling runs code, so never call this on bytes that are not verified.
+    """
     batches = [pickle.loads(content, encoding="bytes") for content in verified]
     return _cifar([(batch[b"data"], batch[label_key]) for batch in batches])
 
 
 def parse_binary(verified: Sequence[bytes]) -> Arrays:
-    """Records of a label byte and 3072 pixels."""
+    """Parse records of one label byte and 3072 pixels."""
     records = [np.frombuffer(content, np.uint8).reshape(-1, 3073) for content in verified]
     return _cifar([(record[:, 1:], record[:, 0]) for record in records])
 
 
-def _cifar(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Arrays:
+Parts = Sequence[tuple[np.ndarray, Sequence[int] | np.ndarray]]
+
+
+def _cifar(parts: Parts) -> Arrays:
     *train, test = parts
     return _pixels(train), _labels(train), _pixels([test]), _labels([test])
 
 
-def _pixels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
-    """Rows of 3072 bytes, channel after channel, to (N, 32, 32, 3)."""
+def _pixels(parts: Parts) -> Tensor:
+    """Return rows of 3072 bytes, one channel after the other, as (N, 32, 32, 3)."""
     pixels = np.empty((sum(len(planes) for planes, _ in parts), 1024, 3), np.uint8)
     start = 0
     for planes, _ in parts:
-        for channel in range(3):  # a long strided copy each, twice as fast as one transposition
+        for channel in range(3):  # three strided copies, twice as fast as one transposition
             pixels[start : start + len(planes), :, channel] = planes.reshape(-1, 3072)[
                 :, channel * 1024 : (channel + 1) * 1024
             ]
@@ -140,5 +151,5 @@ def _pixels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
     return torch.from_numpy(pixels.reshape(-1, 32, 32, 3))
 
 
-def _labels(parts: Sequence[tuple[np.ndarray, Sequence[int]]]) -> Tensor:
+def _labels(parts: Parts) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(labels, np.int64) for _, labels in parts]))

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from torch import Tensor, nn
 
+from ckasr import devices
 from ckasr.sparsity import prunable
 
 EXECUTIONS = ("auto", "dense", "sparse")
@@ -27,9 +28,9 @@ def choose(
         raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
     if execution == "dense":
         return "dense", "asked for"
-    device = next(model.parameters()).device.type
+    device = devices.of(model)
     obstacle = None
-    if device != "cpu":
+    if not device.has_sparse_kernels:
         obstacle = f"the model is on {device}, the kernels are for a CPU"
     elif precision != "fp32":
         obstacle = f"precision is {precision}, the kernels compute in fp32"

@@ -1,28 +1,70 @@
 """What a record holds of the trained network besides its accuracy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ckasr.cka import MinibatchCKA
+from ckasr.data import Batch
 from ckasr.regularizer import find_stages
-from ckasr.sparsity import prunable
+from ckasr.sparsity import prunable, report
 
 CKA_SAMPLES = 512
+"""Samples that layer-by-layer CKA is measured on."""
 HISTOGRAM_BINS = 60
-HISTOGRAM_LIMIT = 0.3  # of the paper's figures
+HISTOGRAM_LIMIT = 0.3
+"""As in the figures of the paper."""
+
+
+def sparsity_report(
+    model: nn.Module, masks: Mapping[str, Tensor], example: Tensor
+) -> dict[str, object]:
+    """Return ``ckasr.sparsity.report``, or only its counts if paths cannot be followed.
+
+    Paths start at inputs of a floating-point type, and attention modules and some operations cannot
+    be followed. The counts then have the reason in ``not_followed``.
+
+    Args:
+        model: the model.
+        masks: masks of its prunable weights.
+        example: a batch of one input.
+    """
+    if not example.is_floating_point():
+        return _counts(masks, f"the inputs are {example.dtype}")
+    try:
+        return report(model, masks, example.shape[1:])
+    except ValueError as error:
+        return _counts(masks, str(error))
+
+
+def _counts(masks: Mapping[str, Tensor], reason: str) -> dict[str, object]:
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    total = sum(mask.numel() for mask in masks.values())
+    return {
+        "weights": total,
+        "kept": sum(kept.values()),
+        "nominal": 1 - sum(kept.values()) / total,
+        "layers": {
+            name: {"shape": list(mask.shape), "kept": kept[name]} for name, mask in masks.items()
+        },
+        "not_followed": reason,
+    }
 
 
 @torch.no_grad()
-def layer_cka(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], split: str
-) -> dict[str, Any]:
-    """Layer-by-layer CKA of the stem and every block, in eval mode and float32.
+def layer_cka(model: nn.Module, batches: Iterable[Batch], split: str) -> dict[str, Any] | None:
+    """Return the layer-by-layer CKA of the stem and every block, in eval mode and float32.
 
-    Unbiased, pooled over minibatches, of the first 512 images. Models without blocks are measured
-    at their conv and linear layers.
+    It is unbiased and pooled over minibatches, for the first 512 samples. A model without blocks is
+    measured at its conv and linear layers. Layers that the forward pass does not call are left out;
+    None if no layer is called.
+
+    Args:
+        model: the model.
+        batches: batches of the samples.
+        split: name of the split they are from, for the record.
     """
     taps = _layers(model)
     seen: dict[str, Tensor] = {}
@@ -37,10 +79,14 @@ def layer_cka(
     training = model.training
     model.eval()
     meter = MinibatchCKA("unbiased")
+    layers: list[str] = []
     try:
         for x, _ in batches:
-            model(x.float())
-            meter.update([seen[name] for name in taps])
+            model(x)
+            layers = layers or [name for name in taps if isinstance(seen.get(name), Tensor)]
+            if not layers:
+                return None
+            meter.update([seen[name] for name in layers])
             if meter.samples >= CKA_SAMPLES:
                 break
     finally:
@@ -49,7 +95,7 @@ def layer_cka(
         model.train(training)
     matrix = meter.compute()
     return {
-        "layers": list(taps),
+        "layers": layers,
         "matrix": [[round(v, 6) for v in row] for row in matrix.tolist()],
         "estimator": "unbiased, pooled over minibatches",
         "samples": meter.samples,
@@ -59,27 +105,35 @@ def layer_cka(
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
-    """Name -> (module, whether its input is what counts): the stem is the first block's input."""
+    """Return modules by name, each with whether to take its input instead of its output.
+
+    The stem is taken as the input of the first block, whatever it is called.
+    """
     modules = dict(model.named_modules())
     try:
         blocks = [name for stage in find_stages(model) for name in stage]
     except ValueError:
-        names = [name.removesuffix(".weight") for name in prunable(model)]
+        names = dict.fromkeys(name.rpartition(".")[0] for name in prunable(model))
         return {name: (modules[name], False) for name in names}
-    # Whatever the stem is called, its output is what the first block gets.
     return {"stem": (modules[blocks[0]], True)} | {b: (modules[b], False) for b in blocks}
 
 
 @torch.no_grad()
 def weight_statistics(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Histogram and shape of the kept weights of all conv and linear layers.
+    """Return a histogram and statistics of the kept weights of all conv and linear layers.
 
-    frobenius_norm: of all of them together. fraction_below_1e-2: absolute eps-sparsity, as the
-    paper's theorem 1 has it; the next four are free of scale. fraction_below_tenth_rms: below a
-    tenth of their layer's root mean square. kurtosis: excess, of weights over their layer's root
-    mean square. hoyer: (sqrt(n) - |w|_1 / |w|_2) / (sqrt(n) - 1), mean over layers (Hoyer 2004).
-    effective_rank: participation ratio of the squared singular values of a layer's matrix
-    ``(out, in * kernel)``, mean over layers.
+    The statistics are, of which the last four do not depend on the scale of a layer:
+
+    - ``frobenius_norm``: norm of all these weights together;
+    - ``fraction_below_1e-2``: share of weights below 0.01 (the eps-sparsity of theorem 1);
+    - ``fraction_below_tenth_rms``: share of weights below a tenth of their layer's root mean
+      square;
+    - ``kurtosis``: excess kurtosis of the weights, each divided by its layer's root mean square;
+    - ``hoyer``: (sqrt(n) - |w|_1 / |w|_2) / (sqrt(n) - 1), mean over layers (Hoyer 2004);
+    - ``effective_rank``: participation ratio of the squared singular values of a layer's matrix
+      ``(out, in * kernel)``, mean over layers.
+
+    The result is empty if no weight is left.
     """
     values, scaled, hoyer, ranks = [], [], [], []
     for name, weight in prunable(model).items():

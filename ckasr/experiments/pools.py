@@ -1,4 +1,4 @@
-"""Several runs side by side: processes on a CPU, streams of one process on a GPU."""
+"""Pools: several runs side by side, as processes on a CPU or as streams of one process on a GPU."""
 
 import math
 import multiprocessing
@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
+from ckasr import devices
 from ckasr.storage import ClaimedError
 
 from . import records
-from .run import OutOfTime, on_gpu, own_stream, run, turns
+from .run import OutOfTime, run, run_interleaved
 from .settings import Settings
 
 ALLOCATOR = {
@@ -24,32 +25,29 @@ ALLOCATOR = {
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-
-
-GPU_JOBS = 4
-"""Models that fill a large GPU at batch 128, by estimate: two to five; not measured yet."""
+"""Environment variables of the worker processes, for their memory allocator."""
 
 Ended = list[tuple[Settings, records.Record | None]]
-"""Cells that came to an end, each with its record; None: for a later sweep, as a line has said."""
+"""Cells that have ended, each with its record, or with None if a later sweep must go on with it."""
 
 
 class Pool(Protocol):
-    """What a sweep hands its cells to."""
+    """What a sweep gives its cells to."""
 
     @property
     def running(self) -> int:
-        """Cells started and not ended."""
+        """Number of cells that have started and not ended."""
 
     def start(self, cell: Settings, deadline: float) -> None:
-        """Begin a cell, which is to stop once ``time.monotonic()`` passes the deadline."""
+        """Start a cell. It stops after an epoch if ``time.monotonic()`` exceeds the deadline."""
 
     def ended(self) -> Ended:
-        """Let all go on a little; raises what a run raises."""
+        """Let all cells run for a while, and return those that ended. Raises what a run raises."""
 
 
 def default_jobs(device: str) -> int:
-    """One process a core on a CPU, where two of one thread beat one of two."""
-    return GPU_JOBS if on_gpu(device) else os.cpu_count() or 1
+    """Return how many runs go side by side on a device unless told otherwise."""
+    return devices.find(device).default_jobs
 
 
 def pool_of(
@@ -60,8 +58,9 @@ def pool_of(
     progress: Callable[[str], None],
     execution: str = "auto",
 ) -> AbstractContextManager[Pool]:
-    """Processes where there are several jobs on a CPU, else turns in this process."""
-    kind = Turns if jobs == 1 or on_gpu(device) else Workers
+    """Return a pool of processes for several jobs on a CPU, otherwise one in this process."""
+    in_process = jobs == 1 or devices.find(device).runs_share_process
+    kind = Interleaved if in_process else Workers
     return kind(jobs, results, device, data, progress, execution)
 
 
@@ -83,25 +82,25 @@ class _Base:
         return cell, None
 
 
-class Turns(_Base):
-    """Runs of this process in turn, each with a CUDA stream of its own on a GPU.
+class Interleaved(_Base):
+    """Runs that share this process, each with a stream of its own on a GPU.
 
-    Each queues an epoch and gives way, so the GPU has work of all of them while the host waits for
-    none. Nothing else changes: a run draws, computes and rounds as it would alone. On a CPU it is
-    one run of one thread, as in ``Workers``: sums of more threads round differently, so that the
-    last cell of a sweep would be no partner of one before.
+    Each run queues an epoch, then the next run does, so the GPU has work of all of them and the
+    host waits for none. The result of a run is the same as alone. On a CPU, a run has one thread,
+    as in ``Workers``: sums over more threads round differently, and then the last run of a sweep
+    could not be compared with the others.
     """
 
-    def __enter__(self) -> "Turns":
+    def __enter__(self) -> "Interleaved":
         self._all: list[tuple[Settings, Any, AbstractContextManager[Any]]] = []
         self._threads = torch.get_num_threads()
-        if not on_gpu(self.device):
+        if not devices.find(self.device).runs_share_process:
             torch.set_num_threads(1)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for _, turn, _ in self._all:
-            turn.close()
+        for _, epochs, _ in self._all:
+            epochs.close()
         torch.set_num_threads(self._threads)
 
     @property
@@ -109,7 +108,7 @@ class Turns(_Base):
         return len(self._all)
 
     def start(self, cell: Settings, deadline: float) -> None:
-        turn = turns(
+        epochs = run_interleaved(
             cell,
             self.results,
             device=self.device,
@@ -119,15 +118,15 @@ class Turns(_Base):
             sharing=self.jobs,
             execution=self.execution,
         )
-        self._all.append((cell, turn, own_stream(self.device)))
+        self._all.append((cell, epochs, devices.find(self.device).stream()))
 
     def ended(self) -> Ended:
         found: Ended = []
         for item in list(self._all):
-            cell, turn, stream = item
+            cell, epochs, stream = item
             try:
                 with stream:
-                    next(turn)
+                    next(epochs)
                 continue
             except StopIteration as end:
                 found.append((cell, end.value))
@@ -143,14 +142,14 @@ class Workers(_Base):
     """Processes of one thread each."""
 
     def __enter__(self) -> "Workers":
-        # Keeping freed memory for the next step saves a CPU step the page faults of its
-        # activations: 12 to 18 % less time of a ResNet20 step. Read at start-up, so it is set for
-        # the workers.
+        # If the allocator keeps freed memory for the next step, a CPU step has no page faults for
+        # its activations: a ResNet20 step takes 12 to 18 % less time. The workers read it when
+        # they start.
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
         # Spawn, not fork: torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        # Lines come back through a queue: in a notebook, a worker's own output would go astray.
+        # Lines come back through a queue, because a notebook does not show a worker's own output.
         self._lines = context.Queue()
         self._pool = ProcessPoolExecutor(
             self.jobs, mp_context=context, initializer=_start_worker, initargs=(self._lines,)
@@ -166,7 +165,7 @@ class Workers(_Base):
         return len(self._all)
 
     def start(self, cell: Settings, deadline: float) -> None:
-        # Not the deadline itself: clocks of processes need not agree.
+        # Seconds instead of the deadline, because the clocks of processes may differ.
         left = deadline - time.monotonic() if math.isfinite(deadline) else math.inf
         future = self._pool.submit(
             _in_worker, cell, self.results, self.device, left, self.data, self.execution

@@ -1,4 +1,4 @@
-"""Settings of one run: typed, checked, and hashed into the name of its record."""
+"""Settings of one run: typed, checked, and hashed into the id of its record."""
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -11,47 +11,53 @@ from . import identity
 from .identity import CKA_SR_FIELDS
 
 MAX_EPOCHS = 10_000
-"""Epochs of a phase: the engine numbers an epoch's random draws by phase and epoch within these."""
+"""Largest number of epochs per phase. The engine numbers epochs by 10 000 per phase to key random
+numbers."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the outcome of a run. Defaults are the paper's CIFAR-100 recipe.
 
-    The annotations are the help texts of the command line. Raises ValueError for a value of the
-    wrong type or out of range, LookupError for a data set, a model, a method, a term or an
-    option that does not exist. A setting that nothing reads is set to its default, so that a run
-    has one id only: ``distribution`` where the method chooses the densities by itself, ``decay``
-    without milestones, and the settings of the term where beta is 0.
+    The annotations are the help texts of the command line. A setting that nothing reads is set to
+    its default, so that a run has only one id: ``distribution`` if the method does not use it,
+    ``decay`` without milestones, and the settings of the term if beta is 0.
+
+    Raises:
+        ValueError: for a value of the wrong type or out of range.
+        LookupError: for a data set, model, method, term or option that does not exist.
     """
 
-    dataset: Annotated[str, ", ".join(data.NAMES)] = "cifar100"
+    dataset: Annotated[str, ", ".join(data.names())] = "cifar100"
     model: Annotated[str, ", ".join(models.names())] = "resnet20"
     method: Annotated[str, ", ".join(methods.METHODS)] = "random"
-    method_options: Annotated[dict[str, Any], "the method's own, as name=value"] = field(
+    method_options: Annotated[dict[str, Any], "options of the method, as name=value"] = field(
         default_factory=dict
     )
-    distribution: Annotated[str, "of the layer densities: uniform, er or erk"] = "erk"
+    distribution: Annotated[str, "layer densities: uniform, er or erk"] = "erk"
     sparsity: Annotated[float, "share of zeros over all conv and linear weights"] = 0.0
     beta: Annotated[float, "weight of the term; 0: the baseline arm"] = 0.0
     term: Annotated[str, "added to the loss: " + ", ".join(terms.TERMS)] = "cka_sr"
-    variant: Annotated[str, "of the term: official, paper or aug"] = "official"
-    samples: Annotated[int, "images a batch that the term compares; 0: the whole batch"] = 8
-    every: Annotated[int, "the term acts on one batch in so many"] = 5
-    pairs: Annotated[str, "of layers: within, all, adjacent, input; '': as the variant has it"] = ""
-    epochs: Annotated[int, "epochs of each phase that trains"] = 160
-    batch_size: Annotated[int, "images"] = 128
-    learning_rate: Annotated[float, "at the start"] = 0.1
-    momentum: Annotated[float, "of SGD"] = 0.9
-    nesterov: Annotated[bool, "momentum in Nesterov's form"] = True
-    weight_decay: Annotated[float, "on every parameter, as in the recipe"] = 5e-4
-    milestones: Annotated[tuple[float, ...], "learning-rate drops, epoch shares"] = (0.5, 0.75)
+    variant: Annotated[str, "variant of the term: official, paper or aug"] = "official"
+    samples: Annotated[int, "samples per batch that the term compares; 0: the whole batch"] = 8
+    every: Annotated[int, "the term is added in one of this many steps"] = 5
+    pairs: Annotated[str, "within, all, adjacent, input; '': pairs of the variant"] = ""
+    epochs: Annotated[int, "epochs per phase"] = 160
+    batch_size: Annotated[int, "samples per batch"] = 128
+    learning_rate: Annotated[float, "learning rate at the start"] = 0.1
+    momentum: Annotated[float, "momentum of SGD"] = 0.9
+    nesterov: Annotated[bool, "Nesterov momentum"] = True
+    weight_decay: Annotated[float, "weight decay of every parameter"] = 5e-4
+    milestones: Annotated[tuple[float, ...], "learning-rate drops, as epoch shares"] = (
+        0.5,
+        0.75,
+    )
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
     augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
-    validation: Annotated[int, "training images held out, not augmented; 0: train on all"] = 5000
+    validation: Annotated[int, "training samples held out, not augmented; 0: none"] = 5000
     precision: Annotated[str, "fp32, tf32 (convolutions on a GPU) or bf16 (autocast)"] = "fp32"
-    seed: Annotated[int, "of weights, masks, split, order and augmentation"] = 0
-    order_seed: Annotated[int, "reorders the training images (A/A check); -1: as seed has it"] = -1
+    seed: Annotated[int, "seed of weights, masks, split, order, augmentation"] = 0
+    order_seed: Annotated[int, "seed of another order of the samples; -1: that of seed"] = -1
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -60,7 +66,7 @@ class Settings:
         data.source_of(self.dataset)
         models.builder(self.model)
         terms.find(self.term)
-        # As the method reads them: "2", 2 and 2.0 are one setting, and so is what is default.
+        # As the method reads them: "2", 2 and 2.0 are the same, and so is an option left out.
         chosen = methods.create(self.method, self.method_options)
         options = {
             item.name: value
@@ -105,20 +111,20 @@ class Settings:
                 raise ValueError(f"setting {name} = {getattr(self, name)!r} must be {rule}")
         unread = [] if chosen.uses_distribution else ["distribution"]
         unread += [] if self.milestones else ["decay"]
-        unread += [] if self.beta else CKA_SR_FIELDS  # one baseline, whatever the other arm's term
+        unread += [] if self.beta else CKA_SR_FIELDS  # one baseline for every term
         for name in unread:
             object.__setattr__(self, name, getattr(Settings, name))
 
     @cached_property
     def id(self) -> str:
-        """Name of the run's record: 12 hexadecimal digits, a hash of its settings.
+        """Id of the run, which names its record: 12 hexadecimal digits, a hash of its settings.
 
         What the hash leaves out does not depend on the defaults (see ``identity.py``).
         """
         return identity.run_id(self.to_dict())
 
     def flags(self) -> list[str]:
-        """The options of ``ckasr run`` that give exactly these settings; defaults are left out."""
+        """Return the options of ``ckasr run`` that give these settings; defaults are left out."""
         words = [f"--option={name}={value}" for name, value in self.method_options.items()]
         for item in fields(self):
             value, flag = getattr(self, item.name), item.name.replace("_", "-")
@@ -133,15 +139,15 @@ class Settings:
 
     @property
     def schedule(self) -> str:
-        """``full`` at the paper's 160 epochs or more, else ``short``; never mixed in a table."""
+        """``full`` for the paper's 160 epochs or more, else ``short``. No table mixes them."""
         return "full" if self.epochs >= 160 else "short"
 
     def baseline(self) -> "Settings":
-        """The same run without a term: the other arm of its comparison."""
+        """Return the same run without a term, which is the other arm of its comparison."""
         return replace(self, **{name: getattr(Settings, name) for name in CKA_SR_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: all settings, all options of the method, the schedule's name."""
+        """Return plain JSON values: all settings, all options of the method, the schedule."""
         options = asdict(methods.create(self.method, self.method_options))
         return {
             **asdict(self),
@@ -152,9 +158,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """The inverse of ``to_dict``; raises LookupError for a setting that does not exist.
+        """Return the settings of what ``to_dict`` returned.
 
-        What is not given, as in an old record, has the value of ``identity.py``, not the default.
+        Settings added after the record was written get their value in ``identity.py``. Raises
+        LookupError for a setting that does not exist.
         """
         known = {item.name for item in fields(cls)}
         given = {name: value for name, value in values.items() if name != "schedule"}
@@ -168,7 +175,7 @@ def _default(item: Any) -> Any:
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """The value as its setting's type; 1 and 1.0 must not hash differently."""
+    """Return a value as the type of its setting, because 1 and 1.0 must have the same hash."""
     kind = type(default)
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, v, 0.0) for v in value)

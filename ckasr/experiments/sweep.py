@@ -1,4 +1,4 @@
-"""Sweeps: the missing cells of a grid, in order of priority, inside a budget of time."""
+"""Sweeps: train the missing cells of a grid, in order of priority, within a time budget."""
 
 import itertools
 import math
@@ -30,19 +30,25 @@ def grid(
     samples: Sequence[int] | None = None,
     every: Sequence[int] | None = None,
 ) -> list[Settings]:
-    """Cells in the order in which they are worth having, each once.
+    """Return the cells of a grid in order of priority, each once.
 
-    Seeds go slowest, betas, terms, precisions, order seeds, samples and intervals fastest: whenever
-    a sweep stops, it leaves complete pairs, and every sparsity once before any twice.
+    Seeds change slowest, and the settings of the term fastest. So a sweep that
+    stops early leaves complete pairs, and one seed of every sparsity before the second of any.
 
-    base: the other settings. Where its beta is 0, those of the term are the defaults.
-    methods: names, each with its options behind it: ``"l0 finetune=0.5"``; ``{sparsity}`` in one
-    stands for the cell's own: ``"lth levels=0.8,{sparsity}"``. ``dense`` has sparsity 0 whatever
-    is asked for. terms: names of ``ckasr.terms.TERMS``, each with every beta; with beta 0 they are
-    one run, the baseline. samples, every: of the term, each with every beta. methods, terms,
-    precisions, order_seeds, samples, every: None: that of ``base``. Raises ValueError for an
-    option that is not name=value, LookupError for a method, a term or an option that does not
-    exist.
+    Args:
+        base: the other settings. If its beta is 0, the settings of the term are the defaults.
+        sparsities, betas, seeds: values of these settings.
+        methods: names of methods, each followed by its options, such as ``"l0 finetune=0.5"``.
+            ``{sparsity}`` in an option is replaced by that of the cell:
+            ``"lth levels=0.8,{sparsity}"``. Method ``dense`` always has sparsity 0.
+        terms: names of ``ckasr.terms.TERMS``, each with every beta. With beta 0 they are all the
+            same run, the baseline.
+        precisions, order_seeds, samples, every: values of these settings; the last two are of the
+            term. For these, methods and terms, None means the value of ``base``.
+
+    Raises:
+        ValueError: for an option that is not name=value.
+        LookupError: for a method, a term or an option that does not exist.
     """
     cells = [
         replace(
@@ -74,7 +80,7 @@ def grid(
 
 
 def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:
-    """The settings that ``name option=value ...`` stands for at this sparsity."""
+    """Return the settings of ``name option=value ...`` at this sparsity."""
     name, *words = text.split() or [""]
     options = dict(base.method_options)
     for word in words:
@@ -82,7 +88,7 @@ def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:
         if not (option and equals):
             raise ValueError(f"method {text!r}: {word!r} must be name=value")
         options[option] = value.replace("{sparsity}", str(sparsity))
-    # Dense training refuses a sparsity, and would be the same run at each.
+    # Dense training raises an error for a sparsity, and is the same run for each.
     return {
         "method": name,
         "method_options": options,
@@ -92,9 +98,12 @@ def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """What a sweep did: ids of runs finished now, finished before, and left for the next sweep.
+    """The result of a sweep.
 
-    What another sweep finished meanwhile counts as finished before.
+    Args:
+        done: ids of the runs that this sweep finished.
+        known: ids of the runs that had a record before, or that another sweep finished meanwhile.
+        left: ids of the runs that are left for the next sweep.
     """
 
     done: list[str]
@@ -104,10 +113,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell of a sweep before it begins.
+    """A cell of a sweep that has not started.
 
-    known: whether it has a record. seconds: expected time of the run; None: no run of its data set,
-    model and method is known.
+    Args:
+        cell: its settings.
+        known: whether it has a record.
+        seconds: expected time of the run; None if no record of its data set, model and method is
+            known.
     """
 
     cell: Settings
@@ -116,14 +128,14 @@ class Planned:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 40 s, 12 min or 3.5 h."""
+    """Return seconds in words: 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def plan(cells: Iterable[Settings], results: Path) -> list[Planned]:
-    """What `sweep` would do with these cells; nothing is written or trained."""
+    """Return what ``sweep`` would do with these cells, without training or writing anything."""
     records_there = records.load_all(results)
     have, costs = {record["id"] for record in records_there}, Costs(records_there)
     unique = {cell.id: cell for cell in cells}
@@ -142,20 +154,28 @@ def sweep(
     lines: Path | None = None,
     execution: str = "auto",
 ) -> Outcome:
-    """Run every cell that has no record yet, and that no other process is running.
+    """Run every cell that has no record yet and that no other process is running.
 
-    The arms of one seed, sparsity and method are a group: they start together, side by side where
-    ``jobs`` is more than 1, so that no pair is torn apart. Another group starts where all of it
-    finds room, or once nothing else runs.
+    The arms of one seed, sparsity and method are a group. They start together, and side by side if
+    ``jobs`` is more than 1, so that a sweep that stops leaves no half of a pair. Another group
+    starts if there is room for all of it, or if nothing else runs.
 
-    minutes: budget; no group starts that is not expected to end inside it (by the time an epoch of
-    its kind took so far), and a cell past it stops after an epoch, with its checkpoint kept.
-    jobs: runs side by side (``pools.py``): on a CPU processes of one thread each, on a GPU CUDA
-    streams of one process; None: one a core on a CPU, 4 on a GPU.
-    lines: a JSON-lines file that gets all records of ``results`` whenever a cell is done.
-    execution: ``auto``, ``dense`` or ``sparse``, as for ``run``.
-    Raises ValueError for a budget or a number of jobs that is none, OSError where the results
-    cannot be written, before anything is trained.
+    Args:
+        cells: the cells.
+        results: folder of ``records/`` and ``checkpoints/``.
+        minutes: time budget. A group starts only if it is expected to end within the budget. A cell
+            that exceeds the budget stops after an epoch and keeps its checkpoint.
+        jobs: number of runs side by side (``pools.py``): on a CPU, processes of one thread each; on
+            a GPU, CUDA streams of one process. None: one per core on a CPU, 4 on a GPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
+        progress: function that gets the lines of progress.
+        data: folder of the data sets; None: the environment variable CKASR_DATA.
+        lines: a JSON-lines file to which all records of ``results`` are written after each cell.
+        execution: ``auto``, ``dense`` or ``sparse``; see ``ckasr.execution.choose``.
+
+    Raises:
+        ValueError: for a negative budget, less than one job, or an unknown execution.
+        OSError: if the results cannot be written. Nothing is trained then.
     """
     if not minutes >= 0:
         raise ValueError(f"minutes={minutes} must be a number, not below 0")
@@ -169,7 +189,7 @@ def sweep(
     known = records.load_all(results)
     have = {record["id"] for record in known}
     outcome = Outcome([], [i for i in unique if i in have], [i for i in unique if i not in have])
-    # A file that is no valid record is not written over: it may be somebody's work.
+    # A file that is not a valid record is not overwritten, because it may be somebody's work.
     damaged = [i for i in outcome.left if records.path_of(results, i).exists()]
     todo = [unique[i] for i in outcome.left if i not in damaged]
     progress(f"{len(todo)} of {len(unique)} cells to run, {len(outcome.known)} have a record")
@@ -193,7 +213,7 @@ def sweep(
         progress(f"{len(outcome.done)}/{len(todo)} cells done, {elapsed:.1f} min")
 
     waiting = groups(todo)
-    queue: list[Settings] = []  # cells of groups that have begun, where there was no room yet
+    queue: list[Settings] = []  # cells of groups that have started, waiting for room
     width = max([jobs, *map(len, waiting)]) if jobs > 1 else 1
     with pool_of(width, results, device, data, progress, execution) as pool:
         while waiting or queue or pool.running:
@@ -203,7 +223,7 @@ def sweep(
                 group = waiting.pop(0)
                 # Another sweep may have finished some of it.
                 group = [c for c in group if not records.path_of(results, c.id).exists()]
-                queue = group if costs.fit(group, deadline, jobs) else []
+                queue = group if costs.within(group, deadline, jobs) else []
                 while queue and pool.running < width:
                     pool.start(queue.pop(0), deadline)
             while queue and pool.running < width:
@@ -219,7 +239,7 @@ def sweep(
 
 
 def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
-    """Cells that differ in the term's settings or the order of the images alone, together.
+    """Group the cells that differ only in the settings of the term or the order of the samples.
 
     The groups are in the order of their first cells.
     """
@@ -231,11 +251,11 @@ def groups(cells: Sequence[Settings]) -> list[list[Settings]]:
 
 
 class Costs:
-    """Expected seconds of a cell, from finished runs of its data set, model, method and sparsity.
+    """Expected time of a cell, from finished runs of its data set, model, method and sparsity.
 
-    Per epoch of the settings, so that a method of several trainings counts them all. Where no run
-    of its sparsity is known, the slowest of the others counts: sparse execution takes the longer,
-    the more weights are kept.
+    Times are per epoch of the settings, so all phases of a method count. If no run of the sparsity
+    is known, the slowest of the other sparsities is used, because sparse execution is slower with
+    more weights.
     """
 
     KIND = ("dataset", "model", "method")
@@ -254,7 +274,7 @@ class Costs:
         kind.setdefault(settings["sparsity"], []).append(seconds)
 
     def expected(self, cell: Settings) -> float | None:
-        """Seconds of a cell; None where no run of its kind is known."""
+        """Return the expected seconds of a cell, or None if no run of its kind is known."""
         kind = self.seconds.get(tuple(getattr(cell, name) for name in self.KIND))
         if not kind:
             return None
@@ -262,10 +282,10 @@ class Costs:
             return median(kind[cell.sparsity]) * cell.epochs
         return max(map(median, kind.values())) * cell.epochs
 
-    def fit(self, cells: Sequence[Settings], deadline: float, jobs: int) -> bool:
-        """Whether cells that start together are expected to end before the deadline.
+    def within(self, cells: Sequence[Settings], deadline: float, jobs: int) -> bool:
+        """Return whether cells that start together are expected to end before the deadline.
 
-        A cell of unknown cost is tried.
+        A cell of unknown cost counts as no time, so it is tried.
         """
         each = [self.expected(cell) or 0 for cell in cells]
         longest = max(max(each, default=0), sum(each) / jobs)

@@ -13,7 +13,7 @@ from .l0 import L0
 from .l1 import L1
 from .lth import LTH
 from .magnitude import Magnitude
-from .method import Context, Method, Phase
+from .method import Context, Method, Phase, TrainingState
 from .random import Random
 from .rigl import RigL
 from .scores import score
@@ -42,7 +42,7 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["METHODS", "Context", "Method", "Phase", "create", "score"]
+__all__ = ["METHODS", "Context", "Method", "Phase", "TrainingState", "create", "score"]
 
 
 def create(name: str, options: dict[str, Any] | None = None) -> Method:

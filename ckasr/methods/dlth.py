@@ -1,7 +1,7 @@
-"""Dual lottery tickets: a random ticket is made trainable before the rest is removed.
+"""Dual lottery tickets: a random subnetwork is made trainable before the rest is removed.
 
 Bai et al. 2022, "Dual Lottery Ticket Hypothesis" (arXiv 2203.04248), section 3: random sparse
-network transformation. Not to be mixed up with random sparse training, which is `random` here.
+network transformation. Random sparse training without it is method ``random``.
 """
 
 import math
@@ -13,22 +13,26 @@ from torch import Tensor
 
 from ckasr.sparsity import layer_densities, prunable, random_masks
 
-from .method import Context, Method, Phase
+from .method import Context, Method, Phase, TrainingState
 
 PUBLISHED_GROWTH = 50_000
 PUBLISHED_HOLD = 40_000
-"""Steps in which the authors' L2 grows, and in which it stays."""
+"""Steps in which the L2 grows, and in which it stays constant, in the authors' code."""
 
 
 @dataclass
 class DLTH(Method):
-    """The dense network trains under an L2 on the weights outside a random ticket that grows.
+    """Trains the dense network with a growing L2 on the weights outside a random ticket.
 
-    schedule: ``published``: 50 000 steps of growth and 40 000 more; ``budgeted``: the same shape
-        in ``share`` of the recipe's epochs. Then what lies outside goes, and the ticket trains for
-        the recipe's epochs.
-    ceiling: the L2 at its highest, added to the gradient as ceiling * weight.
-    learning_rate: of the transformation, constant.
+    Then the weights outside the ticket are pruned, and the ticket trains for the epochs of the
+    recipe.
+
+    Args:
+        schedule: ``published``: the L2 grows for 50 000 steps and stays constant for 40 000;
+            ``budgeted``: the same proportion within ``share`` of the recipe's epochs.
+        share: length of the first phase, as a share of the recipe's epochs.
+        ceiling: highest strength of the L2, which adds ``strength * weight`` to the gradient.
+        learning_rate: constant learning rate of the first phase.
     """
 
     name: ClassVar[str] = "dlth"
@@ -61,41 +65,39 @@ class DLTH(Method):
         transform = Phase("transform", length, learning_rate=self.learning_rate, constant=True)
         return [transform, Phase("train", epochs)]
 
-    def prepare(self, context: Context) -> None:
-        _ = context.kept  # a sparsity that leaves nothing fails before anything trains
-
     def ticket(self, context: Context) -> dict[str, Tensor]:
-        """The masks of the second phase: those of method `random` with the same seed."""
+        """Return the masks of the second phase: those of method ``random`` with the same seed."""
         shapes = context.shapes()
         densities = layer_densities(shapes, context.density, context.distribution)
         return random_masks(shapes, densities, context.seed)
 
-    def strength(self, context: Context) -> float:
-        """The L2 at this step."""
-        growth = PUBLISHED_GROWTH
+    def strength(self, state: TrainingState) -> float:
+        """Return the strength of the L2 at this step."""
+        growth: float = PUBLISHED_GROWTH
         if self.schedule == "budgeted":
-            growth *= context.steps / (PUBLISHED_GROWTH + PUBLISHED_HOLD)
-        return self.ceiling * min(1.0, (context.step + 1) / growth)
+            growth *= state.steps / (PUBLISHED_GROWTH + PUBLISHED_HOLD)
+        return self.ceiling * min(1.0, (state.step + 1) / growth)
 
     @torch.no_grad()
-    def after_backward(self, context: Context) -> None:
-        if context.phase.name != "transform":
+    def after_backward(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name != "transform":
             return
         if not self._weights:
             masks = self.ticket(context)
             for name, weight in prunable(context.model).items():
                 self._weights.append(weight)
                 self._outside.append(torch.empty_like(weight).copy_(~masks[name]))
-        # The gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 acts on weights
-        # that the forward pass did not use as well: autograd leaves them without a gradient.
+        # Add the gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 also acts on
+        # weights that the forward pass does not use, which autograd leaves without a gradient.
+        gradients = []
         for weight in self._weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in self._weights]
-        strength = self.strength(context)
+            gradients.append(weight.grad)
+        strength = self.strength(state)
         torch._foreach_addcmul_(gradients, self._weights, self._outside, value=strength)
 
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        if phase.name == "transform":
-            context.masks.update(self.ticket(context))
-            context.masks.apply()
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == "transform":
+            state.masks.update(self.ticket(context))
+            state.masks.apply()

@@ -1,8 +1,8 @@
-"""What SET and RigL share: sparse all along, some weights exchanged for others now and then.
+"""What SET and RigL share: the network is always sparse, and its masks are updated regularly.
 
-An update drops the smallest weights of a layer and grows as many others in it. It happens after an
-optimiser step, when pruned weights and their momentum have just been zeroed: what grows starts at
-zero, with fresh momentum, and is first moved by the next step's gradient.
+An update drops the smallest weights of a layer and grows the same number of other weights in it.
+It comes after an optimiser step, which sets the pruned weights and their momentum to zero. So a
+weight that grows starts at zero with zero momentum, and the next step's gradient moves it first.
 """
 
 import math
@@ -13,17 +13,19 @@ from torch import Tensor
 from ckasr.sparsity import topk_masks
 
 from .gmp import kept_magnitudes
-from .method import Context
+from .method import Context, TrainingState
 from .random import Random
 
 
 @dataclass
 class Dynamic(Random):
-    """Random masks at the start (``Random``), then updates; every layer keeps its count.
+    """Starts with the masks of ``Random`` and updates them. Each layer keeps its density.
 
-    every: steps between updates. fraction: share of a layer's weights that the first update
-    exchanges. end: share of the training after which the masks stay. anneal: how the fraction
-    falls until then, ``cosine`` to zero or ``constant``.
+    Args:
+        every: number of steps between two updates.
+        fraction: share of a layer's weights that the first update exchanges.
+        end: share of the training after which the masks stay as they are.
+        anneal: how the fraction changes until then: ``cosine`` (to zero) or ``constant``.
     """
 
     every: int = 100
@@ -45,39 +47,44 @@ class Dynamic(Random):
                     f"{rule}"
                 )
 
-    def growth(self, name: str, context: Context) -> Tensor:
-        """Scores of a layer's weights; of the pruned ones, the highest grow."""
+    def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:
+        """Return scores of a layer's weights. The pruned weights of the highest scores grow."""
         raise NotImplementedError
 
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the masks change after this step (from 1)."""
+    def updates_at(self, step: int, steps: int) -> bool:
+        """Return whether the masks change after this step, counted from 1."""
         return step % self.every == 0 and step < self.end * steps
 
     def fraction_at(self, step: int, steps: int) -> float:
-        """Share of a layer's weights to exchange: ``fraction / 2 (1 + cos(pi t / T_end))``."""
+        """Return the share of a layer's weights to exchange at a step.
+
+        With ``anneal="cosine"`` it is ``fraction / 2 (1 + cos(pi t / T_end))`` (Evci et al. 2020,
+        equation 1).
+        """
         if self.anneal == "constant":
             return self.fraction
         return self.fraction / 2 * (1 + math.cos(math.pi * step / (self.end * steps)))
 
-    def after_step(self, context: Context) -> None:
-        if self.due(context.step, context.steps):
-            self._update(context, self.fraction_at(context.step, context.steps))
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        if self.updates_at(state.step, state.steps):
+            self._update(context, state, self.fraction_at(state.step, state.steps))
 
-    def _update(self, context: Context, fraction: float) -> None:
-        masks = context.masks
+    def _update(self, context: Context, state: TrainingState, fraction: float) -> None:
+        masks = state.masks
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
-        # No more than there are pruned weights: what an update drops does not grow again in it.
+        # At most the number of pruned weights, because a dropped weight cannot grow at once.
         moved = {
             name: min(round(fraction * count), masks[name].numel() - count)
             for name, count in kept.items()
         }
         stay = topk_masks(
-            kept_magnitudes(context), {name: kept[name] - moved[name] for name in masks}
+            kept_magnitudes(context.model, masks),
+            {name: kept[name] - moved[name] for name in masks},
         )
         pruned = {
-            name: self.growth(name, context).nan_to_num(nan=0.0).masked_fill(mask, -math.inf)
+            name: self.growth(name, context, state).nan_to_num(nan=0.0).masked_fill(mask, -math.inf)
             for name, mask in masks.items()
         }
         grown = topk_masks(pruned, moved)
         masks.update({name: stay[name] | grown[name] for name in masks})
-        masks.apply(context.optimizer)
+        masks.apply(state.optimizer)

@@ -1,4 +1,4 @@
-"""What methods share that prune a trained network and train on what is left."""
+"""What methods share that prune a trained network and then fine-tune it."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,11 @@ from .method import Method, Phase
 
 @dataclass
 class Finetuned(Method):
-    """finetune: epochs after the pruning, as a share of the recipe's; 0: none.
+    """Base class of methods that fine-tune after pruning.
 
-    finetune_rate: the learning rate they start from; the recipe's drops follow.
+    Args:
+        finetune: number of epochs after the pruning, as a share of the recipe's epochs; 0: none.
+        finetune_rate: learning rate at the start of fine-tuning; the drops of the recipe follow.
     """
 
     finetune: float = 0.5
@@ -23,7 +25,12 @@ class Finetuned(Method):
             )
 
     def finetuning(self, epochs: int, *, term: bool = True) -> list[Phase]:
-        """The phase after the pruning, or none; ``epochs`` is the recipe's length."""
+        """Return the phase after the pruning, as a list that may be empty.
+
+        Args:
+            epochs: number of epochs of the recipe.
+            term: whether the term of the run is added to the loss in this phase.
+        """
         if self.finetune == 0:
             return []
         length = max(1, round(self.finetune * epochs))

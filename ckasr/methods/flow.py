@@ -1,4 +1,4 @@
-"""How scores run a model: in float64 throughout, and for SynFlow only where it is linear."""
+"""Modes in which the scores run a model: all in float64, and for SynFlow linear as well."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ _LINEAR = (
 
 
 class InFloat64(TorchFunctionMode):
-    """Whatever floating-point tensor a model makes or casts within it is a float64 one."""
+    """Make every floating-point tensor that a model creates or casts inside it a float64 tensor."""
 
     def begin(self, x: Tensor) -> Tensor:
-        """The input, as the model is to get it."""
+        """Return the input in the form that the model gets."""
         return x
 
     def __torch_function__(
@@ -46,9 +46,9 @@ class InFloat64(TorchFunctionMode):
 
 
 class LinearFlow(InFloat64):
-    """Within it, a forward pass is refused unless it is linear in an input that is not negative.
+    """Raise ValueError for a forward pass that is not linear in an input that is not negative.
 
-    Linear also means: in each layer's weight. The tables of `paths` say what an operation is.
+    It must also be linear in the weight of each layer. The tables of ``paths`` classify operations.
     """
 
     def __init__(self, layers: paths.LayerNames) -> None:
@@ -94,7 +94,7 @@ class LinearFlow(InFloat64):
 def _problem(
     name: str, func: Any, flows: int, weights: bool, args: tuple, kwargs: dict
 ) -> str | None:
-    """What keeps an operation from being linear in the flow and in a weight."""
+    """Return why an operation is not linear in the flow and in a weight, or None."""
     if not flows:
         scales = name in paths.MOVES | paths.COPIES | {"mul", "div"}
         return None if scales else f"applies {name} to a weight"

@@ -5,21 +5,27 @@ Zhu & Gupta 2017, "To prune, or not to prune" (arXiv 1710.01878), equation 1:
 the same sparsity; here a layer's share follows the run's distribution (``uniform`` is theirs).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 
 from ckasr.sparsity import allocate, layer_densities, prunable, topk_masks
 
-from .method import Context, Method
+from .method import Context, Method, TrainingState
 
 
 @dataclass
 class GMP(Method):
-    """begin, end: shares of the training between which weights go. every: steps between prunings.
+    """Prunes the smallest weights of each layer in small portions while the network trains.
 
-    A last pruning at ``end`` reaches the asked sparsity whatever ``every`` is.
+    Args:
+        begin: share of the training after which pruning begins.
+        end: share of the training at which pruning ends. The last pruning is at this step and
+            reaches the sparsity of the run, whatever ``every`` is.
+        every: number of steps between two prunings.
     """
 
     name: ClassVar[str] = "gmp"
@@ -41,47 +47,46 @@ class GMP(Method):
         if self.every < 1:
             raise ValueError(f"option every={self.every} of method 'gmp' must be at least 1")
 
-    def prepare(self, context: Context) -> None:
-        _ = context.kept  # raises where nothing would be left
-
-    def after_step(self, context: Context) -> None:
-        first, last = self.span(context.steps)
-        step = context.step
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        first, last = self.span(state.steps)
+        step = state.step
         if first < step <= last and ((step - first) % self.every == 0 or step == last):
-            self._prune(context, self.sparsity_at(step, context.steps, context.sparsity))
+            sparsity = self.sparsity_at(step, state.steps, context.sparsity)
+            self._prune(context, state, sparsity)
 
     def span(self, steps: int) -> tuple[int, int]:
-        """t_0, after which pruning begins, and the step (from 1) of the last pruning."""
+        """Return t_0, the step after which pruning begins, and the step of the last pruning."""
         last = max(1, round(self.end * steps))
         return min(round(self.begin * steps), last - 1), last
 
     def sparsity_at(self, step: int, steps: int, final: float) -> float:
-        """The schedule: 0 until the span, ``final`` from its end on."""
+        """Return the sparsity at a step: 0 before the span, ``final`` from its end on."""
         first, last = self.span(steps)
         left = min(1.0, max(0.0, (last - step) / (last - first)))
         return final * (1 - left**3)
 
-    def _prune(self, context: Context, sparsity: float) -> None:
-        masks, shapes = context.masks, context.shapes()
+    def _prune(self, context: Context, state: TrainingState, sparsity: float) -> None:
+        masks, shapes = state.masks, context.shapes()
         now = {name: int(mask.sum()) for name, mask in masks.items()}
         asked, final = (
             allocate(layer_densities(shapes, density, context.distribution), shapes)
             for density in (1 - sparsity, context.density)
         )
-        # A layer's rounded count may rise by one between two densities: no weight comes back for
-        # that, and none that is to stay in the end goes.
+        # The rounded count of a layer may rise by one between two densities. No weight comes back
+        # then, and a layer never has fewer weights than at the end.
         counts = {name: max(final[name], min(now[name], asked[name])) for name in shapes}
-        masks.update(topk_masks(kept_magnitudes(context), counts))
-        masks.apply(context.optimizer)
+        masks.update(topk_masks(kept_magnitudes(context.model, masks), counts))
+        masks.apply(state.optimizer)
 
 
-def kept_magnitudes(context: Context) -> dict[str, torch.Tensor]:
-    """|w| of the weights that live, -1 elsewhere, so that pruned ones rank last.
+def kept_magnitudes(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """|w| of the kept weights, and -1 for the pruned ones, so that these rank last.
 
-    A weight that is not finite ranks last too: the run has diverged, and its epoch's end says so.
+    A weight that is not finite ranks last too. The run has then diverged, and the engine reports
+    this at the end of the epoch.
     """
-    weights = prunable(context.model)
+    weights = prunable(model)
     return {
         name: torch.where(mask, weights[name].detach().abs(), -1.0).nan_to_num(nan=-1.0)
-        for name, mask in context.masks.items()
+        for name, mask in masks.items()
     }

@@ -5,8 +5,11 @@ Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradien
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from ckasr.sparsity import global_topk_masks
 
@@ -16,16 +19,18 @@ from .method import Context, Method
 
 @dataclass
 class GraSP(Method):
-    """Masks of the weights with the highest GraSP score, drawn before training.
+    """Keeps the weights with the highest GraSP score at initialisation.
 
-    samples: images of each class.
-    temperature: divides the logits.
-    train_mode: batch norm uses the statistics of the scoring batches, as in the authors' code.
-        With ``False`` it uses the running ones, which before training are mean 0 and variance 1
-        and normalise nothing: the logits of a residual network explode, and its masks then train
-        worse than random ones.
-    official: the authors' form: images sorted by class and cut into two halves (which then hold
-        different classes), batch norm by each half's own statistics. It gives other masks.
+    Args:
+        samples: number of training samples per class to score with.
+        temperature: divisor of the logits.
+        train_mode: whether batch norm uses the statistics of the scoring batches, as in the
+            authors' code. With False it uses the running statistics, which are mean 0 and variance
+            1 before training and normalise nothing. The logits of a residual network then explode,
+            and the masks train worse than random ones.
+        official: whether to score as the authors' code does. It sorts the samples by class and cuts
+            them into two halves, which then hold different classes, and batch norm uses the
+            statistics of each half. This gives other masks.
     """
 
     name: ClassVar[str] = "grasp"
@@ -47,8 +52,7 @@ class GraSP(Method):
                 "the authors' form has batch statistics"
             )
 
-    def prepare(self, context: Context) -> None:
-        kept = context.kept
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         x, y = scores.per_class(
             context.samples(), context.num_classes, self.samples, class_major=self.official
         )
@@ -56,8 +60,9 @@ class GraSP(Method):
             context.model,
             x,
             y,
+            loss=context.task.loss,
             train_mode=self.train_mode,
             chunk=math.ceil(len(x) / 2) if self.official else scores.CHUNK,
             temperature=self.temperature,
         )
-        context.masks.update(global_topk_masks(saliency, kept))
+        return global_topk_masks(saliency, context.kept)

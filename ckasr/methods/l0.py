@@ -1,19 +1,19 @@
-"""L0: every weight, or every filter, has a gate that learns whether to be open.
+"""L0: every weight, or every filter, has a gate, and the training learns which gates are open.
 
 Louizos, Welling & Kingma 2018, "Learning sparse neural networks through L0 regularization" (arXiv
 1712.01312): hard concrete gates (equations 10 and 11), the expected number of open gates as penalty
 (equation 12), and the gate at test time (equation 13).
 
-With a sparsity asked for, the penalty's weight is a multiplier that grows while too many gates are
-open and falls back to 0 once few enough are (dual ascent with restarts, after Gallego-Posada et al.
-2022, "Controlled sparsity via constrained optimization", arXiv 2208.04425). It grows the faster the
-shorter the training is, so that a short one closes its gates as well. With sparsity 0 it is the
-fixed ``strength`` of the paper, and the sparsity is whatever comes out.
+If the run has a sparsity, a multiplier weights the penalty. It grows while too many gates are open,
+and is reset to 0 as soon as few enough are (dual ascent with restarts, after Gallego-Posada
+et al. 2022, "Controlled sparsity via constrained optimization", arXiv 2208.04425). It grows faster
+in a shorter training, so that this closes its gates as well. With sparsity 0 the weight is the
+constant ``strength`` of the paper, and the training decides the sparsity.
 """
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,33 +23,37 @@ from torch import Tensor, nn
 from ckasr.data import keyed_generator
 
 from .finetune import Finetuned
-from .method import Context, Phase
+from .method import Context, Phase, TrainingState
 
 TEMPERATURE = 2 / 3
 LOW, HIGH = -0.1, 1.1
 LIMIT = math.log(100)
-"""|log alpha| is kept below it, as beyond it no gradient is left to come back by."""
+"""Bound of ``|log alpha|``. Beyond it the gradient of a gate is too small to change it again."""
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
-    """P(z != 0) = sigmoid(log alpha - T ln(-low / high)): equation 12."""
+    """Return P(z != 0) = sigmoid(log alpha - T ln(-low / high)) (equation 12)."""
     return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
 
 
 def noisy_gate(log_alpha: Tensor) -> Tensor:
-    """A draw of z in [0, 1], from torch's global generator: equations 10 and 11."""
+    """Sample z in [0, 1] with torch's global generator (equations 10 and 11)."""
     u = torch.rand_like(log_alpha).clamp_(1e-6, 1 - 1e-6)
     s = torch.sigmoid((torch.logit(u) + log_alpha) / TEMPERATURE)
     return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def test_gate(log_alpha: Tensor) -> Tensor:
-    """z without noise, and without temperature: equation 13."""
+    """Return z at test time, without noise and temperature (equation 13)."""
     return (torch.sigmoid(log_alpha) * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 class _Gated:
-    """Mixed into a layer: its weight is multiplied by its gate in every forward pass."""
+    """Mixin of a layer whose weight is multiplied by its gate in every forward pass."""
+
+    training: bool
+    weight: nn.Parameter
+    log_alpha: nn.Parameter
 
     def gated_weight(self) -> Tensor:
         gate = noisy_gate if self.training else test_gate
@@ -86,23 +90,27 @@ _GATED: dict[type[nn.Module], type[nn.Module]] = {
 
 @dataclass
 class L0(Finetuned):
-    """unit: what a gate opens, ``weight`` or ``filter``; the classifier's rows have no gate.
+    """Trains hard concrete gates, then prunes the weights behind closed gates.
 
-    strength: lambda of equation 2, where sparsity 0 leaves the outcome to it; the loss has
-    lambda / N times the expected number of weights, N being the number of training images.
-    droprate: probability that a gate starts closed, but for the stretch of the hard concrete.
-    rate: the gates' learning rate is the recipe's times this times sqrt(number of gates), as the
-    gradient of one gate falls with that root.
-    dual_rate, dual_per: how fast the penalty's weight grows while too many gates are open.
-    ``dual_per="phase"``: by ``dual_rate * sqrt(number of gates)`` over a whole phase, as long as
-    twice the weights asked for or more are open, and in proportion less where fewer are. When few
-    enough are open, the gates also lose their momentum, so that no more of them close.
-    ``dual_per="step"``: by ``dual_rate`` times the density too much in every step, whatever the
-    length of the phase, so that a short training ends with its gates open.
+    The record holds the share of weights whose gate is still open when training ends, before any
+    are cut (``measured``). If this is over 10 % more than the sparsity allows, a RuntimeWarning
+    says that the cut prunes what training did not.
 
-    The share of weights whose gate is still open when training ends, before the rest is cut, is in
-    the record (``measured``). Warns where that is over 10 % more than was asked for: then the cut
-    has pruned what training did not.
+    Args:
+        unit: what a gate opens: ``weight`` or ``filter``. The rows of the classifier have no gate.
+        strength: lambda of equation 2, used with sparsity 0. The loss has lambda / N times the
+            expected number of weights, where N is the number of training samples.
+        droprate: initial drop probability of a gate, before hard-concrete stretching.
+        rate: factor of the gates' learning rate, which is this times the recipe's times
+            sqrt(number of gates), because the gradient of one gate falls with that root.
+        dual_rate: how fast the multiplier of the penalty grows while too many gates are open.
+        dual_per: ``phase``: the multiplier grows by ``dual_rate * sqrt(number of gates)`` over a
+            whole phase if at least twice the allowed weights are open, and in proportion less if
+            fewer are. As soon as few enough are open, the momentum of the gates is set to zero, so
+            that no more of them close. ``step``: the multiplier grows by ``dual_rate`` times the
+            excess density in every step, whatever the length of the phase. A short training then
+            ends with its gates open.
+        finetune, finetune_rate: see ``Finetuned``.
     """
 
     name: ClassVar[str] = "l0"
@@ -133,7 +141,8 @@ class L0(Finetuned):
                 raise ValueError(
                     f"option {option}={getattr(self, option)!r} of method 'l0' must be {rule}"
                 )
-        self._gated: dict[str, nn.Module] = {}
+        # Any, because a layer has the attributes of its own class and of _Gated.
+        self._gated: dict[str, Any] = {}
         self._weights = 0
         self._multiplier = torch.zeros(())
         self._open_before_cut: float | None = None
@@ -141,7 +150,7 @@ class L0(Finetuned):
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         return [Phase("train", epochs), *self.finetuning(epochs)]
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         self._add_gates(context)
         self._multiplier = self._start_of_multiplier(context)
         if self._budget(context) < 0:
@@ -150,6 +159,7 @@ class L0(Finetuned):
                 f"classifier's {context.kept - self._budget(context)}, which have no gate: ask for "
                 "less, or for unit=weight"
             )
+        return super().prepare(context)
 
     def parameter_groups(self, context: Context) -> list[dict[str, Any]]:
         gates = [layer.log_alpha for layer in self._gated.values()]
@@ -160,31 +170,37 @@ class L0(Finetuned):
         factor = self.rate * math.sqrt(self._gates())
         return [
             {"params": rest},
-            # Decay would pull every gate towards half open.
+            # Weight decay would pull every gate towards half open.
             {"params": gates, "weight_decay": 0.0, "rate_factor": factor},
         ]
 
-    def gain(self, excess: Tensor, context: Context) -> Tensor:
-        """What the multiplier gains in a step that ends with so much density too much."""
+    def gain(self, excess: Tensor, density: float, steps: int) -> Tensor:
+        """Return how much the multiplier grows after a step.
+
+        Args:
+            excess: density of open gates minus the density of the run.
+            density: density of the run.
+            steps: number of steps of the phase.
+        """
         if self.dual_per == "step":
             return self.dual_rate * excess
         whole = self.dual_rate * math.sqrt(self._gates())
-        return whole / context.steps * (excess / context.density).clamp(max=1)
+        return whole / steps * (excess / density).clamp(max=1)
 
-    def penalty(self, context: Context) -> Tensor | None:
+    def penalty(self, context: Context, state: TrainingState) -> Tensor | None:
         if not self._gated:
             return None
         return self._multiplier * self.expected_density()
 
     def expected_density(self) -> Tensor:
-        """Expected share of weights whose gate is open, of all weights."""
+        """Return the expected share of weights whose gate is open, of all weights."""
         return self._density(open_probability)
 
     def open_density(self) -> Tensor:
-        """Share of weights whose gate is open at test time, of all weights."""
+        """Return the share of weights whose gate is open at test time, of all weights."""
         return self._density(lambda a: (test_gate(a) > 0).float())
 
-    def after_step(self, context: Context) -> None:
+    def after_step(self, context: Context, state: TrainingState) -> None:
         if not self._gated:
             return
         with torch.no_grad():
@@ -192,19 +208,18 @@ class L0(Finetuned):
                 layer.log_alpha.clamp_(-LIMIT, LIMIT)
             if context.sparsity:
                 excess = self.open_density() - context.density
-                grown = self._multiplier + self.gain(excess, context)
-                # In place: a captured step goes on reading this tensor.
+                grown = self._multiplier + self.gain(excess, context.density, state.steps)
                 self._multiplier.copy_(torch.where(excess > 0, grown, torch.zeros_like(grown)))
                 if self.dual_per == "phase":
-                    # Else gates go on closing by their momentum when enough are closed.
+                    # Otherwise the momentum closes more gates when enough are closed.
                     for layer in self._gated.values():
-                        state = context.optimizer.state[layer.log_alpha]
-                        if (buffer := state.get("momentum_buffer")) is not None:
+                        moments = state.optimizer.state[layer.log_alpha]
+                        if (buffer := moments.get("momentum_buffer")) is not None:
                             buffer.mul_(excess > 0)
 
     @torch.no_grad()
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        """Fold the test-time gates into the weights; closed ones are masked."""
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        """Multiply the weights by their test-time gates and mask those of closed gates."""
         if not self._gated:
             return
         self._open_before_cut = self.open_density().item()
@@ -217,15 +232,15 @@ class L0(Finetuned):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        masks = self._open(context)
+        masks = self._open(context, state.masks)
         for layer in self._gated.values():
             layer.weight.mul_(test_gate(layer.log_alpha))
         self._remove_gates()
-        context.masks.update(masks)
-        context.masks.apply()
+        state.masks.update(masks)
+        state.masks.apply()
 
     def measured(self) -> dict[str, Any]:
-        """open_before_cut: share of weights whose gate was open when training ended."""
+        """Return ``open_before_cut``, the share of open gates when training ended."""
         return {"open_before_cut": self._open_before_cut}
 
     def state(self) -> dict[str, Any]:
@@ -245,8 +260,8 @@ class L0(Finetuned):
         device = next(context.model.parameters()).device
         if context.sparsity:
             return torch.zeros((), device=device)
-        images = sum(len(y) for _, y in context.samples())
-        return torch.tensor(self.strength * self._weights / images, device=device)
+        samples = sum(len(y) for _, y in context.samples())
+        return torch.tensor(self.strength * self._weights / samples, device=device)
 
     def _add_gates(self, context: Context) -> None:
         shapes = context.shapes()
@@ -256,7 +271,7 @@ class L0(Finetuned):
             names = names[:-1]  # a class cannot be pruned; the classifier is the last layer
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
         for name in names:
-            layer = context.model.get_submodule(name.removesuffix(".weight"))
+            layer: Any = context.model.get_submodule(name.removesuffix(".weight"))
             if type(layer) not in _GATED:
                 raise ValueError(
                     f"layer {name!r} is a {type(layer).__name__}: method 'l0' has gates for plain "
@@ -279,13 +294,13 @@ class L0(Finetuned):
             layer.__class__ = plain[type(layer)]
         self._gated = {}
 
-    def _open(self, context: Context) -> dict[str, Tensor]:
-        """Masks of the weights whose test-time gate is open, at most as many as asked for.
+    def _open(self, context: Context, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return masks of the weights whose test-time gate is open.
 
-        Too many: those of lowest log alpha close. The rest of a filter that does not fit whole
-        stays pruned.
+        If more are open than the sparsity allows, the gates of lowest log alpha are closed. A
+        filter that does not fit into the allowed number is closed as a whole.
         """
-        masks = {name: torch.ones_like(mask) for name, mask in context.masks.items()}
+        masks = {name: torch.ones_like(mask) for name, mask in current.items()}
         layers = self._gated
         alphas = torch.cat([layer.log_alpha.flatten() for layer in layers.values()])
         chosen = test_gate(alphas) > 0
@@ -297,15 +312,15 @@ class L0(Finetuned):
                 ]
             )
             order = torch.argsort(alphas, descending=True, stable=True)
-            fits = sizes[order].cumsum(0) <= self._budget(context)
-            chosen[order[~fits]] = False
+            within = sizes[order].cumsum(0) <= self._budget(context)
+            chosen[order[~within]] = False
         parts = chosen.split([layer.log_alpha.numel() for layer in layers.values()])
         for (name, layer), part in zip(layers.items(), parts, strict=True):
             masks[name] = part.reshape(layer.log_alpha.shape).expand(layer.weight.shape)
         return masks
 
     def _density(self, share: Callable[[Tensor], Tensor]) -> Tensor:
-        """Share of all weights that are open, given the share of a gate; no gate: open."""
+        """Return the share of open weights; ``share`` gives that of each gate. No gate: open."""
         opened = [
             share(layer.log_alpha).sum() * self._size(layer) for layer in self._gated.values()
         ]
@@ -314,13 +329,13 @@ class L0(Finetuned):
     def _gates(self) -> int:
         return sum(layer.log_alpha.numel() for layer in self._gated.values())
 
-    def _size(self, layer: nn.Module) -> int:
-        """Weights behind one gate."""
+    def _size(self, layer: Any) -> int:
+        """Return the number of weights behind one gate of a layer."""
         return layer.weight.numel() // layer.log_alpha.numel()
 
     def _ungated(self) -> int:
         return self._weights - sum(layer.weight.numel() for layer in self._gated.values())
 
     def _budget(self, context: Context) -> int:
-        """Weights behind gates that may stay open."""
+        """Return how many of the weights behind gates may stay open."""
         return context.kept - self._ungated()

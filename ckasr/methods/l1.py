@@ -15,12 +15,17 @@ from torch import Tensor
 from ckasr.sparsity import global_topk_masks, prunable
 
 from .finetune import Finetuned
-from .method import Context, Phase
+from .method import Context, Phase, TrainingState
 
 
 @dataclass
 class L1(Finetuned):
-    """strength: of ``strength * sum |w|`` in the loss, over all conv and linear weights."""
+    """Trains with an L1 penalty, prunes the smallest weights, then fine-tunes.
+
+    Args:
+        strength: factor of ``sum |w|``, over all conv and linear weights, in the loss.
+        finetune, finetune_rate: see ``Finetuned``.
+    """
 
     name: ClassVar[str] = "l1"
     summary: ClassVar[str] = (
@@ -37,17 +42,14 @@ class L1(Finetuned):
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         return [Phase("train", epochs), *self.finetuning(epochs)]
 
-    def prepare(self, context: Context) -> None:
-        _ = context.kept  # raises where nothing would be left
-
-    def penalty(self, context: Context) -> Tensor | None:
-        if context.phase.name != "train" or self.strength == 0:
+    def penalty(self, context: Context, state: TrainingState) -> Tensor | None:
+        if state.phase.name != "train" or self.strength == 0:
             return None
         norms = torch._foreach_norm(list(prunable(context.model).values()), 1)
         return self.strength * torch.stack(norms).sum()
 
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        if phase.name == "train":
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == "train":
             scores = {name: w.detach().abs() for name, w in prunable(context.model).items()}
-            context.masks.update(global_topk_masks(scores, context.kept))
-            context.masks.apply()
+            state.masks.update(global_topk_masks(scores, context.kept))
+            state.masks.apply()

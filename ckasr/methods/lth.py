@@ -7,24 +7,29 @@ rewinding to an early step.
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ckasr.sparsity import global_topk_masks, prunable
 
-from .method import Context, Method, Phase
+from .method import Context, Method, Phase, TrainingState
 
 
 @dataclass
 class LTH(Method):
-    """Train, prune the smallest weights of all layers together, rewind, and again.
+    """Trains, prunes the smallest weights of all layers together, rewinds, and repeats this.
 
-    rate: share of the weights left that each level prunes; the last one prunes to the sparsity.
-    levels: instead of the rate, a comma-separated list of sparsities, the run's own last.
-    rewind: optimiser step of the first training to which every level rewinds: weights, batch-norm
-        statistics, momentum and place in the learning-rate schedule. 0: initialisation.
+    Args:
+        rate: share of the remaining weights that each level prunes. The last level prunes to the
+            sparsity of the run.
+        levels: comma-separated list of sparsities to use instead of the rate; the last one must be
+            the sparsity of the run.
+        rewind: optimiser step of the first training to which every level rewinds the weights, the
+            batch-norm statistics, the momentum and the learning-rate schedule; 0: initialisation.
 
     Warning: with a learning rate of 0.1, rewinding to step 0 is known to fail in ResNets on CIFAR:
     the subnetworks do not reach the accuracy of the dense network (Frankle et al. 2020, arXiv
@@ -42,22 +47,22 @@ class LTH(Method):
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise ValueError(f"option rate of method 'lth' is {self.rate}: between 0 and 1")
-        self._origin: dict[str, Any] | None = None
+        # Weights and optimiser to rewind to; empty before that step.
+        self._origin: dict[str, Any] = {}
 
     def counts(self, context: Context) -> list[int]:
-        """Weights left after each pruning, decreasing; empty where the sparsity is 0.
+        """Return the number of weights after each pruning, decreasing; empty for sparsity 0.
 
-        Raises ValueError for options that ask for no such list.
+        Raises ValueError for options that do not give a decreasing list.
         """
-        kept = context.kept
-        total = sum(mask.numel() for mask in context.masks.values())
+        kept, total = context.kept, context.total
         counts = [total]
         if self.levels:
             for sparsity in self._sparsities(context.sparsity):
                 counts.append(round(round((1 - sparsity) * total, 6)))
                 _check_decreasing(counts)
             return counts[1:]
-        # The last level may prune a little more than the rate, to spare one for a few weights.
+        # The last level may prune a little more than the rate, to save a level for few weights.
         levels = math.ceil(math.log(kept / total) / math.log(1 - self.rate) - 0.05)
         levels = max(levels, kept < total)
         while len(counts) <= levels:
@@ -77,27 +82,30 @@ class LTH(Method):
         first = Phase("level 0", epochs)
         return [first] + [Phase(f"level {i + 1}", epochs, start=self.rewind) for i in range(levels)]
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         if self.rewind == 0:
-            self._origin = _snapshot(context)
+            self._origin = {"model": copy.deepcopy(context.model.state_dict()), "optimizer": None}
+        return super().prepare(context)
 
-    def begin_phase(self, phase: Phase, context: Context) -> None:
-        if phase.start:
-            # A copy: the optimiser goes on to write into the tensors that it is given.
-            context.optimizer.load_state_dict(copy.deepcopy(self._origin["optimizer"]))
+    def begin_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.start:
+            # A copy, because the optimiser writes into the tensors that it loads.
+            state.optimizer.load_state_dict(copy.deepcopy(self._origin["optimizer"]))
 
-    def after_step(self, context: Context) -> None:
-        if self._origin is None and context.step == self.rewind:
-            self._origin = _snapshot(context)
+    def after_step(self, context: Context, state: TrainingState) -> None:
+        if not self._origin and state.step == self.rewind:
+            self._origin = copy.deepcopy(
+                {"model": context.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+            )
 
     @torch.no_grad()
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        masks = context.masks
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        masks = state.masks
         left = sum(int(mask.sum()) for mask in masks.values())
         count = next((count for count in self.counts(context) if count < left), None)
         if count is None:
             return
-        # What is pruned stays so: a live weight may be zero as well.
+        # Pruned weights rank last, because a kept weight may be zero as well.
         saliency = {
             name: torch.where(masks[name], w.double().abs(), -1.0)
             for name, w in prunable(context.model).items()
@@ -110,11 +118,11 @@ class LTH(Method):
         return {"origin": self._origin}
 
     def restore(self, state: dict[str, Any], context: Context) -> None:
-        self._origin = state["origin"]
+        self._origin = state["origin"] or {}
 
     def _sparsities(self, last: float) -> list[float]:
         try:
-            # Brackets: a list or tuple, as Python and the command line read it.
+            # Without the brackets of a list or tuple, as Python and the command line write it.
             sparsities = [float(part) for part in self.levels.strip("()[] ,").split(",")]
         except ValueError:
             raise ValueError(
@@ -134,11 +142,3 @@ def _check_decreasing(counts: list[int]) -> None:
             f"level {len(counts) - 1} of method 'lth' would prune none of {counts[-2]} weights: "
             "choose a larger rate, or fewer levels"
         )
-
-
-def _snapshot(context: Context) -> dict[str, Any]:
-    optimizer = context.optimizer
-    return {
-        "model": copy.deepcopy(context.model.state_dict()),
-        "optimizer": None if optimizer is None else copy.deepcopy(optimizer.state_dict()),
-    }

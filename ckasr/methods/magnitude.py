@@ -1,7 +1,10 @@
 """Magnitude pruning at initialisation: the weights that were drawn largest stay."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from ckasr.sparsity import global_topk_masks
 
@@ -11,8 +14,10 @@ from .method import Context, Method
 
 @dataclass
 class Magnitude(Method):
+    """Keeps the weights of the largest initial magnitude, over all layers together."""
+
     name: ClassVar[str] = "magnitude"
     summary: ClassVar[str] = "smallest weights of all layers, before training"
 
-    def prepare(self, context: Context) -> None:
-        context.masks.update(global_topk_masks(scores.magnitude(context.model), context.kept))
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
+        return global_topk_masks(scores.magnitude(context.model), context.kept)

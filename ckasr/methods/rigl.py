@@ -1,7 +1,7 @@
 """RigL: drop the smallest weights, grow those whose loss gradient is largest.
 
 Evci et al. 2020, "Rigging the lottery" (arXiv 1911.11134), algorithm 1 and equation 1. The gradient
-is that of the whole loss, CKA-SR included where it acts, and dense: read before any mask.
+is that of the whole loss, including the added term, for all weights, also the pruned ones.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ from torch import Tensor
 from ckasr.sparsity import prunable
 
 from .dynamic import Dynamic
-from .method import Context
+from .method import Context, TrainingState
 
 
 @dataclass
 class RigL(Dynamic):
+    """Grows the pruned weights whose gradients are largest. Options as in ``Dynamic``."""
+
     name: ClassVar[str] = "rigl"
     summary: ClassVar[str] = (
         "random weights; the smallest are exchanged for those of largest gradient "
@@ -26,17 +28,18 @@ class RigL(Dynamic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._gradients: dict[str, Tensor] = {}  # within one step only, so no checkpoint holds it
+        # Used within one step only, so checkpoints do not hold them.
+        self._gradients: dict[str, Tensor] = {}
 
-    def needs_dense_gradient(self, context: Context) -> bool:
-        return self.due(context.step + 1, context.steps)
+    def needs_dense_gradient(self, context: Context, state: TrainingState) -> bool:
+        return self.updates_at(state.step + 1, state.steps)
 
-    def after_backward(self, context: Context) -> None:
-        if self.needs_dense_gradient(context):
+    def after_backward(self, context: Context, state: TrainingState) -> None:
+        if self.needs_dense_gradient(context, state):
             self._gradients = {
                 name: torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
                 for name, weight in prunable(context.model).items()
             }
 
-    def growth(self, name: str, context: Context) -> Tensor:
+    def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:
         return self._gradients.pop(name)

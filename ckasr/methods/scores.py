@@ -1,14 +1,14 @@
-"""Saliency scores: how much each weight matters, higher = kept.
+"""Saliency scores: how much each weight matters. The weights of the highest scores are kept.
 
-Pure functions. They compute in float64 on copies of the weights, so that the ranking owes nothing
-to rounding, also where the model itself casts to less. They leave the model as it was (weights,
-gradients, batch-norm statistics, mode), and torch's global random generators too. Inputs of a
+All functions are pure. They compute in float64 on copies of the weights, so that rounding does not
+change the ranking, even if the model itself casts to a smaller type. They do not change the model
+(weights, gradients, batch-norm statistics, mode) nor torch's global random generators. Inputs of a
 floating-point type become float64; integers, such as tokens, stay as they are.
 """
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ckasr import devices
 from ckasr.sparsity import paths, prunable
 from ckasr.sparsity.layers import unwrapped
 
 from .flow import InFloat64, LinearFlow
 
 Scores = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 CHUNK = 128
-"""The most images that go through the network at once. A batch is cut into as few parts as that
-allows, equal in size to within one image. In eval mode the scores do not depend on it."""
+"""Largest number of samples that go through the network at once. A batch is cut into as few parts
+as this allows, whose sizes differ by at most one. In eval mode the scores do not depend on it."""
 
 
 def score(
@@ -36,13 +38,19 @@ def score(
     targets: Tensor | None = None,
     **options: Any,
 ) -> Scores:
-    """Saliency of every weight that `prunable` names: name -> float64 tensor of its shape.
+    """Return the saliency of every weight that ``prunable`` names, as float64 tensors by name.
 
-    method: ``magnitude``, ``snip``, ``grasp`` or ``synflow``; options are those of the function of
-    that name below. inputs (N, C, H, W), targets (N,) int64: magnitude needs neither, synflow only
-    the inputs' shape. Raises LookupError for an unknown method, ValueError for a missing batch, a
-    model without a conv or linear layer, scores that are not finite, and a model through which
-    SynFlow has no linear flow.
+    Args:
+        model: the network to score.
+        method: ``magnitude``, ``snip``, ``grasp`` or ``synflow``.
+        inputs: batch of inputs, (N, ...); magnitude needs none, synflow reads only its shape.
+        targets: batch of targets, such as (N,) int64; needed by snip and grasp.
+        options: options of the function of that name below.
+
+    Raises:
+        LookupError: for an unknown method.
+        ValueError: for a missing batch, a model without a conv or linear layer, scores that are not
+            finite, and a model through which SynFlow has no linear flow.
     """
     functions = {"magnitude": magnitude, "snip": snip, "grasp": grasp, "synflow": synflow}
     needs = {"magnitude": (), "synflow": ("inputs",)}.get(method, ("inputs", "targets"))
@@ -52,12 +60,12 @@ def score(
     given = {"inputs": inputs, "targets": targets}
     for name in needs:
         if given[name] is None:
-            raise ValueError(f"score {method!r} needs {name}: give a batch of images and labels")
+            raise ValueError(f"score {method!r} needs {name}: give a batch of inputs and targets")
     return functions[method](model, *(given[name] for name in needs), **options)
 
 
 def magnitude(model: nn.Module) -> Scores:
-    """|w|."""
+    """Return |w| of every weight."""
     return {name: w.detach().double().abs() for name, w in _weights(model).items()}
 
 
@@ -68,19 +76,24 @@ def snip(
     inputs: Tensor,
     targets: Tensor,
     *,
+    loss: Loss = nn.functional.cross_entropy,
     train_mode: bool = False,
     chunk: int = CHUNK,
 ) -> Scores:
-    """|w dL/dw| of the mean cross-entropy L (Lee et al. 2019, equation 5, before normalising).
+    """Return |w dL/dw| for the mean loss L (Lee et al. 2019, equation 5, before normalising).
 
-    train_mode: batch norm by the statistics of each chunk instead of the running ones; a chunk has
-    at most ``chunk`` images, and all are equal in size to within one.
+    Args:
+        model: the network to score.
+        inputs, targets: the batch to score with.
+        loss: returns the mean loss from ``(outputs, targets)``.
+        train_mode: whether batch norm uses the statistics of each chunk, not the running ones.
+        chunk: largest number of samples per chunk; the sizes of chunks differ by at most one.
     """
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
     with copy.pure():
-        for loss in _losses(copy, inputs, targets, chunk):
-            torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
+        for part in _losses(copy, loss, inputs, targets, chunk):
+            torch._foreach_add_(gradients, torch.autograd.grad(part, **copy.wanted))
     return copy.scores(g.mul(w).abs() for g, w in zip(gradients, copy.values, strict=True))
 
 
@@ -91,17 +104,28 @@ def grasp(
     inputs: Tensor,
     targets: Tensor,
     *,
+    loss: Loss = nn.functional.cross_entropy,
     train_mode: bool = False,
     chunk: int = CHUNK,
     temperature: float = 200.0,
 ) -> Scores:
-    """w (H g): what removing a weight takes from the gradient's norm (Wang et al. 2020, eq. 8).
+    """Return w (H g): how much the removal of a weight reduces the norm of the gradient.
 
-    g and H are gradient and Hessian, over conv and linear weights, of the mean cross-entropy of
-    logits / temperature; so a score is half of w d|g|^2/dw. The paper's score is the negative, and
-    removes the highest. train_mode: batch norm by the statistics of each chunk (see ``snip``); H g
-    is then the sum of the chunks' Hessians times the whole gradient, as in the authors' code.
-    Raises ValueError for targets that lack a class: the ranking would be blind to it.
+    g and H are the gradient and the Hessian, over conv and linear weights, of the mean loss of
+    outputs / temperature; so a score is half of w d|g|^2/dw. The score of the paper (Wang et al.
+    2020, equation 8) is the negative of this, and the highest are removed.
+
+    Args:
+        model: the network to score.
+        inputs, targets: the batch to score with. Every class must be in it.
+        loss: returns the mean loss from ``(outputs, targets)``.
+        train_mode: whether batch norm uses the statistics of each chunk (see ``snip``). H g is then
+            the sum of the chunks' Hessians times the whole gradient, as in the authors' code.
+        chunk: largest number of samples per chunk; the sizes of chunks differ by at most one.
+        temperature: divisor of the outputs.
+
+    Raises:
+        ValueError: for targets in which a class is missing, because the scores would ignore it.
     """
     copy = _Copy(model, training=False)
     with copy.pure():
@@ -109,12 +133,12 @@ def grasp(
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
     with copy.pure():
-        for loss in _losses(copy, inputs, targets, chunk, temperature):
-            torch._foreach_add_(gradients, torch.autograd.grad(loss, **copy.wanted))
+        for part in _losses(copy, loss, inputs, targets, chunk, temperature):
+            torch._foreach_add_(gradients, torch.autograd.grad(part, **copy.wanted))
     products = [torch.zeros_like(w) for w in copy.weights.values()]
-    with copy.pure():  # anew, so that dropout draws the same again
-        for loss in _losses(copy, inputs, targets, chunk, temperature):
-            of_chunk = torch.autograd.grad(loss, create_graph=True, **copy.wanted)
+    with copy.pure():  # entered again, so that dropout repeats its random numbers
+        for part in _losses(copy, loss, inputs, targets, chunk, temperature):
+            of_chunk = torch.autograd.grad(part, create_graph=True, **copy.wanted)
             inner = sum((g * h).sum() for g, h in zip(gradients, of_chunk, strict=True))
             torch._foreach_add_(products, torch.autograd.grad(inner, **copy.wanted))
     return copy.scores(h.mul(w) for h, w in zip(products, copy.values, strict=True))
@@ -125,18 +149,25 @@ def grasp(
 def synflow(
     model: nn.Module, inputs: Tensor, *, masks: Mapping[str, Tensor] | None = None
 ) -> Scores:
-    """|w| dR/d|w|, R the sum of outputs for an image of ones (Tanaka et al. 2020, equation 2).
+    """Return |w| dR/d|w|, where R is the sum of the outputs for an input of ones.
 
-    Every parameter enters R by its absolute value and batch norms in eval mode with mean zero, so
-    R sums over paths; only the inputs' shape is read (of tokens, every embedding is one of ones).
-    masks: score what they leave. In a feed-forward network without biases all layers have the same
-    total.
+    (Tanaka et al. 2020, equation 2.) Every parameter is replaced by its absolute value, and batch
+    norms are in eval mode with mean zero, so R is a sum over paths. In a feed-forward network
+    without biases the scores of each layer have the same total.
 
-    R must be linear in the flow: ReLU and its like, which leave positive values as they are, sums,
-    averages, maxima, batch norms and dropout in eval mode. The upper limit of ReLU6, hardtanh and
-    clamp is left out, as the image of ones could be as small. Raises ValueError, with the name of
-    the layer, for anything else: smooth or saturating activations, softmax, layer norm, attention,
-    gates, differences of branches.
+    R must be linear in the flow. ReLU and similar functions, which do not change positive values,
+    sums, averages, maxima, batch norm and dropout in eval mode are linear. The upper limits of
+    ReLU6, hardtanh and clamp are ignored, because the input could be small enough.
+
+    Args:
+        model: the network to score.
+        inputs: a batch of which only the shape is read. For integers, such as tokens, every
+            embedding is a vector of ones.
+        masks: masks to apply before scoring.
+
+    Raises:
+        ValueError: with the name of the layer, for anything else: smooth or saturating activations,
+            softmax, layer norm, attention, gates, differences of branches.
     """
     copy = _Copy(model, training=False, linear=True)
     with torch.no_grad():
@@ -165,13 +196,20 @@ def per_class(
     *,
     class_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The first ``count`` images of each class: (count * classes, C, H, W) and their labels.
+    """Return the first samples of each class: inputs (count * classes, ...) and their labels.
 
-    One of each class in turn, so that any part of the batch holds all classes alike; class_major:
-    all of the first class, then all of the next. Raises ValueError where a class has too few.
+    Args:
+        batches: batches to take the samples from.
+        num_classes: number of classes.
+        count: number of samples per class.
+        class_major: whether all samples of a class follow each other. Otherwise the classes
+            alternate, so that any part of the batch has all classes in equal numbers.
+
+    Raises:
+        ValueError: if a class has too few samples.
     """
     if count < 1:
-        raise ValueError(f"samples={count} a class must be at least 1")
+        raise ValueError(f"samples={count} per class must be at least 1")
     picked: list[list[Tensor]] = [[] for _ in range(num_classes)]
     missing = [count] * num_classes
     for x, y in batches:
@@ -185,22 +223,26 @@ def per_class(
     for label, left in enumerate(missing):
         if left:
             raise ValueError(
-                f"class {label} has {count - left} of the {count} training images that the score "
-                "needs of each: lower option samples"
+                f"class {label} has {count - left} of the {count} training samples that the score "
+                "needs per class: lower option samples"
             )
-    # Dimension 0 of the stack is what runs slowest.
-    images = torch.stack([torch.cat(parts) for parts in picked], dim=0 if class_major else 1)
-    device = images.device
+    # The first dimension of the stack changes slowest.
+    inputs = torch.stack([torch.cat(parts) for parts in picked], dim=0 if class_major else 1)
+    device = inputs.device
     labels = torch.arange(num_classes, device=device).repeat(count)
     if class_major:
         labels = labels.view(count, num_classes).T.flatten()
-    return images.flatten(0, 1), labels
+    return inputs.flatten(0, 1), labels
 
 
 class _Copy:
-    """A float64 copy of a model's tensors, run through the model's own code.
+    """A float64 copy of a model's tensors, which the model's own code computes with.
 
-    linear: refuse, by layer name, whatever makes the output no linear function of the input.
+    Args:
+        model: the model.
+        training: whether the model runs in training mode.
+        linear: whether to raise ValueError, with the name of the layer, for an operation that is
+            not linear in the input.
     """
 
     def __init__(self, model: nn.Module, training: bool, linear: bool = False) -> None:
@@ -215,7 +257,7 @@ class _Copy:
             name: b.detach().to(torch.float64 if b.is_floating_point() else b.dtype, copy=True)
             for name, b in self.model.named_buffers()
         }
-        # By identity: wrappers within the model are part of a parameter's name, but not of ours.
+        # By identity, because wrappers inside the model are part of a parameter's name there.
         own = {id(p): self.parameters[name] for name, p in self.model.named_parameters()}
         self.weights = {name: own[id(w)].requires_grad_() for name, w in _weights(model).items()}
         self.device = next(iter(self.weights.values())).device
@@ -234,7 +276,7 @@ class _Copy:
                 module.training = training
 
     def _as_written(self) -> AbstractContextManager:
-        """Without the graphs that torch.compile made of modules within the model."""
+        """Return a context in which compiled modules inside the model run uncompiled."""
         compiled = any(
             hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
             for module in self.model.modules()
@@ -243,9 +285,9 @@ class _Copy:
 
     @contextmanager
     def pure(self) -> Iterator[None]:
-        """Random generators as before in the end; attention that can be differentiated twice."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+        """Restore the random generators at the end, and use attention that has two derivatives."""
+        generators = devices.of(self.device).generators()
+        with torch.random.fork_rng(generators), sdpa_kernel(SDPBackend.MATH):
             yield
 
     def fill_embeddings(self) -> None:
@@ -257,7 +299,7 @@ class _Copy:
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """Arguments of torch.autograd.grad: by all weights, zeros for one that is not used."""
+        """Arguments of torch.autograd.grad: all weights, with zeros for those that are not used."""
         return {"inputs": list(self.weights.values()), "materialize_grads": True}
 
     @property
@@ -282,21 +324,26 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _losses(
-    copy: _Copy, inputs: Tensor, targets: Tensor, chunk: int, temperature: float = 1.0
+    copy: _Copy,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    chunk: int,
+    temperature: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Each chunk's share of the mean cross-entropy, for at most ``chunk`` images at a time.
+    """Yield the share of each chunk in the mean loss.
 
-    The chunks are equal in size to within one image: batch statistics of a small rest would be
-    those of few images, and would change the scores.
+    The sizes of the chunks differ by at most one. A small last chunk would have batch statistics of
+    few samples, which would change the scores.
     """
     if len(inputs) != len(targets) or not len(inputs):
-        raise ValueError(f"{len(inputs)} images but {len(targets)} labels: give one for each")
+        raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: give one for each")
     if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1: the most images scored at a time")
+        raise ValueError(f"chunk={chunk} must be at least 1: it is the number of samples at a time")
     parts = math.ceil(len(inputs) / chunk)
     for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
-        loss = nn.functional.cross_entropy(copy(x) / temperature, y.to(copy.device))
-        yield loss * (len(x) / len(inputs))
+        value = loss(copy(x) / temperature, y.to(copy.device))
+        yield value * (len(x) / len(inputs))
 
 
 def _check_classes(copy: _Copy, inputs: Tensor, targets: Tensor) -> None:
@@ -305,5 +352,5 @@ def _check_classes(copy: _Copy, inputs: Tensor, targets: Tensor) -> None:
     if absent := [label for label in range(classes) if label not in present]:
         raise ValueError(
             f"the batch for GraSP lacks class {absent[0]} ({len(present)} of {classes} classes are "
-            "there): give images of every class"
+            "there): give samples of every class"
         )

@@ -15,18 +15,20 @@ from torch import Tensor
 from ckasr.data import keyed_generator
 
 from .dynamic import Dynamic
-from .method import Context
+from .method import Context, TrainingState
 
 
 @dataclass
 class SET(Dynamic):
+    """Grows random pruned weights. Options as in ``Dynamic``."""
+
     name: ClassVar[str] = "set"
     summary: ClassVar[str] = (
         "random weights; the smallest are exchanged for random ones (Mocanu et al. 2018)"
     )
 
-    def growth(self, name: str, context: Context) -> Tensor:
-        # Keyed by the step: a resumed run draws what the killed one would have drawn.
-        generator = keyed_generator("grow", context.seed, name, context.step)
-        mask = context.masks[name]
+    def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:
+        # Keyed by the step, so that a resumed run repeats the random numbers.
+        generator = keyed_generator("grow", context.seed, name, state.step)
+        mask = state.masks[name]
         return torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)

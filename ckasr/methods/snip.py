@@ -3,8 +3,11 @@
 Lee et al. 2019, "SNIP: Single-shot Network Pruning" (arXiv 1810.02340), equations 5 and 6.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from ckasr.sparsity import global_topk_masks
 
@@ -14,11 +17,14 @@ from .method import Context, Method
 
 @dataclass
 class SNIP(Method):
-    """samples: images of each class.
+    """Keeps the weights with the highest ``|w dL/dw|`` at initialisation.
 
-    train_mode: batch norm by the scoring batches' statistics. With the running ones, which are
-    mean 0 and variance 1 before training, a residual network's logits explode: a ResNet20 then
-    puts all of CIFAR-100 into two classes, and SNIP leaves the others without a weight.
+    Args:
+        samples: number of training samples per class to score with.
+        train_mode: whether batch norm uses the statistics of the scoring batches. With False it
+            uses the running statistics, which are mean 0 and variance 1 before training. The logits
+            of a residual network then explode: a ResNet20 puts all of CIFAR-100 into two classes,
+            and SNIP leaves the other classes without a weight.
     """
 
     name: ClassVar[str] = "snip"
@@ -27,8 +33,9 @@ class SNIP(Method):
     samples: int = 10
     train_mode: bool = True
 
-    def prepare(self, context: Context) -> None:
-        kept = context.kept
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         x, y = scores.per_class(context.samples(), context.num_classes, self.samples)
-        saliency = scores.snip(context.model, x, y, train_mode=self.train_mode)
-        context.masks.update(global_topk_masks(saliency, kept))
+        saliency = scores.snip(
+            context.model, x, y, loss=context.task.loss, train_mode=self.train_mode
+        )
+        return global_topk_masks(saliency, context.kept)

@@ -1,11 +1,11 @@
-"""Filter pruning of a trained network: whole channels leave it, then it is fine-tuned.
+"""Filter pruning of a trained network: whole channels are removed, then it is fine-tuned.
 
-Which channels hang together (a residual stream's all go at once) and how much each matters is the
-work of the package torch-pruning (Fang et al. 2023, "DepGraph", arXiv 2301.12900). Its channel
-ratio r takes about 1 - (1 - r)^2 of the weights; here the sparsity asked for is that of weights,
-as for every other method: the least important channels of the whole network go, one after the
-other, until no more than the asked number of weights is left. What is left is therefore up to one
-channel's weights below that number.
+The package torch-pruning (Fang et al. 2023, "DepGraph", arXiv 2301.12900) finds which channels
+depend on each other (those of a residual stream are removed together) and measures the importance
+of each. Its channel ratio r removes about 1 - (1 - r)^2 of the weights. Here the sparsity is that
+of the weights, as for every other method: the least important channels of the whole network are
+removed one by one until at most the allowed number of weights is left. The final count is therefore
+below that number by at most the weights of one channel.
 """
 
 import copy
@@ -20,27 +20,33 @@ from torch import Tensor, nn
 
 from ckasr.data import data_root
 from ckasr.models import load_pretrained
-from ckasr.sparsity import dense_masks, prunable
+from ckasr.sparsity import Masks, dense_masks, prunable
 from ckasr.sparsity.layers import CONVOLUTIONS
 
 from .finetune import Finetuned
-from .method import Context, Phase
+from .method import Context, Phase, TrainingState
 
 Removed = dict[str, list[int]]
-"""Channels to take out, by the layer that makes them; what depends on them goes with them."""
+"""Channels to remove, by the layer that computes them. Whatever depends on them is removed too."""
 
 
 @dataclass
 class Structured(Finetuned):
-    """criterion: of a channel's importance, each divided by its layer's mean unless said otherwise.
-    ``l1``: L1 norm of the filter that makes it (Li et al. 2017, arXiv 1608.08710; in a residual
-    stream, of the projection's or the stem's). ``bn``: scale of its batch norms, compared as they
-    are (network slimming, Liu et al. 2017, arXiv 1708.06519). ``group``: squared L2 norm of all
-    weights that go with it (DepGraph).
+    """Trains the network, removes its least important channels, then fine-tunes it.
 
-    weights: file of a pretrained network, relative paths also from CKASR_DATA/weights; it takes
-    the place of pre-training. gamma_l1: of a penalty on the batch norms' scales in pre-training
-    (slimming's 1e-4 to 1e-5). term: where CKA-SR acts, ``pretrain``, ``finetune`` or ``both``.
+    Args:
+        criterion: how a channel's importance is measured; scores are divided by their layer's mean
+            unless noted. ``l1``: L1 norm of the filter that computes the channel (Li et al. 2017,
+            arXiv 1608.08710); in a residual stream this is the filter of the projection or of the
+            stem. ``bn``: scales of its batch norms, not divided (network slimming, Liu et al. 2017,
+            arXiv 1708.06519). ``group``: squared L2 norm of all weights that are removed with the
+            channel (DepGraph).
+        weights: file of a pretrained network, which replaces the pre-training. A relative path is
+            also looked up in CKASR_DATA/weights.
+        gamma_l1: strength of an L1 penalty on the scales of batch norms in pre-training (network
+            slimming uses 1e-5 to 1e-4).
+        term: phases in which the term is added to the loss: ``pretrain``, ``finetune`` or ``both``.
+        finetune, finetune_rate: see ``Finetuned``.
     """
 
     name: ClassVar[str] = "structured"
@@ -84,14 +90,15 @@ class Structured(Finetuned):
         after = self.finetuning(epochs, term=self.term != "pretrain")
         return after if self.weights else [before, *after]
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
         _Channels(context).check()  # before hours of training, not after
         if self.weights:
             load_pretrained(context.model, _find(self.weights))
-            self._prune(context)
+            return self._prune(context)
+        return super().prepare(context)
 
-    def penalty(self, context: Context) -> Tensor | None:
-        if self.gamma_l1 == 0 or context.phase.name != "pretrain":
+    def penalty(self, context: Context, state: TrainingState) -> Tensor | None:
+        if self.gamma_l1 == 0 or state.phase.name != "pretrain":
             return None
         norms = (nn.modules.batchnorm._BatchNorm,)
         scales = [m.weight for m in context.model.modules() if isinstance(m, norms) and m.affine]
@@ -99,13 +106,15 @@ class Structured(Finetuned):
             raise ValueError(f"option gamma_l1: {type(context.model).__name__} has no batch norm")
         return self.gamma_l1 * torch.stack([scale.abs().sum() for scale in scales]).sum()
 
-    def end_phase(self, phase: Phase, context: Context) -> None:
-        if phase.name == "pretrain":
-            self._prune(context)
+    def end_phase(self, context: Context, state: TrainingState) -> None:
+        if state.phase.name == "pretrain":
+            state.masks = self._prune(context)
 
-    def counted(self, context: Context) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The network as it was, and which of its weights are left in the small one."""
-        return self._counted or super().counted(context)
+    def counted(
+        self, context: Context, masks: Mapping[str, Tensor]
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """Return the network before pruning, and masks of the weights that were not removed."""
+        return self._counted or super().counted(context, masks)
 
     def state(self) -> dict[str, Any]:
         return {"removed": self._removed}
@@ -114,24 +123,25 @@ class Structured(Finetuned):
         if state["removed"] is not None:
             self._remove(state["removed"], context)
 
-    def _prune(self, context: Context) -> None:
+    def _prune(self, context: Context) -> Masks:
         channels = _Channels(context)
         scores = channels.importance(self.criterion)
         self._remove(channels.least_important(scores), context)
+        # New masks of ones: the weights are new tensors, and all that are left are kept.
+        return dense_masks(context.model)
 
     def _remove(self, removed: Removed, context: Context) -> None:
         original = copy.deepcopy(context.model).cpu()
         masks = _Channels(context).remove(removed)
-        # Rebuilt, as the weights are other tensors now; masks of ones, as what is left stays.
         for module in context.model.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
-        context.masks = dense_masks(context.model)
+                # torch's stubs do not know the argument memory_format.
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._removed, self._counted = removed, (original, masks)
 
 
 class _Channels:
-    """The channels of a network that can be taken out, in groups that depend on each other."""
+    """The channels of a network that can be removed, in groups that depend on each other."""
 
     def __init__(self, context: Context) -> None:
         self.package = _torch_pruning()
@@ -177,7 +187,7 @@ class _Channels:
         }
 
     def check(self) -> None:
-        """Raise ValueError where even one channel a group is more than asked for."""
+        """Raise ValueError if even one channel per group is more than the sparsity allows."""
         least = self._count(self._take(self._all_but_one()))
         total = sum(shape.numel() for shape in self.sizes.values())
         if least > self.kept:
@@ -188,7 +198,7 @@ class _Channels:
             )
 
     def importance(self, criterion: str) -> dict[str, Tensor]:
-        """Importance of each group's channels, by the layer that makes them."""
+        """Return the importance of each group's channels, by the layer that computes them."""
         kinds = self.package.importance
         measure = {
             "l1": lambda: kinds.MagnitudeImportance(p=1, group_reduction="first"),
@@ -207,9 +217,10 @@ class _Channels:
         return scores
 
     def least_important(self, scores: Mapping[str, Tensor]) -> Removed:
-        """The fewest channels, least important first, whose removal leaves few enough weights.
+        """Return the fewest channels, least important first, whose removal reaches the sparsity.
 
-        Equal ones go in the order of layers and channels; the best of each group stays.
+        Ties are removed in the order of layers and channels. The most important channel of each
+        group is kept.
         """
         self.check()
         candidates = []
@@ -228,7 +239,7 @@ class _Channels:
         return self._take((name, c) for _, name, c in candidates[:low])
 
     def remove(self, removed: Removed) -> dict[str, Tensor]:
-        """Take channels out of the model, in place; returns which weights are left of each."""
+        """Remove channels from the model, in place. Return masks of the weights that are left."""
         masks = self._survivors(removed)
         for name, channels in removed.items():
             root = self.groups[name][0].dep
@@ -247,23 +258,25 @@ class _Channels:
         return {name: sorted(channels) for name, channels in removed.items()}
 
     def _whole(self, group: Any) -> bool:
-        """Whether it covers all channels of its layers.
+        """Return whether a group covers all channels of its layers.
 
-        Those of a shortcut that pads with zeros (option A) do not: the graph takes channel i on
-        both sides for the same one, which the padding shifts. Such a stream keeps its width.
+        A group with a shortcut that pads with zeros (option A) does not: the graph identifies
+        channel i on both sides, but the padding shifts it. Such a stream keeps its width.
         """
-        return all(
-            len(set(idxs)) == self._width(dep) for dep, idxs in group if self._side(dep) is not None
-        )
+        for dep, idxs in group:
+            side = self._side(dep)
+            if side is not None and len(set(idxs)) != self._shape(dep)[side]:
+                return False
+        return True
 
     def _side(self, dep: Any) -> int | None:
-        """The dimension of a prunable weight that a dependency is about; None: no such weight."""
+        """Return the dimension of the prunable weight that a dependency concerns, or None."""
         if dep.target.module not in self.names:
             return None
         return 0 if self.graph.is_out_channel_pruning_fn(dep.handler) else 1
 
-    def _width(self, dep: Any) -> int:
-        return self.sizes[self.names[dep.target.module]][self._side(dep)]
+    def _shape(self, dep: Any) -> torch.Size:
+        return self.sizes[self.names[dep.target.module]]
 
     def _survivors(self, removed: Removed) -> dict[str, Tensor]:
         masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.sizes.items()}

@@ -4,12 +4,14 @@ Tanaka et al. 2020, "Pruning neural networks without any data by iteratively con
 flow" (arXiv 2006.05467), equation 2 and algorithm 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ckasr.sparsity import global_topk_masks
+from ckasr.sparsity import dense_masks, global_topk_masks
 
 from . import scores
 from .method import Context, Method
@@ -17,7 +19,11 @@ from .method import Context, Method
 
 @dataclass
 class SynFlow(Method):
-    """steps: score and prune so often; the density falls by the same factor each time."""
+    """Keeps the weights with the most synaptic flow, in several rounds of scoring and pruning.
+
+    Args:
+        steps: number of rounds; each multiplies the density by the same factor.
+    """
 
     name: ClassVar[str] = "synflow"
     summary: ClassVar[str] = "least synaptic flow, in 100 steps before training (Tanaka 2020)"
@@ -28,15 +34,16 @@ class SynFlow(Method):
         if self.steps < 1:
             raise ValueError(f"option steps of method 'synflow' is {self.steps}: at least 1")
 
-    def prepare(self, context: Context) -> None:
-        kept, masks = context.kept, dict(context.masks)
-        total = sum(mask.numel() for mask in masks.values())
+    def prepare(self, context: Context) -> Mapping[str, Tensor]:
+        kept, total = context.kept, context.total
+        masks: dict[str, Tensor] = dict(dense_masks(context.model))
         x, _ = next(context.samples())
         for step in range(1, self.steps + 1):
             saliency = scores.synflow(context.model, x, masks=masks)
-            # What is pruned stays so: a live weight without flow scores zero as well.
+            # Pruned weights rank last, because a kept weight without flow scores zero as well.
             saliency = {n: torch.where(masks[n], s, -1.0) for n, s in saliency.items()}
-            # What goes is rounded down, as in the authors' code; the last step has the exact count.
+            # The number of pruned weights is rounded down, as in the authors' code. The last step
+            # keeps the exact count.
             left = total - int((1 - context.density ** (step / self.steps)) * total)
             masks = global_topk_masks(saliency, max(left, kept) if step < self.steps else kept)
-        context.masks.update(masks)
+        return masks

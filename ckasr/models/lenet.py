@@ -23,7 +23,7 @@ class Layer(nn.Module):
 class LeNet300(nn.Module):
     """Flattened pixels, 300 and 100 hidden units, classes."""
 
-    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.hidden = nn.Sequential(Layer(math.prod(input_shape), 300), Layer(300, 100))
         self.fc = nn.Linear(100, num_classes)

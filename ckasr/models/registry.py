@@ -1,25 +1,30 @@
 """Models by name.
 
-A new model is one file in this folder: a class, and a builder that `register` knows by its name.
+A new model is one file in this folder: a class, and a builder that is registered by its name.
 
     @register("mynet")
-    def mynet(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module: ...
+    def mynet(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module: ...
+
+A builder may take more keywords, which come from the data set (``Dataset.model_options``): a
+network for texts takes the size of the vocabulary.
 
 Every module of the folder is imported with the package, so nothing else changes.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from ckasr.names import nearest
 
-Builder = Callable[[int, tuple[int, int, int]], nn.Module]
+Builder = Callable[..., nn.Module]
 _builders: dict[str, Builder] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: `create(name, ...)` calls this builder with (num_classes, input_shape)."""
+    """Decorate the builder of a model, which gets ``num_classes`` and ``input_shape``."""
 
     def add(builder: Builder) -> Builder:
         if name in _builders:
@@ -42,19 +47,38 @@ def builder(name: str) -> Builder:
     return _builders[name]
 
 
-def create(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Module:
-    """A freshly initialised model: (n, *input_shape) images to (n, num_classes) logits.
+def create(
+    name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32), **options: Any
+) -> nn.Module:
+    """Build a freshly initialised model. Its weights are drawn from torch's global generator.
 
-    input_shape is (C, H, W). The weights are drawn from torch's global generator. Raises
-    LookupError for an unknown name, ValueError for sizes below 1.
+    Args:
+        name: name of the model.
+        num_classes: number of classes; the outputs are logits (n, num_classes).
+        input_shape: shape of one input, without the batch: (C, H, W) for images.
+        options: further arguments of the builder, as the data set gives them.
+
+    Raises:
+        LookupError: for an unknown name.
+        ValueError: for sizes below 1, and for options that the builder does not take or misses.
     """
     build = builder(name)
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
+    if not input_shape or min(input_shape) < 1:
+        raise ValueError(f"input_shape={tuple(input_shape)} must have sizes, each at least 1")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
-    channels, height, width = input_shape
-    return build(num_classes, (channels, height, width))
+    shape = tuple(input_shape)
+    try:
+        inspect.signature(build).bind(num_classes, shape, **options)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} does not fit the data set: {error}") from None
+    return build(num_classes, shape, **options)
+
+
+def check_image(input_shape: Sequence[int]) -> None:
+    """Raise ValueError if an input is not an image (C, H, W)."""
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W)")
 
 
 def kaiming(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ class ResMLP(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         *,
         width: int = 64,
         depth: int = 4,

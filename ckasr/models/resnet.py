@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .registry import kaiming, register
+from .registry import check_image, kaiming, register
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -62,13 +62,14 @@ class ResNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         *,
         depth: int,
         width: int = 16,
         option_a: bool = False,
     ) -> None:
         super().__init__()
+        check_image(input_shape)
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth={depth} is no depth of this family: it must be 6n + 2")
         self.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)

@@ -1,6 +1,6 @@
-"""What placebos share: the CKA-SR term, and random numbers that are new at every step with it."""
+"""What placebos share: the CKA-SR term, and new random numbers for every step with the term."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Generator, nn
 
@@ -19,7 +19,7 @@ class Placebo(CKASR):
         model, beta, options: as in :class:`ckasr.CKASR`.
     """
 
-    name: str
+    name: ClassVar[str]
 
     def __init__(self, model: nn.Module, beta: float, *, seed: int = 0, **options: Any) -> None:
         super().__init__(model, beta, **options)
@@ -36,10 +36,10 @@ class Placebo(CKASR):
         self.draw()
 
     def draw(self) -> None:
-        """Draw the random numbers of the coming step, if it has the term."""
-        if self.due:
+        """Draw the random numbers of the next step, if it has the term."""
+        if self.active:
             self._fill(keyed_generator(self.name, self.seed, self._epoch, self._step))
 
     def _fill(self, generator: Generator) -> None:
-        """Write random numbers into tensors of fixed address, where they exist already."""
+        """Write random numbers in place into the tensors that exist already."""
         raise NotImplementedError

@@ -26,20 +26,24 @@ class Term(Protocol):
     """Value of the term before beta at the last step, detached; None if the step had no term."""
 
     @property
-    def due(self) -> bool:
-        """Whether the coming step has the term."""
+    def active(self) -> bool:
+        """Whether the next step has the term."""
 
     def compute(self) -> Tensor:
         """Beta times the term of the last forward pass: a scalar to add to the loss."""
 
     def advance(self) -> None:
-        """Count one step as done."""
+        """Move on to the next step. The training calls this after each step."""
 
     def reset(self, epoch: int = 0) -> None:
-        """Start an epoch at step 0. epoch: a number that no other epoch of the run has."""
+        """Start an epoch at step 0.
+
+        Args:
+            epoch: a number that no other epoch of the run has.
+        """
 
     def remove(self) -> None:
-        """Take every hook off the model."""
+        """Remove every hook from the model."""
 
 
 class NamedTerm(Term, Protocol):
@@ -63,4 +67,9 @@ class NamedTerm(Term, Protocol):
         every: int,
         pairs: Pairs | None,
     ) -> None:
-        """The options are those of :class:`ckasr.CKASR`. seed: that of the run."""
+        """Add the hooks to the model.
+
+        Args:
+            seed: seed of the run.
+            model, beta, variant, samples, every, pairs: as in :class:`ckasr.CKASR`.
+        """

@@ -1,4 +1,4 @@
-"""Training: the engine, one step of it, and checkpoints."""
+"""Training: the engine, its training step, and checkpoints."""
 
 from .engine import DivergedError, Engine, Recipe
 from .step import Step, accuracy

@@ -1,8 +1,8 @@
-"""The same step as one CUDA graph: its few hundred kernels are launched by one call.
+"""A training step that is captured as a graph, so that one call launches its hundreds of kernels.
 
-On a GPU a step of a CIFAR network is over sooner than the host can launch its kernels one by one.
-Not used where Python has to run in the middle of a step: by methods that read the gradient or add
-a penalty of their own.
+On a GPU, a step of a CIFAR network takes less time than the host needs to launch its kernels one by
+one. A step cannot be captured if Python must run in the middle of it: in methods that read the
+gradient or add a penalty, and with batches that read files.
 """
 
 from collections.abc import Callable
@@ -10,55 +10,53 @@ from typing import Any
 
 import torch
 
-from ckasr.data import Plan
+from ckasr.data import Batches, Indices
 from ckasr.methods import Method
 
 from .step import Step
 
 WARM_UP = 3
-"""Plain steps of each kind before its capture: state is allocated in them, and kernels chosen."""
+"""Steps of each kind to run before the capture. They allocate state and choose kernels."""
 
 Capture = Callable[[Callable[[], None]], Callable[[], Any]]
-"""Takes the work of a step and returns what replays it; must not run it itself."""
+"""Captures the device operations of a step, without running them, and returns their replay."""
 
 
-def cuda_graph(work: Callable[[], None]) -> Callable[[], Any]:
-    """Captures on the current stream, which must not be the default one."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        work()
-    return graph.replay
-
-
-def fits(method: Method) -> bool:
-    """Whether a method leaves the inside of the step alone, so that it may be captured."""
+def can_capture(method: Method, batches: Batches) -> bool:
+    """Return whether a step can be captured: its batch and its method run no Python inside it."""
     kind = type(method)
-    return kind.penalty is Method.penalty and kind.after_backward is Method.after_backward
+    acts = kind.penalty is not Method.penalty or kind.after_backward is not Method.after_backward
+    return batches.can_capture and not acts
 
 
 class CapturedStep(Step):
-    """A step that is captured after its warm-up: once with the term and once without.
+    """A step that is captured after its warm-up, once with the term and once without.
 
-    What changes between steps lives in tensors of fixed address: the draws, which are copied in,
-    learning rates (the engine makes them tensors), masks, weights, momentum and the sums.
+    Whatever changes between steps is a tensor of fixed address: the batch indices, which are copied
+    into one, learning rates (the engine makes them tensors), masks, weights, momentum and the sums.
+
+    Args:
+        capture: captures a step; see ``Capture``.
+        args: arguments of ``Step``.
     """
 
-    def __init__(self, *args: Any, capture: Capture = cuda_graph) -> None:
+    def __init__(self, *args: Any, capture: Capture) -> None:
         super().__init__(*args)
         self.capture = capture
-        self.draws: Plan | None = None
+        self.indices: Indices | None = None
         self.plain_steps = {True: 0, False: 0}
         self.replays: dict[bool, Callable[[], Any]] = {}
 
-    def _run(self, draws: Plan, due: bool) -> None:
-        whole = len(draws.order) == self.batches.batch_size
-        if self.plain_steps[due] < WARM_UP or not whole:
-            self.plain_steps[due] += whole
-            self._work(draws, due)
+    def _run(self, indices: Indices, with_term: bool) -> None:
+        full = len(indices[0]) == self.batches.batch_size
+        if self.plain_steps[with_term] < WARM_UP or not full:
+            self.plain_steps[with_term] += full
+            self._work(indices, with_term)
             return
-        if self.draws is None:
-            self.draws = Plan(*(draw.clone() for draw in draws))
-        torch._foreach_copy_(list(self.draws), list(draws))
-        if due not in self.replays:
-            self.replays[due] = self.capture(lambda: self._work(self.draws, due))
-        self.replays[due]()
+        if self.indices is None:
+            self.indices = tuple(numbers.clone() for numbers in indices)
+        fixed = self.indices
+        torch._foreach_copy_(list(fixed), list(indices))
+        if with_term not in self.replays:
+            self.replays[with_term] = self.capture(lambda: self._work(fixed, with_term))
+        self.replays[with_term]()

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without running code from them."""
+"""Checkpoints: written atomically, and read without running code from them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,15 @@ from ckasr.storage import replacing
 
 
 def save(path: Path, state: dict[str, Any], owner: str = "") -> None:
-    """Write ``state`` (tensors and plain values) so that a kill leaves the old file or the new.
+    """Write a state. If the process is killed meanwhile, the old file is left as it was.
 
-    owner: id of the run that the state belongs to. Raises OSError where the file cannot be written,
-    as on a full disk.
+    Args:
+        path: file to write.
+        state: tensors and plain values.
+        owner: id of the run that the state belongs to.
+
+    Raises:
+        OSError: if the file cannot be written, for example on a full disk.
     """
     with replacing(path) as part:
         try:
@@ -24,9 +29,9 @@ def save(path: Path, state: dict[str, Any], owner: str = "") -> None:
 
 
 def load(path: Path | None, device: torch.device, owner: str = "") -> dict[str, Any] | None:
-    """The state that ``owner`` saved, or None where there is none.
+    """Return the state that ``owner`` saved, or None if there is no file.
 
-    Raises ValueError for a damaged file and for one of another run.
+    Raises ValueError for a damaged file and for the file of another run.
     """
     if path is None or not path.exists():
         return None
@@ -48,7 +53,7 @@ def load(path: Path | None, device: torch.device, owner: str = "") -> dict[str, 
 
 @contextmanager
 def restoring(path: Path | None) -> Iterator[None]:
-    """Turn what a checkpoint of unfit contents raises in the block into one line of ValueError."""
+    """Raise one ValueError for whatever a checkpoint that does not fit raises in the block."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:

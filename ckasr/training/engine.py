@@ -1,8 +1,8 @@
-"""The training loop: one for every method, with an optional term in the loss.
+"""The training loop, one for every method, with an optional term in the loss.
 
-A run is a list of phases (one for most methods); a phase is a list of epochs with an optimiser and
-a learning-rate schedule of its own. After every epoch the whole state goes into the checkpoint, so
-that a killed run started again ends with the same weights, bit for bit on a CPU.
+A run is a list of phases (one for most methods). A phase is a list of epochs with its own optimiser
+and learning-rate schedule. After every epoch the whole state goes into a checkpoint, so that a run
+that is killed and started again ends with the same weights, bit for bit on a CPU.
 """
 
 import itertools
@@ -10,17 +10,18 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ckasr import devices
 from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
-from ckasr.methods import Context, Method, Phase
-from ckasr.sparsity import dense_masks
+from ckasr.methods import Context, Method, Phase, TrainingState
+from ckasr.sparsity import Masks
 from ckasr.terms import Term
 
 from . import captured, checkpoint
@@ -37,11 +38,23 @@ CURVES = (
     "execution",
     "seconds",
 )
+"""What is recorded after each epoch."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD and its schedule. ``milestones`` are shares of a phase's epochs."""
+    """SGD and its learning-rate schedule.
+
+    Args:
+        epochs: number of epochs of each phase that trains.
+        learning_rate: learning rate at the start.
+        momentum: momentum.
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: weight decay of every parameter.
+        milestones: shares of a phase's epochs after which the learning rate drops.
+        decay: factor of the learning rate at each milestone.
+        precision: ``fp32``, ``tf32`` or ``bf16``; see ``Step``.
+    """
 
     epochs: int
     learning_rate: float = 0.1
@@ -53,7 +66,7 @@ class Recipe:
     precision: str = "fp32"
 
     def rate(self, phase: Phase, epoch: int) -> float:
-        """Learning rate of an epoch (from 0) of a phase."""
+        """Return the learning rate of an epoch of a phase, counted from 0."""
         start = self.learning_rate if phase.learning_rate is None else phase.learning_rate
         if phase.constant:
             return start
@@ -67,16 +80,23 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class Engine:
-    """Trains ``context.model`` with a method; iterate over ``epochs()`` to let it run.
+    """Trains ``context.model`` with a method. Iterate over ``epochs()`` to run it.
 
-    batches: the training set. validation: un-augmented batches to measure after each epoch, None
-    to measure nothing. regularizer: makes the term for a model (``ckasr.terms``); None: the
-    baseline arm. checkpoint: where the state is kept between epochs; None: nowhere.
-    owner: id of the run; a checkpoint of another one is refused.
-    capture: how steps become a graph that is replayed; None: they run one kernel after the other.
-        By default a CUDA graph on a GPU, where the method allows it, and None elsewhere.
-    execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which chooses
-        for each phase (:func:`ckasr.execution.choose`). say: gets one line about each choice.
+    Args:
+        context: what the run is given.
+        method: the sparse-training method.
+        recipe: optimiser and schedule.
+        batches: training batches.
+        seed: seed of the random numbers of the method.
+        validation: batches on which to measure the accuracy after each epoch, or None.
+        make_term: adds a term (``ckasr.terms``) to a model; None for a baseline.
+        checkpoint: file in which to keep the state between epochs, or None.
+        owner: id of the run. A checkpoint of another run is refused.
+        capture: how a step is captured (``captured.py``); None: it is not captured; ``"auto"``: as
+            the device does it, if device, batches and method allow it.
+        execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which
+            chooses for each phase (:func:`ckasr.execution.choose`).
+        say: gets one line about each of these choices.
     """
 
     context: Context
@@ -85,88 +105,95 @@ class Engine:
     batches: Batches
     seed: int
     validation: Batches | None = None
-    regularizer: Callable[[nn.Module], Term] | None = None
+    make_term: Callable[[nn.Module], Term] | None = None
     checkpoint: Path | None = None
     owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
     execution: str = "dense"
     say: Callable[[str], None] = lambda line: None
+    state: TrainingState = field(init=False)
+    """State of the current phase; set when the first phase starts."""
 
     def __post_init__(self) -> None:
         self._sparse: SparseExecution | None = None
         self.curves: dict[str, list[Any]] = {name: [] for name in CURVES}
         self._collapsed: set[str] = set()
-        self.device = next(self.context.model.parameters()).device
+        self.device = devices.of(self.context.model)
         if self.capture == "auto":
-            on_gpu = self.device.type == "cuda" and captured.fits(self.method)
-            self.capture = captured.cuda_graph if on_gpu else None
+            can_capture = captured.can_capture(self.method, self.batches)
+            self.capture = self.device.capture if can_capture and self.device.can_capture else None
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Run all phases; yields one entry of the curves after each epoch.
+        """Run all phases and yield one entry of the curves after each epoch.
 
         Raises DivergedError at the end of an epoch whose loss is not finite.
         """
-        return (entry for entry in self.interleaved() if entry is not None)
+        return (entry for entry in self.queued_epochs() if entry is not None)
 
-    def interleaved(self) -> Iterator[dict[str, Any] | None]:
-        """The same for several engines in turn: yields None once an epoch is queued on the device,
-        so that another can queue one on a stream of its own before this one waits for its end.
+    def queued_epochs(self) -> Iterator[dict[str, Any] | None]:
+        """Like ``epochs``, but also yield None as soon as an epoch is queued on the device.
+
+        Several engines can share a process: at each None the next engine queues an epoch on its own
+        stream, before this one waits for the end of its epoch.
         """
         context, method = self.context, self.method
-        if not len(self.batches):
-            self.batches.plan(0)  # says why there is none
-        context.masks = dense_masks(context.model)
-        context.steps_per_epoch = len(self.batches)
-        saved = checkpoint.load(self.checkpoint, self.device, self.owner)
+        self._check_batches()
+        context.check_sparsity()
+        saved = checkpoint.load(self.checkpoint, self.device.place, self.owner)
         if saved is None:
-            method.prepare(context)
+            masks = Masks(context.model, method.prepare(context))
         else:
             with checkpoint.restoring(self.checkpoint):
-                self._restore(saved)
+                masks = self._restore(saved)
         phases = method.phases(self.recipe.epochs, context)
         for index in range(saved["phase"] if saved else 0, len(phases)):
             phase = phases[index]
-            self._start(phase)
+            self.state = state = self._start(phase, masks)
             done = phase.start // len(self.batches)
             if saved is not None:
                 with checkpoint.restoring(self.checkpoint):
-                    context.optimizer.load_state_dict(saved["optimizer"])
+                    state.optimizer.load_state_dict(saved["optimizer"])
                     done, saved = saved["epoch"], None
             else:
-                method.begin_phase(phase, context)
+                method.begin_phase(context, state)
             yield from self._phase(index, phase, done)
-            method.end_phase(phase, context)
+            method.end_phase(context, state)
+            masks = state.masks
         self._warn_of_collapse("the last phase ended")
 
-    def _start(self, phase: Phase) -> None:
-        recipe, context = self.recipe, self.context
-        context.phase = phase
-        context.steps = phase.epochs * len(self.batches)
-        context.step = phase.start
-        context.optimizer = torch.optim.SGD(
-            self.method.parameter_groups(context),
+    def _check_batches(self) -> None:
+        if not len(self.batches):
+            raise ValueError(
+                f"the training samples do not fill one batch of {self.batches.batch_size}: "
+                "choose a smaller batch_size"
+            )
+
+    def _start(self, phase: Phase, masks: Masks) -> TrainingState:
+        recipe = self.recipe
+        optimizer = torch.optim.SGD(
+            self.method.parameter_groups(self.context),
             lr=recipe.rate(phase, 0),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        steps = phase.epochs * len(self.batches)
+        return TrainingState(masks, optimizer, phase, steps, phase.start)
 
     def _phase(self, index: int, phase: Phase, done: int) -> Iterator[dict[str, Any] | None]:
-        context = self.context
-        context.masks.apply(context.optimizer)
+        context, state = self.context, self.state
+        state.masks.apply(state.optimizer)
         self._warn_of_collapse(f"phase {phase.name!r} starts")
         execution, reason = choose(
-            self.execution, context.model, context.masks, self.recipe.precision
+            self.execution, context.model, state.masks, self.recipe.precision
         )
         if self.execution != "dense":
             self.say(f"  {phase.name}: {execution} execution ({reason})")
         if execution == "sparse":
-            self._sparse = sparse_execution(context.model, context.masks)
-        regularizer = None
-        if self.regularizer is not None and phase.term:
-            regularizer = self.regularizer(context.model)
-        step = self._step(regularizer)
+            self._sparse = sparse_execution(context.model, state.masks)
+        term = self.make_term(context.model) if self.make_term and phase.term else None
+        step = self._step(term)
         try:
             for epoch in range(done, phase.epochs):
                 entry = yield from self._epoch(index, phase, epoch, step)
@@ -180,15 +207,16 @@ class Engine:
                 self._save(index, epoch + 1)
                 yield entry
         finally:
-            if regularizer is not None:
-                regularizer.remove()
+            if term is not None:
+                term.remove()
             if self._sparse is not None:
                 self._sparse.remove()
                 self._sparse = None
 
-    def _step(self, regularizer: Term | None) -> Step:
-        parts = self.context, self.method, regularizer, self.recipe.precision, self.batches
-        if self.capture is None:
+    def _step(self, term: Term | None) -> Step:
+        state, precision = self.state, self.recipe.precision
+        parts = self.context, state, self.method, term, precision, self.batches
+        if self.capture is None or self.capture == "auto":
             return Step(*parts)
         return captured.CapturedStep(*parts, capture=self.capture)
 
@@ -196,37 +224,40 @@ class Engine:
         self, index: int, phase: Phase, epoch: int, step: Step
     ) -> Generator[None, None, dict[str, Any]]:
         start = time.perf_counter()
-        context = self.context
+        context, state = self.context, self.state
         rate = self.recipe.rate(phase, epoch)
-        for group in context.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             own = rate * group.get("rate_factor", 1)
             if self.capture is None:
                 group["lr"] = own
-            else:  # at a fixed address, for the graph
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
+            else:  # a tensor of fixed address, which the graph reads
+                group["lr"] = torch.as_tensor(
+                    group["lr"], dtype=torch.float32, device=self.device.place
+                )
                 group["lr"].fill_(own)
-        # Noise of a method (L0's gates) is drawn from here: an epoch replays alone, after a kill.
+        # Seeds the noise of a method (L0's gates), so that an epoch can be repeated after a kill.
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
         first = epoch * len(self.batches)
-        context.step = max(first, phase.start)
+        state.step = max(first, phase.start)
         number = index * 10_000 + epoch
         step.start_epoch(number)
-        draws = self.batches.draws(number)
-        sparse, version = self._sparse, context.masks.version
-        for draw in itertools.islice(draws, context.step - first, None):
+        all_indices = self.batches.batch_indices(number)
+        sparse, version = self._sparse, state.masks.version
+        for indices in itertools.islice(all_indices, state.step - first, None):
             if sparse is not None:
-                sparse.enabled = not self.method.needs_dense_gradient(context)
-            step(draw)
-            if sparse is not None and context.masks.version != version:
-                version = context.masks.version
+                sparse.enabled = not self.method.needs_dense_gradient(context, state)
+            step(indices)
+            if sparse is not None and state.masks.version != version:
+                version = state.masks.version
                 sparse.update()
         if sparse is not None:
             sparse.enabled = True
         measured = None
         if self.validation is not None:
-            images = self.validation.in_order()
-            measured = queued_accuracy(context.model, images, self.recipe.precision)
+            measured = queued_accuracy(
+                context.model, self.validation.in_order(), self.recipe.precision, context.task
+            )
         yield None
         entry: dict[str, Any] = {
             "phase": phase.name,
@@ -241,8 +272,8 @@ class Engine:
         return entry
 
     def _warn_of_collapse(self, when: str) -> None:
-        """Name the layers without a weight, each once a run."""
-        masks = self.context.masks
+        """Warn of layers that have no weight left, once per layer."""
+        masks = self.state.masks
         empty = [n for n, mask in masks.items() if n not in self._collapsed and not mask.any()]
         self._collapsed.update(empty)
         if empty:
@@ -259,17 +290,17 @@ class Engine:
             "phase": phase,
             "epoch": epoch,
             "model": self.context.model.state_dict(),
-            "optimizer": self.context.optimizer.state_dict(),
-            "masks": dict(self.context.masks),
+            "optimizer": self.state.optimizer.state_dict(),
+            "masks": dict(self.state.masks),
             "method": self.method.state(),
             "curves": self.curves,
         }
         checkpoint.save(self.checkpoint, state, self.owner)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> Masks:
         if saved["curves"].keys() != set(CURVES):
             raise KeyError("curves")
         self.method.restore(saved["method"], self.context)
         self.context.model.load_state_dict(saved["model"])
-        self.context.masks.update(saved["masks"])
         self.curves = saved["curves"]
+        return Masks(self.context.model, saved["masks"])

@@ -1,25 +1,31 @@
-"""How much memory a training step needs, told before the first one."""
+"""An estimate of the memory that a training step needs, made before the first step."""
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ckasr import devices
+
 COPIES = 4
-"""Of every parameter: itself, its gradient, its momentum and its mask's factor."""
+"""Copies of every parameter: itself, its gradient, its momentum and its mask."""
 
 
-def least_bytes(model: nn.Module, batch: Sequence[int], precision: str = "fp32") -> int:
-    """Bytes that a step on a batch (B, C, H, W) holds at least: what backward needs, and the model.
+def least_bytes(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> int:
+    """Return the bytes that a step needs at least, for the backward pass and the model.
 
-    Measured on the meta device, so nothing is computed or allocated, and the model is left alone.
-    Buffers of kernels and the allocator's slack come on top; bf16 is taken as half of everything.
+    It runs on the meta device, so it computes and allocates nothing and does not change the model.
+    Buffers of kernels and the overhead of the allocator are not counted. For bf16, activations
+    count half.
+
+    Args:
+        model: the model.
+        inputs: inputs of a batch, of which only shape and type are used; may be on the meta device.
+        precision: precision of the training.
     """
     empty = copy.deepcopy(model).to("meta").train()
     own = {tensor.untyped_storage()._cdata for tensor in empty.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -28,30 +34,29 @@ def least_bytes(model: nn.Module, batch: Sequence[int], precision: str = "fp32")
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        empty(torch.zeros(tuple(batch), device="meta"))
+        empty(torch.zeros(inputs.shape, dtype=inputs.dtype, device="meta"))
     activations = sum(storage.nbytes() for storage in kept.values())
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     return activations // (2 if precision == "bf16" else 1) + COPIES * parameters
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What a new run may take; None where the system does not tell."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        return None
+def check(model: nn.Module, example: Tensor, batch_size: int, precision: str) -> None:
+    """Check that a batch can fit into the free memory.
 
+    Args:
+        model: the model, on its device.
+        example: a batch of one input.
+        batch_size: number of samples per batch.
+        precision: precision of the training.
 
-def check(model: nn.Module, batch: Sequence[int], precision: str) -> None:
-    """Raise ValueError for a batch that cannot fit into what memory is free."""
-    free = free_bytes(next(model.parameters()).device)
-    needed = least_bytes(model, batch, precision)
+    Raises:
+        ValueError: if it cannot fit.
+    """
+    free = devices.of(model).free_memory()
+    inputs = torch.empty((batch_size, *example.shape[1:]), dtype=example.dtype, device="meta")
+    needed = least_bytes(model, inputs, precision)
     if free is not None and needed > free:
         raise ValueError(
-            f"a step on {batch[0]} images needs at least {needed / 1e9:.1f} GB, "
+            f"a step on {batch_size} samples needs at least {needed / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free: choose a smaller batch_size, or fewer jobs"
         )

@@ -1,119 +1,133 @@
-"""One optimiser step: batch, forward, loss, term, backward, update, masks."""
+"""One optimiser step: batch, forward pass, loss, term, backward pass, update, masks."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from ckasr.data import Batches, Plan
-from ckasr.methods import Context, Method
+from ckasr import devices
+from ckasr.data import Batch, Batches, Indices
+from ckasr.methods import Context, Method, TrainingState
 from ckasr.sparsity import prunable
+from ckasr.tasks import CLASSIFICATION, Task
 from ckasr.terms import Term
 
 
 class Step:
-    """A training step, and what is summed over an epoch of them.
+    """A training step, and the sums over the steps of an epoch.
 
-    Called with a slice of the epoch's plan. What the device does (``_work``) is apart from what the
-    host does, so that a CUDA graph can hold the one (``captured.py``). Sums stay on the device: no
-    step waits for it. precision: ``"bf16"`` runs forward and backward under autocast (the
-    added term stays in float32); ``"tf32"`` lets a GPU's convolutions round their factors to TF32,
-    which is PyTorch's own default; ``"fp32"`` does neither.
+    ``_work`` contains only device operations, so a CUDA graph can capture it (``captured.py``);
+    host bookkeeping stays outside. The sums stay on the device, so no step waits for it.
+
+    Args:
+        context: what the run is given.
+        state: state of the training; its optimiser and its masks are used.
+        method: the sparse-training method.
+        term: the term that is added to the loss, or None.
+        precision: ``fp32``; ``bf16``: forward and backward pass under autocast, with the term in
+            float32; ``tf32``: convolutions on a GPU may round their factors to TF32, which is
+            PyTorch's default.
+        batches: the training batches.
     """
 
     def __init__(
         self,
         context: Context,
+        state: TrainingState,
         method: Method,
-        regularizer: Term | None,
+        term: Term | None,
         precision: str,
         batches: Batches,
     ) -> None:
-        self.context = context
+        self.context, self.state = context, state
         self.method = method
-        self.regularizer = regularizer
+        self.term = term
         self.precision = precision
         self.batches = batches
-        self.device = next(context.model.parameters()).device
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.term_sum = torch.zeros((), device=self.device)
+        self.device = devices.of(context.model)
+        self.loss_sum = torch.zeros((), device=self.device.place)
+        self.term_sum = torch.zeros((), device=self.device.place)
         self.start_epoch()
 
     def start_epoch(self, number: int = 0) -> None:
-        """Begin an epoch. number: one that no other epoch of the run has; random terms read it."""
+        """Start an epoch.
+
+        Args:
+            number: a number that no other epoch of the run has. Terms key random numbers by it.
+        """
         self.loss_sum.zero_()
         self.term_sum.zero_()
         self.steps = 0
         self.term_steps = 0
         self.gradient_ratio: Tensor | None = None
-        if self.regularizer is not None:
-            self.regularizer.reset(number)
+        if self.term is not None:
+            self.term.reset(number)
 
-    def __call__(self, draws: Plan) -> None:
-        due = self.regularizer is not None and self.regularizer.due
-        if due and self.gradient_ratio is None:
-            self._work(draws, due, apart=True)
+    def __call__(self, indices: Indices) -> None:
+        """Run the step on the batch of these indices."""
+        with_term = self.term is not None and self.term.active
+        if with_term and self.gradient_ratio is None:
+            self._work(indices, with_term, compare=True)
         else:
-            self._run(draws, due)
+            self._run(indices, with_term)
         self.steps += 1
-        self.term_steps += due
-        if self.regularizer is not None:
-            self.regularizer.advance()
-        self.context.step += 1
-        self.method.after_step(self.context)
+        self.term_steps += with_term
+        if self.term is not None:
+            self.term.advance()
+        self.state.step += 1
+        self.method.after_step(self.context, self.state)
 
-    def _run(self, draws: Plan, due: bool) -> None:
-        self._work(draws, due)
+    def _run(self, indices: Indices, with_term: bool) -> None:
+        self._work(indices, with_term)
 
-    def _work(self, draws: Plan, due: bool, apart: bool = False) -> None:
-        """All of the step that the device does. due: with the term; apart: the gradients of loss
-        and term one after the other, to compare them."""
-        context = self.context
-        select_convolutions(self.precision)
-        x, y = self.batches.batch(*draws)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = context.model(x)
-        loss = nn.functional.cross_entropy(logits.float(), y)
+    def _work(self, indices: Indices, with_term: bool, compare: bool = False) -> None:
+        """Run all device operations of the step.
+
+        Args:
+            indices: indices of the batch.
+            with_term: whether the term is added to the loss.
+            compare: whether to compute the gradients of loss and term separately, and to store the
+                ratio of their norms.
+        """
+        context, state = self.context, self.state
+        self.device.set_precision(self.precision)
+        x, y = self.batches.batch(indices)
+        with self.device.autocast(self.precision):
+            outputs = context.model(x)
+        loss = context.task.loss(outputs.float(), y)
         self.loss_sum += loss.detach()
-        if (penalty := self.method.penalty(context)) is not None:
+        if (penalty := self.method.penalty(context, state)) is not None:
             loss = loss + penalty
-        context.optimizer.zero_grad(set_to_none=True)
-        weighted = None
-        if due:
-            weighted = self.regularizer.compute()
-            self.term_sum += self.regularizer.term
-        if apart:
-            self.gradient_ratio = self._backward_apart(loss, weighted)
+        state.optimizer.zero_grad(set_to_none=True)
+        if self.term is None or not with_term:
+            loss.backward()
         else:
-            (loss if weighted is None else loss + weighted).backward()
-        self.method.after_backward(context)
-        context.optimizer.step()
-        context.masks.apply(context.optimizer)
+            weighted = self.term.compute()
+            if (value := self.term.term) is not None:
+                self.term_sum += value
+            if compare:
+                self.gradient_ratio = self._backward_compared(loss, weighted)
+            else:
+                (loss + weighted).backward()
+        self.method.after_backward(context, state)
+        state.optimizer.step()
+        state.masks.apply(state.optimizer)
 
-    def _backward_apart(self, loss: Tensor, weighted: Tensor) -> Tensor:
-        """Backward of both parts; returns the norm of the term's gradient over that of the rest.
+    def _backward_compared(self, loss: Tensor, weighted: Tensor) -> Tensor:
+        """Run both backward passes; return the norm of the term's gradient over the loss's.
 
         Only kept weights count in the norms, and under DistributedDataParallel only the samples of
-        this process. The sum of the two goes through autograd's own accumulation, as in a plain
-        backward pass, so that DistributedDataParallel averages it over the processes.
+        this process. The sum of the gradients goes through autograd's own accumulation, as in a
+        plain backward pass, so that DistributedDataParallel averages it over the processes.
         """
         parameters = [p for p in self.context.model.parameters() if p.requires_grad]
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         of_term = torch.autograd.grad(weighted, parameters, materialize_grads=True)
         torch.autograd.backward(parameters, [a + b for a, b in zip(of_loss, of_term, strict=True)])
         weights = prunable(self.context.model)
-        by_weight = {id(weight): self.context.masks.get(name) for name, weight in weights.items()}
+        by_weight = {id(weight): self.state.masks.get(name) for name, weight in weights.items()}
         masks = [by_weight.get(id(parameter)) for parameter in parameters]
         return _norm(of_term, masks) / _norm(of_loss, masks)
-
-
-def select_convolutions(precision: str) -> None:
-    """Allow or forbid TF32 in the cuDNN convolutions that this process launches from now on.
-
-    The flag is global, and runs of several precisions may share a process: each piece of work sets
-    it before its first convolution. A captured graph keeps the kernels that it was captured with.
-    """
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _norm(gradients: Iterable[Tensor], masks: Iterable[Tensor | None]) -> Tensor:
@@ -121,25 +135,34 @@ def _norm(gradients: Iterable[Tensor], masks: Iterable[Tensor | None]) -> Tensor
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(kept)))
 
 
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> float:
-    """Top-1 accuracy in [0, 1] over ``(x, y)`` batches, in eval mode."""
-    return queued_accuracy(model, batches, precision).item()
+def accuracy(
+    model: nn.Module, batches: Iterable[Batch], precision: str, task: Task = CLASSIFICATION
+) -> float:
+    """Return the share of correct predictions, in [0, 1], in eval mode.
+
+    Args:
+        model: the model.
+        batches: batches ``(x, y)`` on its device.
+        precision: as in ``Step``.
+        task: the task; it says which predictions are correct.
+    """
+    return queued_accuracy(model, batches, precision, task).item()
 
 
 @torch.no_grad()
 def queued_accuracy(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str
+    model: nn.Module, batches: Iterable[Batch], precision: str, task: Task = CLASSIFICATION
 ) -> Tensor:
-    """The same, float64 and 0-dim, on the device and not waited for."""
+    """Like ``accuracy``, but return a float64 scalar on the device without waiting for it."""
     training = model.training
     model.eval()
-    select_convolutions(precision)
-    device = next(model.parameters()).device
-    correct = torch.zeros((), dtype=torch.float64, device=device)
+    device = devices.of(model)
+    device.set_precision(precision)
+    correct = torch.zeros((), dtype=torch.float64, device=device.place)
     count = 0
     for x, y in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            correct += (model(x).argmax(1) == y).sum()
-        count += len(y)
+        with device.autocast(precision):
+            correct += task.correct(model(x), y)
+        count += y.numel()
     model.train(training)
     return correct / count

@@ -1,0 +1,127 @@
+"""Building: from settings to an engine that is ready to train."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ckasr import methods, models, terms
+from ckasr.data import Batches, Dataset, keyed_generator, split
+from ckasr.devices import Device
+from ckasr.training import Engine, Recipe
+
+from .settings import Settings
+
+EVALUATION_BATCH = 1000
+"""Batch size for measuring accuracy."""
+SPARSE_EVALUATION_BATCH = 125
+"""The same for sparse execution, which gains nothing from larger batches but needs more memory."""
+
+
+def build_engine(
+    settings: Settings, dataset: Dataset, device: Device, execution: str = "dense"
+) -> Engine:
+    """Build data, model, method, term and recipe of a run.
+
+    Args:
+        settings: settings of the run.
+        dataset: the data set that they name.
+        device: device to train on.
+        execution: ``auto``, ``dense`` or ``sparse``; see ``ckasr.execution.choose``.
+    """
+    training, validation = training_batches(settings, dataset, device, execution)
+    model = build_model(settings, dataset, device)
+    context = methods.Context(
+        model=model,
+        sparsity=settings.sparsity,
+        distribution=settings.distribution,
+        seed=settings.seed,
+        num_classes=dataset.num_classes,
+        samples=training.in_order,
+        steps_per_epoch=len(training),
+        task=dataset.task,
+    )
+    return Engine(
+        context,
+        methods.create(settings.method, settings.method_options),
+        recipe_of(settings),
+        training,
+        settings.seed,
+        validation,
+        term_builder(settings),
+        owner=settings.id,
+        execution=execution,
+    )
+
+
+def build_model(settings: Settings, dataset: Dataset, device: Device) -> nn.Module:
+    """Build the model. Its weights are drawn on the CPU, so they are the same on every device.
+
+    Raises ValueError for a model that does not fit the data set.
+    """
+    torch.manual_seed(keyed_generator("weights", settings.seed).initial_seed())
+    model = models.create(
+        settings.model,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.example_input.shape[1:],
+        **dataset.model_options,
+    )
+    # torch's stubs do not know the argument memory_format.
+    return model.to(device.place, memory_format=dataset.task.memory_format)  # type: ignore[call-overload]
+
+
+def training_batches(
+    settings: Settings, dataset: Dataset, device: Device, execution: str
+) -> tuple[Batches, Batches | None]:
+    """Return the training batches and the validation batches, or None without validation."""
+    train, held_out = split(dataset.train_labels, settings.validation, settings.seed)
+
+    def batches(index: Tensor, size: int, augment: str) -> Batches:
+        return dataset.train_batches(
+            index,
+            batch_size=size,
+            augment=augment,
+            seed=settings.seed,
+            order_seed=settings.order_seed,
+            device=device.place,
+        )
+
+    size = evaluation_batch(execution, device)
+    validation = batches(held_out, size, "none") if len(held_out) else None
+    return batches(train, settings.batch_size, settings.augment), validation
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """Return the recipe of SGD."""
+    return Recipe(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        milestones=settings.milestones,
+        decay=settings.decay,
+        precision=settings.precision,
+    )
+
+
+def term_builder(settings: Settings) -> Callable[[nn.Module], terms.Term] | None:
+    """Return a function that adds the term to a model, or None for a baseline."""
+    if settings.beta == 0:
+        return None
+    return lambda model: terms.create(
+        settings.term,
+        model,
+        settings.beta,
+        seed=settings.seed,
+        variant=settings.variant,
+        samples=settings.samples or None,
+        every=settings.every,
+        pairs=settings.pairs or None,
+    )
+
+
+def evaluation_batch(execution: str, device: Device) -> int:
+    """Return the batch size for measuring accuracy."""
+    sparse = execution != "dense" and device.has_sparse_kernels
+    return SPARSE_EVALUATION_BATCH if sparse else EVALUATION_BATCH

@@ -116,7 +116,7 @@ def test_data_check():
         ("run --dataset digits --option levels", "'levels' must be name=value"),
         ("run --dataset digits --device cuda:99", "torch sees no CUDA device"),
         ("run --dataset digits --device gpu", "device 'gpu' is not supported"),
-        ("run --dataset imagenet", "unknown data set 'imagenet' (all: digits"),
+        ("run --dataset movies", "unknown data set 'movies' (all: "),
         ("run --model resnet-20", "unknown model 'resnet-20'; nearest: resnet20"),
         ("run --learning-rate inf", "setting learning_rate = inf must be finite"),
         ("run --seed -1", "setting seed = -1 must be not negative"),

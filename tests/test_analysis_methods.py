@@ -82,7 +82,7 @@ class TestTable:
             "effective sparsity": "97.50 %",
             "dead classes": "0 of 100",
             "dead layers": "0",
-            "epochs trained (x dense)": "4 (2 x)",
+            "epochs trained (× dense)": "4 (2 ×)",
             "minutes": "0.4",
             "paper, %": "-",
             "Synaptic-Flow's data, %": "-",

@@ -199,10 +199,13 @@ class TestPaper:
         cell = record(sparsity=0.95, epochs=30, precision="fp32")["settings"]
         assert paper_difference(cell, OFFICIAL) == pytest.approx(0.0099)
         assert paper_difference(cell, BASELINE) is None
-        assert deviations(cell) == ["epochs 30 (paper 160)", "validation 5000 (paper 0)"]
+        assert deviations(cell) == [
+            "30 epochs (paper: 160)",
+            "5000 validation images (paper: 0)",
+        ]
         exact = record(sparsity=0.95, validation=0, precision="fp32")["settings"]
         assert deviations(exact) == []
-        assert deviations({**cell, "dataset": "cifar10"}) == ["epochs 30 (paper 160)"]
+        assert deviations({**cell, "dataset": "cifar10"}) == ["30 epochs (paper: 160)"]
 
     def test_every_number_names_its_source_and_is_a_percentage(self):
         assert len(PUBLISHED) == 18 + 62 + 12

@@ -141,7 +141,9 @@ def test_baseline_cka_sr_and_placebo_stand_in_one_table():
         (1e-4, "shuffled"),
     ]
     text = runs_table(runs)
-    rows = [[c.strip() for c in line.split("|")] for line in text.splitlines() if "%  " in line]
+    rows = [
+        [c.strip() for c in line.split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
     columns = {row[2]: row for row in rows}
     assert list(columns) == ["arm", "baseline", "CKA-SR, β = 1e-4", "shuffled placebo, β = 1e-4"]
     paper = columns["arm"].index("paper, %")

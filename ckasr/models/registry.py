@@ -1,11 +1,10 @@
 """Models by name.
 
-A new model is one file in this folder: a class, and a builder that `register` knows by its name.
+To add a model, write a file in this folder with a class or a function that `register` knows by its
+name. Every module of the folder is imported with the package, so nothing else changes.
 
     @register("mynet")
     def mynet(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module: ...
-
-Every module of the folder is imported with the package, so nothing else changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +15,11 @@ from ckasr.names import nearest
 
 Builder = Callable[[int, tuple[int, int, int]], nn.Module]
 _builders: dict[str, Builder] = {}
+_libraries: dict[str, Callable[[str], Builder]] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: `create(name, ...)` calls this builder with (num_classes, input_shape)."""
+    """Decorator for a builder, which `create(name, ...)` calls with (num_classes, input_shape)."""
 
     def add(builder: Builder) -> Builder:
         if name in _builders:
@@ -30,23 +30,53 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
+def register_library(
+    prefix: str,
+) -> Callable[[Callable[[str], Builder]], Callable[[str], Builder]]:
+    """Decorator for a function that finds the builder of every model named ``prefix:...``."""
+
+    def add(find: Callable[[str], Builder]) -> Callable[[str], Builder]:
+        _libraries[prefix] = find
+        return find
+
+    return add
+
+
 def names() -> list[str]:
-    """Names of all models."""
+    """Names of the models in this folder, without those of other libraries."""
     return list(_builders)
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model; LookupError, with the nearest names, for no model."""
+    """The function that builds a model.
+
+    Raises LookupError, with the nearest names, for an unknown model, and ModuleNotFoundError for a
+    model of a library that is not installed.
+    """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in _libraries:
+        return _libraries[prefix](rest)
     if name not in _builders:
-        raise LookupError(f"unknown model {name!r}{nearest(name, _builders)}")
+        others = [f"{library}:NAME" for library in _libraries]
+        raise LookupError(f"unknown model {name!r}{nearest(name, [*_builders, *others])}")
     return _builders[name]
 
 
 def create(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Module:
-    """A freshly initialised model: (n, *input_shape) images to (n, num_classes) logits.
+    """A new model that maps images (n, *input_shape) to logits (n, num_classes).
 
-    input_shape is (C, H, W). The weights are drawn from torch's global generator. Raises
-    LookupError for an unknown name, ValueError for sizes below 1.
+    The weights are drawn from torch's global generator.
+
+    Args:
+        name: one of `names()`, ``torchvision:NAME`` or ``timm:NAME`` (see `external.py`).
+        num_classes: number of logits.
+        input_shape: (channels, height, width) of the images.
+
+    Raises:
+        LookupError: for an unknown name.
+        ModuleNotFoundError: for a model of a library that is not installed.
+        ValueError: for sizes below 1, and for images that the model cannot take.
+        ConnectionError: for published weights that could not be downloaded.
     """
     build = builder(name)
     if len(input_shape) != 3 or min(input_shape) < 1:
@@ -58,9 +88,10 @@ def create(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 
 
 
 def kaiming(model: nn.Module) -> None:
-    """Kaiming normal weights (fan in, ReLU) in every conv and linear layer, as Random_Pruning.
+    """Draw the weights of every convolution and linear layer as Random_Pruning does, in place.
 
-    Biases and batch norms keep what PyTorch gives them (norms: weight 1, bias 0).
+    They are normal with mean 0 and variance 2 / fan_in (Kaiming, for ReLU). Biases and batch norms
+    keep what PyTorch gives them (batch norms: weight 1, bias 0).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -21,6 +21,7 @@ from torch import nn
 from ckasr import methods, models, terms
 from ckasr.data import Batches, load
 from ckasr.execution import sparse_execution
+from ckasr.models.resnet import DEPTHS
 from ckasr.sparsity import prunable, random_masks, report
 from ckasr.stages import find_stages
 from ckasr.training import Engine, Recipe
@@ -34,9 +35,7 @@ EXTERNAL = ("torchvision:shufflenet_v2_x0_5", "timm:resnet10t")
 _CIFAR_RESNETS = ("resnet20", "resnet20_a", "resnet32_w32")
 """The family differs in depth and width only, apart from the shortcut of ``_a``."""
 _SKIPPED = {
-    f"resnet{depth}{suffix}"
-    for depth in (20, 32, 44, 56, 110)
-    for suffix in ("", "_a", "_w32", "_w32_a")
+    f"resnet{depth}{suffix}" for depth in DEPTHS for suffix in ("", "_a", "_w32", "_w32_a")
 }.difference(_CIFAR_RESNETS)
 MODELS = (*(name for name in models.names() if name not in _SKIPPED), *EXTERNAL)
 
@@ -131,15 +130,14 @@ def table(outcomes: dict[str, dict[str, str]]) -> str:
     lines = [
         "# Which method runs on which model",
         "",
-        "Made by `python -m ckasr.experiments.compatibility`: each pair was trained for two steps ",
-        "in each phase, at a sparsity of 50 %, on 8x8 digits, with CKA-SR where the model has ",
-        "stages of blocks (their lengths are given). Sparse execution is on a CPU, with 10 % of the ",
-        "weights kept. The CIFAR ResNets of other depths are like `resnet20`.",
+        "Made by `python -m ckasr.experiments.compatibility`: each pair was trained for two",
+        "steps in each phase, at a sparsity of 50 %, on 8x8 digits, with CKA-SR where the model",
+        "has stages of blocks (their lengths are given). Sparse execution is on a CPU, with 10 %",
+        "of the weights kept. The CIFAR ResNets of other depths are like `resnet20`.",
         "",
         "| model | million parameters | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 2) + "|",
     ]
-    lines = [line.rstrip() for line in lines]
     for model, row in outcomes.items():
         cells = [cell(row.get(column, "not run")) for column in columns]
         lines.append(f"| `{model}` | {row['parameters']} | " + " | ".join(cells) + " |")

@@ -71,7 +71,7 @@ def test_a_vision_transformer_has_the_size_of_its_layers():
         ("resnet50", "layer4", 4),
         ("vgg16", "features", 2),
         ("mobilenet_v2", "features", 4),
-        ("efficientnet_b0", "features", 2),
+        ("efficientnet_b0", "features", 4),
     ],
 )
 def test_strides_are_those_for_small_images(name, layer, side):

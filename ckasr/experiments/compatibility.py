@@ -82,8 +82,10 @@ def smoke(model: str, method: str) -> None:
 def sparse_share(model: str) -> str:
     """How much of a model sparse execution computes; checks it against the dense network.
 
-    Raises RuntimeError where the logits differ.
+    Raises RuntimeError where the logits differ, ModuleNotFoundError without numba.
     """
+    import numba  # noqa: F401 - without it everything would run dense, with a warning
+
     network = _network(model)
     masks = _masks(network)
     weights = prunable(network)
@@ -109,7 +111,7 @@ def stages(model: str) -> str:
 
 
 def reported(model: str) -> str:
-    """ "yes" where the sparsity report can follow the model's paths; ValueError where not."""
+    """Follow the model's paths as a run record does; ValueError where that is impossible."""
     network = _network(model)
     report(network, _masks(network), SHAPE)
     return "yes"
@@ -126,7 +128,6 @@ def table(outcomes: dict[str, dict[str, str]]) -> str:
             notes.append(text)
         return f"{text.partition(':')[0]} ({notes.index(text) + 1})"
 
-    columns = list(_columns("resmlp"))
     lines = [
         "# Which method runs on which model",
         "",
@@ -135,12 +136,12 @@ def table(outcomes: dict[str, dict[str, str]]) -> str:
         "has stages of blocks (their lengths are given). Sparse execution is on a CPU, with 10 %",
         "of the weights kept. The CIFAR ResNets of other depths are like `resnet20`.",
         "",
-        "| model | million parameters | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 2) + "|",
+        "| model | " + " | ".join(COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for model, row in outcomes.items():
-        cells = [cell(row.get(column, "not run")) for column in columns]
-        lines.append(f"| `{model}` | {row['parameters']} | " + " | ".join(cells) + " |")
+        cells = [cell(row.get(column, "not run")) for column in COLUMNS]
+        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
     lines += ["", *(f"{k}. {note}" for k, note in enumerate(notes, 1))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -155,13 +156,13 @@ def main(words: list[str] | None = None) -> None:
     outcomes: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
     for model in given.models:
         row = outcomes.setdefault(model, {})
-        for column, measure in {"parameters": _parameters, **_columns(model)}.items():
-            if column in row:
-                continue
-            row[column] = outcome(partial(measure, model))
-            print(f"{model} {column}: {row[column]}", flush=True)
-            kept.write_text(json.dumps(outcomes, indent=1) + "\n")
-    order = sorted(outcomes, key=lambda model: (model not in MODELS, _place(model)))
+        for column, measure in COLUMNS.items():
+            if column not in row:
+                row[column] = outcome(partial(measure, model))
+                print(f"{model} {column}: {row[column]}", flush=True)
+                kept.write_text(json.dumps(outcomes, indent=1) + "\n")
+    order = [model for model in MODELS if model in outcomes]
+    order += [model for model in outcomes if model not in MODELS]
     text = table({model: outcomes[model] for model in order})
     (given.results / "compatibility.md").write_text(text)
 
@@ -179,25 +180,13 @@ def outcome(measure: Callable[[], str]) -> str:
         return f"fails: {type(error).__name__}: {line}"
 
 
-def _columns(model: str) -> dict[str, Callable[[str], str]]:
-    def trained(method: str, model: str) -> str:
-        smoke(model, method)
-        return "yes"
-
-    return {
-        "CKA-SR": stages,
-        "report": reported,
-        "sparse execution": sparse_share,
-        **{method: partial(trained, method) for method in methods.METHODS},
-    }
-
-
 def _parameters(model: str) -> str:
     return f"{sum(p.numel() for p in _network(model).parameters()) / 1e6:.2f}"
 
 
-def _place(model: str) -> int:
-    return MODELS.index(model) if model in MODELS else 0
+def _trained(method: str, model: str) -> str:
+    smoke(model, method)
+    return "yes"
 
 
 def _network(model: str) -> nn.Module:
@@ -234,6 +223,16 @@ def _batches() -> Batches:
         std=digits.std,
         batch_size=15,
     )
+
+
+COLUMNS: dict[str, Callable[[str], str]] = {
+    "million parameters": _parameters,
+    "CKA-SR": stages,
+    "report": reported,
+    "sparse execution": sparse_share,
+    **{method: partial(_trained, method) for method in methods.METHODS},
+}
+"""What is measured of each model, by the heading of the column."""
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def _replace_stem(model: nn.Module, channels: int) -> None:
     path, first = next((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels == channels:
         return
-    _set(model, path, _conv(first, in_channels=channels))
+    _set(model, path, _conv(first, channels, first.out_channels))
 
 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
@@ -176,17 +176,17 @@ def _replace_classifier(model: nn.Module, num_classes: int) -> None:
     path, last = layers[-1]
     if isinstance(last, nn.Conv2d):
         if last.out_channels != num_classes:
-            _set(model, path, _conv(last, out_channels=num_classes))
+            _set(model, path, _conv(last, last.in_channels, num_classes))
     elif last.out_features != num_classes:
         bias = last.bias is not None
         _set(model, path, nn.Linear(last.in_features, num_classes, bias=bias))
 
 
-def _conv(old: nn.Conv2d, **changed: int) -> nn.Conv2d:
-    """A convolution like another, with another number of channels."""
-    sizes = {"in_channels": old.in_channels, "out_channels": old.out_channels} | changed
+def _conv(old: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution like another one, with other numbers of channels."""
     return nn.Conv2d(
-        **sizes,
+        in_channels,
+        out_channels,
         kernel_size=old.kernel_size,
         stride=old.stride,
         padding=old.padding,

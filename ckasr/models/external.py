@@ -52,7 +52,7 @@ def torchvision_model(text: str) -> Builder:
             model = _downloaded(
                 f"torchvision:{text}", lambda: models.get_model(name, weights=weights)
             )
-            _replace_classifier(model, num_classes)
+            _resize_classifier(model, num_classes)
         else:
             options: dict[str, Any] = {"num_classes": num_classes}
             if name in AUXILIARY:
@@ -63,7 +63,7 @@ def torchvision_model(text: str) -> Builder:
                 options["input_size"] = (height, width)
             with _refusing(f"torchvision:{text}", input_shape):
                 model = models.get_model(name, **options)
-            _replace_stem(model, channels)
+            _resize_stem(model, channels)
         return _checked(f"torchvision:{text}", model, num_classes, input_shape)
 
     return build
@@ -158,42 +158,27 @@ def _checked(
     return model.train()
 
 
-def _replace_stem(model: nn.Module, channels: int) -> None:
+def _resize_stem(model: nn.Module, channels: int) -> None:
     """Let the first convolution take another number of channels; its weights are drawn anew."""
-    path, first = next((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    if first.in_channels == channels:
-        return
-    _set(model, path, _conv(first, channels, first.out_channels))
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels != channels:
+        first.in_channels = channels
+        width = channels // first.groups
+        shape = (first.out_channels, width, *first.kernel_size)
+        first.weight = nn.Parameter(first.weight.new_empty(shape))
+        first.reset_parameters()
 
 
-def _replace_classifier(model: nn.Module, num_classes: int) -> None:
+def _resize_classifier(model: nn.Module, num_classes: int) -> None:
     """Let the last layer give another number of logits; its weights are drawn anew."""
-    layers = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    path, last = layers[-1]
-    if isinstance(last, nn.Conv2d):
-        if last.out_channels != num_classes:
-            _set(model, path, _conv(last, last.in_channels, num_classes))
-    elif last.out_features != num_classes:
-        bias = last.bias is not None
-        _set(model, path, nn.Linear(last.in_features, num_classes, bias=bias))
-
-
-def _conv(old: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution like another one, with other numbers of channels."""
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=old.kernel_size,
-        stride=old.stride,
-        padding=old.padding,
-        bias=old.bias is not None,
-    )
-
-
-def _set(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    last = layers[-1]
+    if len(last.weight) != num_classes:
+        if isinstance(last, nn.Conv2d):
+            last.out_channels = num_classes
+        else:
+            last.out_features = num_classes
+        last.weight = nn.Parameter(last.weight.new_empty(num_classes, *last.weight.shape[1:]))
+        if last.bias is not None:
+            last.bias = nn.Parameter(last.bias.new_empty(num_classes))
+        last.reset_parameters()

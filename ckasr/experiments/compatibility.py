@@ -161,9 +161,8 @@ def main(words: list[str] | None = None) -> None:
                 row[column] = outcome(partial(measure, model))
                 print(f"{model} {column}: {row[column]}", flush=True)
                 kept.write_text(json.dumps(outcomes, indent=1) + "\n")
-    order = [model for model in MODELS if model in outcomes]
-    order += [model for model in outcomes if model not in MODELS]
-    text = table({model: outcomes[model] for model in order})
+    others = [model for model in outcomes if model not in MODELS]
+    text = table({model: outcomes.get(model, {}) for model in [*MODELS, *others]})
     (given.results / "compatibility.md").write_text(text)
 
 

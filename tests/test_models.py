@@ -1,4 +1,4 @@
-"""Models: published sizes, the recipe's initialisation, shapes, and published weights."""
+"""Models: the CIFAR ResNets and the perceptrons, creation by name, and published weights."""
 
 import hashlib
 import os
@@ -11,8 +11,9 @@ from torch import nn
 
 from ckasr import data, models
 from ckasr.models import registry
+from ckasr.models.resnet import DEPTHS
 
-RESNETS = [name for name in models.names() if name.startswith("resnet")]
+RESNETS = [name for name in models.names() if name.split("_")[0] in map("resnet{}".format, DEPTHS)]
 
 
 def count(model: nn.Module) -> int:
@@ -129,7 +130,7 @@ def test_a_block_of_the_perceptron_adds_its_input_before_the_relu():
 
 @pytest.mark.parametrize(("name", "shortcut"), [("resnet20", 4), ("resnet20_a", 0)])
 def test_shortcuts_change_shape_only_where_it_changes(name, shortcut):
-    """Two projections of a conv and a norm, or nothing that learns."""
+    """There are two projections, each a convolution and a batch norm, or nothing that learns."""
     model = models.create(name, num_classes=10)
     tensors = [
         key for key, _ in model.named_parameters() if "shortcut" in key and "bias" not in key
@@ -242,7 +243,7 @@ def test_a_new_model_is_one_builder(monkeypatch):
 
 
 def save(folder: Path, content: object, digest: str = "") -> Path:
-    """Saves as published: the name ends in the first digits of the file's sha256."""
+    """Save as published: the name ends in the first digits of the file's sha256."""
     path = folder / "part"
     torch.save(content, path)
     digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -314,10 +315,10 @@ def test_weights_that_are_no_state_dict_are_refused_unexecuted(tmp_path):
 
 
 def test_published_weights_classify_the_real_test_images():
-    """91.73 % of all 10,000, as published; here the first 1,000.
+    """The published accuracy is 91.73 % on all 10,000 images; this test takes the first 1,000.
 
-    Channels reversed would leave 847 of 915, rows and columns swapped 377, option A's zeros all
-    behind the channels 227.
+    The test fails if channels are reversed (847 instead of 915 images are right then), if rows and
+    columns are swapped (377), or if option A puts all its zeros behind the channels (227).
     """
     path = Path(os.environ.get("CKASR_DATA", "data"), "weights", "resnet20-12fca82f.th")
     if not path.is_file():

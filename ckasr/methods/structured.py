@@ -10,7 +10,7 @@ below that number by at most the weights of one channel.
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -92,6 +92,7 @@ class Structured(Finetuned):
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
         _Channels(context).check()  # before hours of training, not after
+        _rehearse(context)
         if self.weights:
             load_pretrained(context.model, _find(self.weights))
             return self._prune(context)
@@ -292,6 +293,26 @@ class _Channels:
 
     def _count(self, removed: Removed) -> int:
         return sum(int(mask.sum()) for mask in self._survivors(removed).values())
+
+
+def _rehearse(context: Context) -> None:
+    """Take all channels but one of each group out of a copy and run it.
+
+    Raises ValueError where the copy cannot run: a network that splits its channels into attention
+    heads, or reshapes by a fixed width, needs the number of channels that it was built with.
+    """
+    trial = replace(context, model=copy.deepcopy(context.model))
+    channels = _Channels(trial)
+    try:
+        channels.remove(channels._take(channels._all_but_one()))
+        with torch.no_grad():
+            trial.model.eval()(next(context.samples())[0][:1])
+    except (RuntimeError, IndexError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(
+            f"method 'structured' cannot take channels out of {type(context.model).__name__}, "
+            f"whose forward pass needs their number: {line}"
+        ) from error
 
 
 def _torch_pruning() -> ModuleType:

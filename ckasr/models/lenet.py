@@ -1,4 +1,8 @@
-"""LeNet-300-100, the multilayer perceptron of the lottery ticket papers."""
+"""LeNet-300-100, a multilayer perceptron (LeCun et al. 1998, section III.C.6).
+
+It is the network for MNIST in Frankle & Carbin 2019 (arXiv 1803.03635, section 2). Its accuracy
+there is in a figure only, so no reference number is given here.
+"""
 
 import math
 
@@ -9,7 +13,7 @@ from .registry import kaiming, register
 
 
 class Layer(nn.Module):
-    """A linear layer and its ReLU, one module, so that a hook sees the activations."""
+    """A linear layer and its ReLU in one module, so that a hook sees the activations."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -21,7 +25,7 @@ class Layer(nn.Module):
 
 @register("lenet300")
 class LeNet300(nn.Module):
-    """Flattened pixels, 300 and 100 hidden units, classes."""
+    """Flattened pixels, hidden layers of 300 and 100 units, and a classifier."""
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()

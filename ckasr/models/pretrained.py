@@ -1,4 +1,4 @@
-"""Published weights, checked before they are read."""
+"""Loads published weights from a file whose digest is checked first."""
 
 import hashlib
 import io
@@ -11,13 +11,22 @@ from torch import Tensor, nn
 
 
 def load_pretrained(model: nn.Module, path: Path | str) -> None:
-    """Load the CIFAR-10 weights of akamaster/pytorch_resnet_cifar10 into a model, in place.
+    """Load published weights into a model, in place.
 
-    The file's name ends in the first digits of its sha256, as in ``resnet20-12fca82f.th``, which
-    fits ``create("resnet20_a", num_classes=10)``. Its images were normalised by ImageNet's mean
-    and std. Other state dicts of that naming, or of ours, load as well. Raises FileNotFoundError
-    for a missing file, ValueError for an altered one and for weights that do not fit; the model is
-    then left as it was.
+    The CIFAR-10 weights of github.com/akamaster/pytorch_resnet_cifar10 fit the models with
+    option A, such as ``create("resnet20_a", num_classes=10)``; their images were normalised by the
+    mean and standard deviation of ImageNet. Other state dicts with these names, or with the names
+    of this package, can be loaded as well.
+
+    Args:
+        model: the model that takes the weights.
+        path: a file whose name ends in the first digits of its sha256, as in
+            ``resnet20-12fca82f.th``.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a file that was altered and for weights that do not fit. The model is then
+            unchanged.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,8 +50,8 @@ def load_pretrained(model: nn.Module, path: Path | str) -> None:
     given = {_renamed(key): value for key, value in state.items()}
 
     wanted = model.state_dict()
-    # Batch norm's counter, which files older than PyTorch 0.4.1 lack; it acts only where
-    # momentum is None.
+    # Files older than PyTorch 0.4.1 lack batch norm's counter, which is read only where momentum
+    # is None.
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, value)

@@ -1,14 +1,13 @@
 """Models by name.
 
-A new model is one file in this folder: a class, and a builder that is registered by its name.
+To add a model, write a file in this folder with a class or a function that `register` knows by its
+name. Every module of the folder is imported with the package, so no other file changes.
 
     @register("mynet")
     def mynet(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module: ...
 
 A builder may take more keywords, which come from the data set (``Dataset.model_options``): a
 network for texts takes the size of the vocabulary.
-
-Every module of the folder is imported with the package, so nothing else changes.
 """
 
 import inspect
@@ -21,6 +20,7 @@ from ckasr.names import nearest
 
 Builder = Callable[..., nn.Module]
 _builders: dict[str, Builder] = {}
+_libraries: dict[str, Callable[[str], Builder]] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
@@ -35,32 +35,55 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
+def register_library(
+    prefix: str,
+) -> Callable[[Callable[[str], Builder]], Callable[[str], Builder]]:
+    """Decorator for a function that finds the builder of every model named ``prefix:...``."""
+
+    def add(find: Callable[[str], Builder]) -> Callable[[str], Builder]:
+        _libraries[prefix] = find
+        return find
+
+    return add
+
+
 def names() -> list[str]:
-    """Names of all models."""
+    """Names of the models in this folder, without those of other libraries."""
     return list(_builders)
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model; LookupError, with the nearest names, for no model."""
+    """The function that builds a model.
+
+    Raises LookupError, with the nearest names, for an unknown model, and ModuleNotFoundError for a
+    model of a library that is not installed.
+    """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in _libraries:
+        return _libraries[prefix](rest)
     if name not in _builders:
-        raise LookupError(f"unknown model {name!r}{nearest(name, _builders)}")
+        others = [f"{library}:NAME" for library in _libraries]
+        raise LookupError(f"unknown model {name!r}{nearest(name, [*_builders, *others])}")
     return _builders[name]
 
 
 def create(
     name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32), **options: Any
 ) -> nn.Module:
-    """Build a freshly initialised model. Its weights are drawn from torch's global generator.
+    """Build a new model. Its weights are drawn from torch's global generator.
 
     Args:
-        name: name of the model.
+        name: one of `names()`, ``torchvision:NAME`` or ``timm:NAME`` (see `external.py`).
         num_classes: number of classes; the outputs are logits (n, num_classes).
-        input_shape: shape of one input, without the batch: (C, H, W) for images.
+        input_shape: shape of one input, without the batch: (channels, height, width) for images.
         options: further arguments of the builder, as the data set gives them.
 
     Raises:
         LookupError: for an unknown name.
-        ValueError: for sizes below 1, and for options that the builder does not take or misses.
+        ModuleNotFoundError: for a model of a library that is not installed.
+        ValueError: for sizes below 1, for inputs that the model cannot take, and for options that
+            the builder does not take or misses.
+        ConnectionError: for published weights that could not be downloaded.
     """
     build = builder(name)
     if not input_shape or min(input_shape) < 1:
@@ -82,9 +105,10 @@ def check_image(input_shape: Sequence[int]) -> None:
 
 
 def kaiming(model: nn.Module) -> None:
-    """Kaiming normal weights (fan in, ReLU) in every conv and linear layer, as Random_Pruning.
+    """Draw the weights of every convolution and linear layer as Random_Pruning does, in place.
 
-    Biases and batch norms keep what PyTorch gives them (norms: weight 1, bias 0).
+    They are normal with mean 0 and variance 2 / fan_in (Kaiming, for ReLU). Biases and batch norms
+    keep what PyTorch gives them (batch norms: weight 1, bias 0).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,8 @@
-"""A residual multilayer perceptron for the 8x8 digits: skips and batch norms, in milliseconds."""
+"""A residual multilayer perceptron, for tests and examples on the 8x8 digits.
+
+It has skip connections and batch norms, as a ResNet, and a training step takes milliseconds. It is
+this project's own, so there is no reference accuracy.
+"""
 
 import math
 
@@ -9,11 +13,11 @@ from .registry import kaiming, register
 
 
 class Block(nn.Module):
-    """ReLU(x + norm(linear(ReLU(norm(linear(x)))))): a BasicBlock without space."""
+    """ReLU(x + norm(linear(ReLU(norm(linear(x)))))), with linear layers of one width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The norms take a bias's place.
+        # No biases, as those of the norms follow.
         self.linear1 = nn.Linear(width, width, bias=False)
         self.bn1 = nn.BatchNorm1d(width)
         self.linear2 = nn.Linear(width, width, bias=False)
@@ -26,7 +30,7 @@ class Block(nn.Module):
 
 @register("resmlp")
 class ResMLP(nn.Module):
-    """Flattened pixels, a stem of `width` units, `depth` residual blocks, classes."""
+    """Flattened pixels, a stem of ``width`` units, ``depth`` residual blocks and a classifier."""
 
     def __init__(
         self,

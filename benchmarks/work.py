@@ -13,9 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from ckasr.execution import SparseExecution
-from ckasr.execution.plan import Back, BackLists, Plan
+from ckasr.execution.back import Back, BackLists
+from ckasr.execution.bound import BoundUnit
+from ckasr.execution.forward import Frame
+from ckasr.execution.plan import Plan
 from ckasr.execution.planes import Grid
-from ckasr.execution.unit import BoundUnit, Frame
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ def _watch(
     seen: list[Pass], bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     images = grad[:, :, None, None] if bound.unit.linear else grad
-    known = bound.workspace.find(images, frame.plan.out)
-    back = frame.plan.back(None if known is None else known.alive)
+    plan = frame.arguments.plan
+    known = bound.workspace.find(images, plan.out)
+    back, _ = frame.arguments.back(None if known is None else known.alive)
     packed = [lent is None for _, lent in frame.inputs]
-    seen.append(Pass(frame.plan, back, packed, wanted, known is None))
+    seen.append(Pass(plan, back, packed, wanted, known is None))
     return BoundUnit.backward(bound, frame, grad, wanted)
 
 

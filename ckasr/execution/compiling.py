@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .plan import Convolution, Unit
-from .unit import BoundUnit, Workspace
+from .bound import BoundUnit
+from .unit import Convolution, Unit
+from .workspace import Workspace
 
 PATIENCE = 2.0
 """Seconds without a word: what loading the compiled kernels from numba's cache takes at most."""

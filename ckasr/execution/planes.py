@@ -5,6 +5,7 @@ import mmap
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Grid:
     width: int
     border: int
     dtype: torch.dtype
+    half: bool = False
+    """Whether what only kernels see is stored in bfloat16."""
 
     @cached_property
     def row(self) -> int:
@@ -73,6 +76,11 @@ class Grid:
     @cached_property
     def numpy(self) -> np.dtype:
         return np.dtype(str(self.dtype).removeprefix("torch."))
+
+    @cached_property
+    def stored(self) -> np.dtype:
+        """The type of planes that only kernels see: bfloat16 is an array of uint16."""
+        return np.dtype(np.uint16) if self.half else self.numpy
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -131,15 +139,20 @@ class Planes:
         """Where the planes of channels begin; -1 stays -1: no plane."""
         return np.where(channels < 0, -1, self.grid.guard + channels * self.pitch)
 
-    def tensor(self, memory: Tensor, flat: bool = False) -> Tensor:
-        """(N, C, H, W), or (N, C) where flat, on this memory.
+    @cached_property
+    def _bytes(self) -> tuple[int, ...]:
+        return tuple(stride * self.grid.numpy.itemsize for stride in self.strides)
 
-        Not a view for autograd, which would forbid to change it in place.
-        """
-        storage, guard = memory.untyped_storage(), self.grid.guard
-        end = 2 if flat else 4
-        tensor = torch.empty(0, dtype=memory.dtype)
-        return tensor.set_(storage, guard, self.shape[:end], self.strides[:end])
+    def group(self, memory: np.ndarray, base: np.ndarray) -> tuple[Any, ...]:
+        """What kernels need that work on rows: distances of images and rows, height and width."""
+        grid = self.grid
+        return memory, base, self.image, grid.row, grid.height, grid.width
+
+    def view(self, memory: np.ndarray, flat: bool = False) -> np.ndarray:
+        """(N, C, H, W), or (N, C) where flat, on this memory."""
+        end, grid = 2 if flat else 4, self.grid
+        offset = grid.guard * grid.numpy.itemsize
+        return np.ndarray(self.shape[:end], grid.numpy, memory, offset, self._bytes[:end])
 
 
 @dataclass(frozen=True)
@@ -213,12 +226,11 @@ class Buffers:
     def give(self, key: object, memory: np.ndarray) -> None:
         self._free.setdefault(key, []).append(memory)
 
-    def lend(self, key: object, memory: np.ndarray) -> Tensor:
-        """The memory as a tensor; it comes back when no tensor refers to it any more."""
-        # A torch storage made from an array keeps that array alive, so its end tells the storage's.
-        borrowed = memory[:]
-        weakref.finalize(borrowed, self.give, key, memory).atexit = False
-        return torch.from_numpy(borrowed)
+    def lend(self, key: object, memory: np.ndarray, view: np.ndarray) -> Tensor:
+        """A view of the memory as a tensor. The memory is free when no tensor refers to it."""
+        # A torch storage keeps the array alive that it was made from.
+        weakref.finalize(view, self.give, key, memory).atexit = False
+        return torch.from_numpy(view)
 
     def scratch(self, name: str, layout: Scratch) -> np.ndarray:
         """Shared by all plans of one grid, as it is filled and read within one kernel."""
@@ -227,3 +239,20 @@ class Buffers:
         if known is None or known.size < layout.size:
             known = self._scratch[key] = zeros(layout.size, layout.grid.numpy)
         return known
+
+
+class Lease:
+    """Memory taken from buffers, which they get back when the lease is gone."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self.buffers = buffers
+        self._taken: list[tuple[object, np.ndarray]] = []
+
+    def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        memory = self.buffers.take(key, size, dtype)
+        self._taken.append((key, memory))
+        return memory
+
+    def __del__(self) -> None:
+        for key, memory in self._taken:
+            self.buffers.give(key, memory)

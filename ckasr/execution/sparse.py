@@ -13,8 +13,8 @@ from ckasr.sparsity import prunable
 from ckasr.sparsity.masks import check_masks, unwrapped
 
 if TYPE_CHECKING:
-    from .plan import Convolution, Unit
-    from .unit import BoundUnit
+    from .bound import BoundUnit
+    from .unit import Convolution, Unit
 
 
 class SparseExecution:
@@ -64,7 +64,7 @@ class SparseExecution:
             check_masks(prunable(self.model), masks)
             self._masks = masks
         if self.units:
-            self._workspace.changed()
+            self._workspace.forget()
 
     def remove(self) -> None:
         """Give every module its own forward back and let go of all memory."""
@@ -72,7 +72,7 @@ class SparseExecution:
             if forward.module.__dict__.get("forward") is forward:
                 del forward.module.forward
         if self.units:
-            self._workspace.changed()
+            self._workspace.forget()
         self._forwards, self.units = [], []
 
     def __enter__(self) -> "SparseExecution":
@@ -96,9 +96,10 @@ class SparseExecution:
         return "\n".join(lines)
 
     def _bind(self) -> None:
+        from .bound import BoundUnit
         from .compiling import compile_kernels
         from .trace import Found, follow, inlined, rewritten
-        from .unit import BoundUnit, Workspace
+        from .workspace import Workspace
 
         found: list[tuple[nn.Module, str, dict[bool, Found]]] = []
         for name, module in _composites(self.model):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .plan import Convolution, Unit, output_size
+from .unit import Convolution, Unit
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity)
 RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
@@ -197,7 +197,7 @@ class _Matcher:
             return True
         probe = Convolution(name, layer, None, -1)
         square = layer.stride[0] == layer.stride[1] and layer.padding_mode == "zeros"
-        return square and output_size(probe, (8, 8)) is not None
+        return square and probe.output_size((8, 8)) is not None
 
     def _is_layer(self, node: Any, *kinds: type) -> bool:
         if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:

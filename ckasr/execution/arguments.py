@@ -35,6 +35,8 @@ class Arguments:
             (lists.start, lists.offset, lists.where, flat)
             for lists, flat in zip(plan.lists, self._flat, strict=True)
         ]
+        self.parameters = [_parameters(c, plan.grid) for c in convolutions]
+        """Of each convolution: shape and strides in bytes of its weight, and which others exist."""
         self._backs: dict[bytes, tuple[Back, list[Group]]] = {}
 
     def back(self, alive: np.ndarray | None) -> tuple[Back, list[Group]]:
@@ -53,6 +55,12 @@ class Arguments:
             ]
             self._backs[key] = back, weights
         return self._backs[key]
+
+
+def _parameters(c: Convolution, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...], bool, bool]:
+    weight, bias, scale, _ = c.parameters()
+    strides = tuple(stride * grid.numpy.itemsize for stride in weight.stride())
+    return tuple(weight.shape), strides, bias is not None, scale is not None
 
 
 def _norm(c: Convolution, grid: Grid) -> Group:

@@ -1,5 +1,6 @@
 """The backward of a unit by the kernels."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,7 +100,7 @@ def _new_gradients(at: Pass, k: int) -> tuple[Group, np.ndarray]:
     plan = at.frame.arguments.plan
     c, kind = plan.unit.convolutions[k], plan.grid.numpy
     scale, shift = np.zeros((2, c.channels), kind)
-    weight = np.zeros(c.layer.weight.numel(), kind)
+    weight = np.zeros(math.prod(at.frame.arguments.parameters[k][0]), kind)
     at.gradients[k] = weight, scale, shift
     return (scale, shift, np.empty((len(at.back.lists[k].chosen), 3), kind)), weight
 
@@ -189,22 +190,20 @@ def _to_input(at: Pass, i: int, readers: list[int]) -> Tensor:
 
 def _parameters(at: Pass, k: int) -> list[Tensor | None]:
     """Gradients of a convolution's parameters that exist: weight, bias, scale, shift."""
-    frame, c = at.frame, at.frame.arguments.plan.unit.convolutions[k]
-    weight, bias, gamma, _ = c.parameters()
+    frame, arguments = at.frame, at.frame.arguments
+    shape, strides, has_bias, has_scale = arguments.parameters[k]
     flat, scale, shift = at.gradients[k]
-    strides = tuple(stride * flat.itemsize for stride in weight.stride())
-    found: list[Tensor | None] = [
-        torch.from_numpy(np.ndarray(tuple(weight.shape), flat.dtype, flat, 0, strides))
-    ]
+    found: list[Tensor | None] = [torch.from_numpy(np.ndarray(shape, flat.dtype, flat, 0, strides))]
     d_shift = torch.from_numpy(shift)
-    if bias is not None:
-        if c.norm is None:
+    if has_bias:
+        mode = arguments.norms[k][0]
+        if mode == kernels.NO_NORM:
             found.append(d_shift)
-        elif frame.arguments.norms[k][0] == kernels.TRAINING:
+        elif mode == kernels.TRAINING:
             # Batch statistics take the bias out again.
             found.append(torch.zeros_like(d_shift))
         else:
             found.append(d_shift * torch.from_numpy(frame.coef[k][:, 0].copy()))
-    if gamma is not None:
+    if has_scale:
         found += [torch.from_numpy(scale), d_shift]
     return found

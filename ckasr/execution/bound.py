@@ -30,7 +30,7 @@ class BoundUnit:
         self._buffers = workspace.buffers
         self._plans: dict[object, tuple[Plan, list[Any]]] = {}
         """With what the key names by its identity, so that nothing else gets its name."""
-        self._arguments: dict[Plan, Arguments] = {}
+        self._arguments: dict[Plan | None, Arguments] = {}
         self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._fitting: dict[object, bool] = {}
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
@@ -136,6 +136,7 @@ class BoundUnit:
         )
         plan, _ = self._plans.get(key, (None, None))
         if plan is None or not plan.holds():
+            self._arguments.pop(plan, None)
             every = [
                 np.ones(p.channels, bool) if a is None else a
                 for p, a in zip(planes, alive, strict=True)

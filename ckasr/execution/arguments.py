@@ -11,7 +11,7 @@ from .back import Back, make_back
 from .kernels import FROZEN, NO_NORM, TRAINING
 from .plan import NONE, Plan
 from .planes import Grid
-from .unit import Convolution
+from .unit import Convolution, Indices
 
 Group = tuple[Any, ...]
 """What it holds is said in ``kernels.py``."""
@@ -29,7 +29,7 @@ class Arguments:
         convolutions = plan.unit.convolutions
         self.plan = plan
         self.addresses = addresses
-        self.norms = [_norm(c, plan.grid) for c in convolutions]
+        self.norms = [norm_group(c, plan.grid) for c in convolutions]
         self._flat = [_flat(c.layer.weight) for c in convolutions]
         self.weights = [
             (lists.start, lists.offset, lists.where, flat)
@@ -37,7 +37,16 @@ class Arguments:
         ]
         self.parameters = [_parameters(c, plan.grid) for c in convolutions]
         """Of each convolution: shape and strides in bytes of its weight, and which others exist."""
+        self._checked = [(terms, channels) for terms, channels in plan.checked if len(channels)]
         self._backs: dict[bytes, tuple[Back, list[Group]]] = {}
+
+    def holds(self) -> bool:
+        """Whether the channels that count as zero in the plan still are."""
+        for terms, channels in self._checked:
+            total = sum(constants(self.norms[k], channels) for k in terms)
+            if not (total <= 0).all():
+                return False
+        return True
 
     def back(self, alive: np.ndarray | None) -> tuple[Back, list[Group]]:
         """A backward's lists, and the weights of all convolutions in their order.
@@ -63,7 +72,7 @@ def _parameters(c: Convolution, grid: Grid) -> tuple[tuple[int, ...], tuple[int,
     return tuple(weight.shape), strides, bias is not None, scale is not None
 
 
-def _norm(c: Convolution, grid: Grid) -> Group:
+def norm_group(c: Convolution, grid: Grid) -> Group:
     """The group ``norm``; what the layer does not have is 0 or 1 and is not read by others."""
     norm = c.norm
 
@@ -81,6 +90,21 @@ def _norm(c: Convolution, grid: Grid) -> Group:
         array(norm.bias, 0), norm.eps, norm.momentum or 0.0, norm.running_mean.numpy(),
         norm.running_var.numpy(), norm.num_batches_tracked.reshape(1).numpy(),
     )  # fmt: skip
+
+
+def constants(norm: Group, channels: Indices | slice = slice(None)) -> np.ndarray:
+    """Output of a norm for filters without live weights, whose input is their bias.
+
+    It is the same at every pixel. In train mode it is the shift alone, as a batch without variance
+    has no deviation from its mean.
+    """
+    mode, _, bias, gamma, beta, eps, _, mean, var, _ = norm
+    if mode == NO_NORM:
+        return bias[channels]
+    if mode == TRAINING:
+        return beta[channels]
+    deviation = np.float64(bias[channels]) - mean[channels]
+    return beta[channels] + deviation * (gamma[channels] / np.sqrt(var[channels] + eps))
 
 
 def _flat(weight: Tensor) -> np.ndarray:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .arguments import Arguments
+from .arguments import Arguments, constants, norm_group
 from .backward import run_backward
 from .forward import Frame, run_forward
-from .plan import Plan, make_plan
+from .plan import make_plan
 from .planes import Grid, Planes
 from .unit import Unit
 from .workspace import Lent, Workspace
@@ -28,9 +28,8 @@ class BoundUnit:
         self.workspace = workspace
         self.border = 0 if unit.linear else workspace.border
         self._buffers = workspace.buffers
-        self._plans: dict[object, tuple[Plan, list[Any]]] = {}
+        self._plans: dict[object, tuple[Arguments, list[Any]]] = {}
         """With what the key names by its identity, so that nothing else gets its name."""
-        self._arguments: dict[Plan | None, Arguments] = {}
         self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._fitting: dict[object, bool] = {}
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
@@ -95,10 +94,7 @@ class BoundUnit:
         """
         if self.unit.linear:
             inputs = [x[:, :, None, None] for x in inputs]
-        plan, lent = self.plan(inputs)
-        arguments = self._arguments.get(plan)
-        if arguments is None or arguments.addresses != addresses:
-            arguments = self._arguments[plan] = Arguments(plan, addresses)
+        arguments, lent = self._prepare(inputs, addresses)
         return run_forward(arguments, self.workspace, inputs, lent)
 
     def backward(
@@ -107,14 +103,15 @@ class BoundUnit:
         """Gradients of the inputs (None where not wanted) and of the parameters, in their order."""
         return run_backward(frame, self.workspace, grad, wanted)
 
-    def plan(self, inputs: list[Tensor]) -> tuple[Plan, list[Lent | None]]:
-        """The plan for these inputs, and what is known of those that are outputs of ours."""
-        space = self.workspace
+    def _prepare(
+        self, inputs: list[Tensor], addresses: tuple[int, ...]
+    ) -> tuple[Arguments, list[Lent | None]]:
+        """The plan with its arguments, and what is known of inputs that are outputs of ours."""
+        space, convolutions = self.workspace, self.unit.convolutions
         if self._buffers is not space.buffers:
             self._plans.clear()
-            self._arguments.clear()
             self._buffers = space.buffers
-        shapes = inputs[0].dtype, *(x.shape for x in inputs)
+        shapes = inputs[0].dtype, *[x.shape for x in inputs]
         if shapes not in self._planes:
             half = space.half and inputs[0].dtype == torch.float32
             self._planes[shapes] = [
@@ -122,28 +119,32 @@ class BoundUnit:
                 for x in inputs
             ]
         planes = self._planes[shapes]
-        masks = [space.masks(c.name) for c in self.unit.convolutions]
+        masks = [space.masks(c.name) for c in convolutions]
         lent = [space.find(x, p) for x, p in zip(inputs, planes, strict=True)]
         alive = [None if known is None else known.alive for known in lent]
         key = (
             shapes,
             # By identity: a plan puts out the same array at every step, and is kept with it.
-            *map(id, alive),
-            *((n.training, n.eps, n.momentum) for n in self._norms),
-            *(c.layer.weight.stride() for c in self.unit.convolutions),
+            *[id(a) for a in alive],
+            *[(n.training, n.eps, n.momentum) for n in self._norms],
+            *[c.layer.weight.stride() for c in convolutions],
             # Masks that somebody changed, in place or for others, without a word.
-            *((id(m), m._version) for m in masks),
+            *[(id(m), m._version) for m in masks],
         )
-        plan, _ = self._plans.get(key, (None, None))
-        if plan is None or not plan.holds():
-            self._arguments.pop(plan, None)
+        arguments, _ = self._plans.get(key, (None, None))
+        if arguments is not None and arguments.addresses != addresses:
+            arguments = Arguments(arguments.plan, addresses)
+            self._plans[key] = arguments, [*alive, *masks]
+        if arguments is None or not arguments.holds():
             every = [
                 np.ones(p.channels, bool) if a is None else a
                 for p, a in zip(planes, alive, strict=True)
             ]
-            plan = make_plan(self.unit, masks, planes, every)
-            self._plans[key] = plan, [*alive, *masks]
-        return plan, lent
+            shifts = [constants(norm_group(c, planes[0].grid)) for c in convolutions]
+            plan = make_plan(self.unit, masks, planes, every, shifts)
+            arguments = Arguments(plan, addresses)
+            self._plans[key] = arguments, [*alive, *masks]
+        return arguments, lent
 
     def _statistics(self) -> list[Tensor]:
         """The buffers of the norms."""

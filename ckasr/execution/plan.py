@@ -166,26 +166,23 @@ class Plan:
         """Affine form of a term that is an input, found in the first row."""
         self.nothing = np.zeros((1, 2), grid.numpy)
 
-    def holds(self) -> bool:
-        """Whether the channels that count as zero still are."""
-        convolutions = self.unit.convolutions
-        for terms, channels in self.checked:
-            if len(channels):
-                total = sum(convolutions[k].constants(channels) for k in terms)
-                if not (total <= 0).all():
-                    return False
-        return True
-
 
 def make_plan(
     unit: Unit,
     masks: Sequence[Tensor],
     inputs: list[Planes],
     alive: Sequence[np.ndarray],
+    constants: Sequence[np.ndarray],
 ) -> Plan:
-    """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero.
+    """The plan of a unit.
 
-    masks: of each convolution.
+    Args:
+        unit: the unit.
+        masks: of each convolution.
+        inputs: layout of each input.
+        alive: of each input, (C,) bool: its other channels are exactly zero.
+        constants: of each convolution, (C,): what comes out of its norm for a filter without live
+            weights.
     """
     convolutions = unit.convolutions
     shapes = [planes.shape for planes in inputs]
@@ -209,7 +206,7 @@ def make_plan(
         live[rows[k].filter] = True
         if k not in unit.terms:
             if c.relu:
-                zero = ~live & (c.constants() <= 0)
+                zero = ~live & (constants[k] <= 0)
                 checked.append(([k], np.flatnonzero(zero)))
                 live = ~zero
             else:
@@ -218,8 +215,8 @@ def make_plan(
     terms = [k for k in unit.terms if k >= 0]
     shares = [living[k] if k >= 0 else alive[-1 - k] for k in unit.terms]
     if unit.relu:
-        constants = sum((convolutions[k].constants() for k in terms), np.zeros(len(shares[0])))
-        out_alive = np.logical_or.reduce([*shares, constants > 0])
+        total = sum((constants[k] for k in terms), np.zeros(len(shares[0])))
+        out_alive = np.logical_or.reduce([*shares, total > 0])
         checked.append((terms, np.flatnonzero(~out_alive)))
     else:
         out_alive = np.ones(len(shares[0]), bool)

@@ -67,28 +67,6 @@ class Convolution:
         scale, shift = (None, None) if norm is None else (norm.weight, norm.bias)
         return self.layer.weight, self.layer.bias, scale, shift
 
-    def constants(self, channels: Indices | slice = slice(None)) -> np.ndarray:
-        """Output of the norm for filters without live weights, whose input is their bias.
-
-        It is the same at every pixel. In train mode it is the shift alone, as a batch without
-        variance has no deviation from its mean.
-        """
-        norm = self.norm
-
-        def chosen(value: Tensor | None, otherwise: float) -> np.ndarray:
-            if value is None:
-                return np.full(self.channels, otherwise)[channels]
-            return value.detach().numpy()[channels]
-
-        if norm is None:
-            return chosen(self.layer.bias, 0)
-        shift = chosen(norm.bias, 0)
-        if norm.training:
-            return shift
-        deviation = np.float64(chosen(self.layer.bias, 0)) - chosen(norm.running_mean, 0)
-        scale = chosen(norm.weight, 1) / np.sqrt(chosen(norm.running_var, 1) + norm.eps)
-        return shift + deviation * scale
-
 
 @dataclass
 class Unit:

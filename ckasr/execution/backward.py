@@ -129,8 +129,8 @@ def _one_tile(at: Pass, k: int, name: str = "gradient") -> Group:
 def _to_virtual(at: Pass, k: int, j: int) -> None:
     """From behind convolution k to behind convolution j, whose activation it reads."""
     frame, arguments, plan = at.frame, at.frame.arguments, at.frame.arguments.plan
-    lists, layout, kind = at.back.lists[j], plan.lists[j].y, plan.grid.stored
-    g = at.lease.take(("y", layout.size, kind), layout.size, kind)
+    lists, layout = at.back.lists[j], plan.lists[j].y
+    g = at.lease.buffers.scratch(f"behind {j}", layout, plan.grid.stored)
     found, _ = _new_gradients(at, j)
     relu = floor(plan.unit.convolutions[j].relu, plan.grid.dtype)
     kernels.backward_to_virtual(
@@ -157,8 +157,9 @@ def _to_input(at: Pass, i: int, readers: list[int]) -> Tensor:
     source, whole, back = plan.sources[i], plan.inputs[i], at.back.inputs[i]
     memory, known = frame.inputs[i]
     behind_relu = known is not None and known.relu
-    # Its zeros stay zeros: what is written depends on the plan and on these channels.
-    key = plan.number, "to input", i, back.alive.tobytes()
+    # Who shares memory writes the same positions, so that the zeros between stay zeros.
+    pattern = (at.back, i) if source.stride > 1 else back.alive.tobytes()
+    key = "to input", whole, pattern
     out = at.lease.buffers.take(key, whole.size, plan.grid.numpy)
     target, step = out, whole.step
     if source.stride > 1:

@@ -232,12 +232,17 @@ class Buffers:
         weakref.finalize(view, self.give, key, memory).atexit = False
         return torch.from_numpy(view)
 
-    def scratch(self, name: str, layout: Scratch) -> np.ndarray:
-        """One tile of planes for all plans of a grid. Each kernel fills it before it reads it."""
+    def scratch(
+        self, name: str, layout: Scratch | Tiled, dtype: np.dtype | None = None
+    ) -> np.ndarray:
+        """Memory for all plans of a grid. Each plan writes it before it reads it.
+
+        One piece for all stays in the cache better than many would.
+        """
         key = name, layout.grid
         known = self._scratch.get(key)
         if known is None or known.size < layout.size:
-            known = self._scratch[key] = zeros(layout.size, layout.grid.numpy)
+            known = self._scratch[key] = zeros(layout.size, dtype or layout.grid.numpy)
         return known
 
 

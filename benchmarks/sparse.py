@@ -1,8 +1,8 @@
-"""Sparse execution beside dense: whole training steps, CKA-SR on top of them, and evaluation.
+"""Sparse and dense execution compared: training steps, with and without CKA-SR, and evaluation.
 
-Both are ours: the engine's own step on the same random ERK masks, in one process with the allocator
-settings of a sweep's workers, one thread, dense in channels_last. SparseProp's layers are measured
-beside them where that package is installed.
+Both run the engine's own step on the same random ERK masks, in one process with one thread and the
+allocator settings of a sweep's workers; dense execution uses channels_last. If SparseProp is
+installed, its layers are measured too.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ CELLS = {
     "resnet20": (0.8, 0.9, 0.95, 0.98, 0.995, 0.998),
     "resnet32": (0.995, 0.998),
 }
-"""Networks and sparsities. 0.8 is the densest network that `auto` runs sparse."""
+"""Networks and sparsities. `auto` chooses sparse execution from 0.8 on."""
 DENSE, SPARSE, SPARSEPROP = "dense", "ckasr, sparse", "SparseProp"
 NO_TERM, TERM = "ckasr, sparse, no term", "ckasr, sparse, CKA-SR every fifth step"
 MULTIPLY_ADDS = "million multiply-adds"
@@ -56,9 +56,10 @@ def measure(
     held_out: int = HELD_OUT,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Float32, batch 128, augmentation included; each turn of a variant is four steps.
+    """Time training steps in float32 with batches of 128, augmentation included.
 
-    The term's small share needs more rounds: four times as many, of five steps, one cycle of it.
+    In each round, a variant runs four steps. The cost of CKA-SR is small and needs four times as
+    many rounds, of five steps each (the term is computed at every fifth step).
     """
     sparseprop = find_spec("sparseprop") is not None
     if not sparseprop:
@@ -143,9 +144,9 @@ def _step(
 
 
 def _use_sparseprop(batch_size: int, model: nn.Module, masks: Masks) -> None:
-    """Replace layers as its documentation does: those that are faster by its own clock.
+    """Replace the layers that SparseProp itself measures as faster, as its documentation does.
 
-    Its kernels need (N, C, H, W) in that order of memory, so the layers left dense have it too.
+    Its kernels need memory in the order (N, C, H, W), so the dense layers use that order too.
     """
     from sparseprop.utils import swap_modules_with_sparse
 
@@ -156,7 +157,7 @@ def _use_sparseprop(batch_size: int, model: nn.Module, masks: Masks) -> None:
 
 
 def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> Callable[[], float]:
-    """Top-1 accuracy after two steps, as the engine takes it: in its batches for this execution."""
+    """Top-1 accuracy after two steps, in the batches that the engine uses for this execution."""
     bind = sparse_execution if execution == "sparse" else lambda model, masks: None
     step, (model, _), _ = _step(cell, data, bind)
     for _ in range(2):
@@ -168,7 +169,7 @@ def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> 
 
 
 def copy_speed(rounds: int, numbers: int) -> float:
-    """Bytes a second, those read and those written, at which one thread copies a large array."""
+    """Bytes read and written per second when one thread copies a large array."""
     source, target = torch.ones(numbers), torch.zeros(numbers)
     seconds = [once(lambda: target.copy_(source), source.device) for _ in range(rounds + 1)]
     return 2 * 4 * numbers / median(seconds[1:])

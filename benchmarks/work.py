@@ -1,8 +1,9 @@
-"""What sparse execution has to do in one training step, counted from the plans of its kernels.
+"""The work of sparse execution in one training step, counted from the plans of its kernels.
 
-Bytes are an estimate: every plane that a kernel reads or writes counts once for that kernel. A
-kernel works through tiles of images whose planes stay in the cache, so it loads a plane once,
-however many weights read it; what one kernel leaves in the cache for the next is not deducted.
+Bytes are an estimate for storage in float32: every plane that a kernel reads or writes counts once
+for that kernel. A kernel goes through tiles of images whose planes stay in the cache, so it loads a
+plane once, however many weights read it. What is still in the cache from the kernel before is not
+deducted.
 """
 
 from collections.abc import Callable
@@ -13,18 +14,22 @@ import numpy as np
 from torch import Tensor
 
 from ckasr.execution import SparseExecution
-from ckasr.execution.plan import Back, BackLists, Plan
+from ckasr.execution.back import Back, BackLists
+from ckasr.execution.bound import BoundUnit
+from ckasr.execution.forward import Frame
+from ckasr.execution.plan import Plan
 from ckasr.execution.planes import Grid
-from ckasr.execution.unit import BoundUnit, Frame
 
 
 @dataclass(frozen=True)
 class Pass:
     """One unit in one step.
 
-    packed: of each input, whether it comes from outside the kernels and is copied into planes.
-    wanted: of each input, whether its gradient is computed. foreign: whether the gradient of the
-    output comes from outside the kernels.
+    Args:
+        plan, back: the lists of its forward and of its backward.
+        packed: of each input, whether it comes from outside the kernels and is copied into planes.
+        wanted: of each input, whether its gradient is computed.
+        foreign: whether the gradient of the output comes from outside the kernels.
     """
 
     plan: Plan
@@ -36,7 +41,7 @@ class Pass:
 
 @dataclass
 class Work:
-    """Of one training step: planes computed, multiply-adds, bytes read and written."""
+    """Planes computed, multiply-adds, bytes read and bytes written in one training step."""
 
     planes: int = 0
     multiply_adds: int = 0
@@ -56,7 +61,7 @@ def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
 
 
 def _passes(handle: SparseExecution, step: Callable[[], object]) -> list[Pass]:
-    """Every unit that a step goes back through, as its backward finds it."""
+    """Every unit whose backward runs in a step."""
     seen: list[Pass] = []
     for bound in handle.units:
         bound.backward = partial(_watch, seen, bound)
@@ -72,15 +77,16 @@ def _watch(
     seen: list[Pass], bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     images = grad[:, :, None, None] if bound.unit.linear else grad
-    known = bound.workspace.find(images, frame.plan.out)
-    back = frame.plan.back(None if known is None else known.alive)
+    plan = frame.arguments.plan
+    known = bound.workspace.find(images, plan.out)
+    back, _ = frame.arguments.back(None if known is None else known.alive)
     packed = [lent is None for _, lent in frame.inputs]
-    seen.append(Pass(frame.plan, back, packed, wanted, known is None))
+    seen.append(Pass(plan, back, packed, wanted, known is None))
     return BoundUnit.backward(bound, frame, grad, wanted)
 
 
 def _count(total: Work, one: Pass) -> None:
-    """Add a unit's share, kernel by kernel, in the order in which `BoundUnit` calls them."""
+    """Add a unit's share, kernel by kernel, in the order in which they are called."""
     plan, back, unit, grid = one.plan, one.back, one.plan.unit, one.plan.grid
 
     def move(read: int, written: int, planes: Grid = grid) -> None:
@@ -115,7 +121,8 @@ def _count(total: Work, one: Pass) -> None:
         products = 2 if inner or one.wanted[-1 - c.source] else 1
         total.multiply_adds += products * len(lists.where) * grid.pixels
         if k in unit.terms and (c.norm is not None or c.layer.bias is not None):
-            move(len(lists.chosen) + _exist(lists.y), 0)  # sums of the gradient
+            # Sums of the gradient; a gradient of ours brings its own sums over channels.
+            move((len(lists.chosen) if one.foreign else _exist(lists.y)) + _exist(lists.y), 0)
         # The gradient in front of the norm, made of the one behind it and of the output.
         move(_exist(lists.y) * (1 if c.norm is None else 2), 0)
         if inner:
@@ -133,10 +140,10 @@ def _count(total: Work, one: Pass) -> None:
 
 
 def _exist(base: np.ndarray) -> int:
-    """How many planes there are: -1 stands for none."""
+    """Number of planes; -1 stands for none."""
     return int((base >= 0).sum())
 
 
 def _read(lists: BackLists) -> int:
-    """Planes of the source that have weights."""
+    """Number of planes of the source that kept weights read."""
     return int((np.diff(lists.start) > 0).sum())

@@ -5,6 +5,7 @@ import pickle
 import warnings
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -269,6 +270,13 @@ def test_ten_steps_of_training_with_the_term():
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+def gradient_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Distance of the whole gradient from the wanted one, relative to its norm."""
+    names = [name for name in wanted if name.startswith("gradient")]
+    error = sum(float((found[name] - wanted[name]).square().sum()) for name in names)
+    return (error / sum(float(wanted[name].square().sum()) for name in names)) ** 0.5
+
+
 def test_float32_is_nearer_to_float64_than_dense_float32_is():
     exact, masks = small()
     x = torch.randn(32, 3, 12, 12, dtype=torch.float64)
@@ -279,11 +287,70 @@ def test_float32_is_nearer_to_float64_than_dense_float32_is():
         handle = sparse_execution(model, masks) if sparse else None
         found = results(model, x.float().contiguous(memory_format=torch.channels_last), masks)
         assert handle is None or not any(b.plain_calls for b in handle.units)
-        gradients = [n for n in wanted if n.startswith("gradient")]
-        error = sum(float((found[n] - wanted[n]).square().sum()) for n in gradients)
-        errors.append((error / sum(float(wanted[n].square().sum()) for n in gradients)) ** 0.5)
+        errors.append(gradient_error(found, wanted))
     assert errors[0] < errors[1]
     assert errors[0] < 1e-5
+
+
+def test_storage_in_bfloat16_is_finer_than_autocast():
+    """What PyTorch sees stays float32; the rest is rounded, and less than autocast rounds it."""
+    exact, masks = small()
+    x = torch.randn(32, 3, 12, 12, dtype=torch.float64)
+    wanted = results(copy.deepcopy(exact), x, masks)
+    errors = {}
+    for storage in ("float32", "bfloat16"):
+        model = copy.deepcopy(exact).float()
+        with sparse_execution(model, masks, storage=storage) as handle:
+            found = results(model, x.float(), masks)
+            assert not any(b.plain_calls for b in handle.units)
+        assert all(value.dtype != torch.bfloat16 for value in found.values())
+        errors[storage] = gradient_error(found, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(copy.deepcopy(exact).float(), x.float(), masks)
+    assert 100 * errors["float32"] < errors["bfloat16"] < gradient_error(found, wanted)
+
+
+def test_storage_in_bfloat16_leaves_float64_and_exact_values_alone():
+    dense, masks = small()
+    sparse = copy.deepcopy(dense)
+    sparse_execution(sparse, masks, storage="bfloat16")
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    assert_same(results(sparse, x, masks), results(dense, x, masks), EXACT)
+    # A network whose every intermediate value has few bits is computed without any rounding.
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.5, -1.0]).view(2, 1, 1, 1).expand(2, 1, 3, 3))
+        model[0].bias.copy_(torch.tensor([1.0, 2.0]))
+    x = torch.arange(-2.0, 2.0, 0.25).view(1, 1, 4, 4)
+    wanted = model(x)
+    masks = {"0.weight": torch.ones(2, 1, 3, 3, dtype=torch.bool)}
+    with sparse_execution(model, masks, storage="bfloat16"):
+        assert torch.equal(model(x), wanted)
+
+
+def test_bfloat16_rounds_as_pytorch_does():
+    from ckasr.execution.loops import jit, load, store
+
+    @jit
+    def there_and_back(stored, values):
+        for i in range(values.size):
+            stored[i] = store(stored, values[i])
+            values[i] = load(stored[i])
+
+    bits = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int64).to(torch.int32)
+    x = torch.cat([bits.view(torch.float32), torch.tensor([0.0, -0.0, 1.00390625, 1.01171875])])
+    x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), float("nan"), 3.4e38])])
+    values = x.numpy().copy()
+    there_and_back(np.zeros(len(values), np.uint16), values)
+    torch.testing.assert_close(
+        torch.from_numpy(values), x.bfloat16().float(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_an_unknown_storage_is_refused():
+    model, masks = small()
+    with pytest.raises(ValueError, match="storage 'int8' is unknown: choose float32, bfloat16"):
+        sparse_execution(model, masks, storage="int8")
 
 
 def test_masks_that_change_are_taken_over():
@@ -348,6 +415,22 @@ def test_between_units_nothing_is_copied(monkeypatch):
     copies = [key for key in taken if key[1] in ("input", "gradient")]
     # The images, the mean's input gradient, the head's input, and the loss's gradient.
     assert len(copies) == 4, copies
+
+
+def test_a_norm_whose_settings_change_is_followed():
+    """Another momentum and epsilon, then a cumulative average, which the kernels leave alone."""
+    dense, masks = small()
+    sparse = copy.deepcopy(dense)
+    handle = sparse_execution(sparse, masks)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    for momentum, eps in ((0.1, 1e-5), (0.3, 1e-2), (None, 1e-2)):
+        for model in (dense, sparse):
+            norm = model.blocks[0].bn1
+            norm.momentum, norm.eps = momentum, eps
+        before = sum(bound.plain_calls for bound in handle.units)
+        assert_same(results(sparse, x, masks), results(dense, x, masks), EXACT)
+        after = sum(bound.plain_calls for bound in handle.units)
+        assert (after > before) == (momentum is None)
 
 
 def test_a_channel_taken_for_zero_is_computed_once_its_shift_rises():

@@ -1,4 +1,4 @@
-"""Which execution a training phase gets: a rule of the masks alone, the same on every machine."""
+"""Choice of the execution of a training phase, by the masks alone: the same on every machine."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,8 +11,8 @@ from ckasr.sparsity import prunable
 EXECUTIONS = ("auto", "dense", "sparse")
 
 DENSEST = 0.2
-"""Share of kept weights up to which sparse execution is chosen. Measured on ResNet20
-(`python -m benchmarks sparse`): 1.3 times as fast as dense at this density, and faster below."""
+"""Density up to which sparse execution is chosen. On ResNet20 it is 1.3 times as fast as dense
+execution at this density, and faster below (measured by `python -m benchmarks sparse`)."""
 
 
 def choose(
@@ -20,9 +20,11 @@ def choose(
 ) -> tuple[str, str]:
     """``"dense"`` or ``"sparse"`` for a model with these masks, and the reason in a few words.
 
-    ``"auto"`` is sparse on a CPU, in fp32, with numba installed, for a network of convolutions that
-    keeps at most a share ``DENSEST`` of its weights. Raises ValueError for an unknown execution
-    and where ``"sparse"`` is asked for but impossible.
+    ``"auto"`` chooses sparse execution for a network with convolutions whose density is at most
+    ``DENSEST``, if it trains on a CPU in fp32 and numba is installed.
+
+    Raises:
+        ValueError: if the execution is unknown, or if ``"sparse"`` is impossible.
     """
     if execution not in EXECUTIONS:
         raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
@@ -53,7 +55,7 @@ def choose(
 
 
 def summary(phases: Mapping[str, str]) -> str:
-    """One word where all phases agree, else each phase's: what the arms of a pair must share."""
+    """The execution of all phases if it is the same, else that of each phase."""
     if len(set(phases.values())) <= 1:
         return next(iter(phases.values()), "dense")
     return ", ".join(f"{name} {execution}" for name, execution in phases.items())

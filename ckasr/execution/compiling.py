@@ -1,4 +1,4 @@
-"""Compiling the kernels once: before the first step, with a word to the user, by one process."""
+"""Compiling the kernels once, before the first step, by one process, with a message to the user."""
 
 import contextlib
 import os
@@ -12,24 +12,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .plan import Convolution, Unit
-from .unit import BoundUnit, Workspace
+from .bound import BoundUnit
+from .unit import Convolution, Unit
+from .workspace import Workspace
 
 PATIENCE = 2.0
-"""Seconds without a word: what loading the compiled kernels from numba's cache takes at most."""
+"""Seconds before the message. Loading compiled kernels from numba's cache takes less."""
 
 
 @lru_cache
-def compile_kernels(dtype: torch.dtype) -> None:
-    """Run every kernel once on a tiny network of a type, so that numba compiles or loads it.
+def compile_kernels(dtype: torch.dtype, half: bool = False) -> None:
+    """Run every kernel once on a tiny network, so that numba compiles it or loads it from disk.
 
-    The compiled code goes to numba's cache on disk (``NUMBA_CACHE_DIR``, or beside the source), and
-    other processes that start at the same time wait for it.
+    Compiled code is kept in numba's cache on disk (``NUMBA_CACHE_DIR``, or beside the source).
+    Other processes that start at the same time wait for it.
+
+    Args:
+        dtype: of the network.
+        half: whether its planes are stored in bfloat16.
     """
+    kind = str(dtype).removeprefix("torch.") + (" stored in bfloat16" if half else "")
     note = threading.Timer(
         PATIENCE,
         lambda: print(
-            f"ckasr: compiling the sparse kernels for {str(dtype).removeprefix('torch.')}, once "
+            f"ckasr: compiling the sparse kernels for {kind}, once "
             "on this machine: under a minute ...",
             file=sys.stderr,
             flush=True,
@@ -38,11 +44,11 @@ def compile_kernels(dtype: torch.dtype) -> None:
     note.daemon = True
     note.start()
     with _alone(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        _run_all(dtype)
+        _run_all(dtype, half)
     note.cancel()
 
 
-def _run_all(dtype: torch.dtype) -> None:
+def _run_all(dtype: torch.dtype, half: bool) -> None:
     def conv(name: str, source: int, stride: int = 1) -> Convolution:
         layer = nn.Conv2d(2, 2, 3, stride, 1, dtype=dtype)
         return Convolution(name, layer, nn.BatchNorm2d(2, dtype=dtype), source)
@@ -51,7 +57,7 @@ def _run_all(dtype: torch.dtype) -> None:
     second = Unit("second", [conv("d", -1)], [0, -1], True, 1)
     last = Unit("last", [conv("e", -1)], [0], False, 1)
     masks = dict.fromkeys("abcde", torch.ones(2, 2, 3, 3, dtype=torch.bool))
-    space = Workspace(masks.__getitem__, 1)
+    space = Workspace(masks.__getitem__, 1, half)
     units = [BoundUnit(unit, space) for unit in (first, second, last)]
     x = torch.zeros(4, 2, 8, 8, dtype=dtype, requires_grad=True)
     for training in (True, False):

@@ -1,508 +1,340 @@
-"""Numba kernels of sparse execution: loops over the weights that are kept, one plane at a time.
+"""Numba kernels of sparse execution: what a unit's forward and backward call.
 
 A *plane* is one channel of a batch: its images one after the other, each with zeros to the right of
 its rows and below them (`planes.py`). A convolution is then a sum of shifted planes, one for each
-kept weight, without a branch for the border. All loops work on a *tile*, the planes of a few
+kept weight, without a branch for the border. All kernels work on a *tile*, the planes of a few
 images, so that the channels of a tile stay in the L2 cache between the loops that read them.
 
 Every kernel is compiled for float32 and float64 from the same source. Sums over a batch are taken
-in the planes' type within a tile and in float64 over the tiles. The flags of `FAST` let LLVM
-reorder sums; they do not let it assume that there are no NaNs, so a diverged network shows them.
+in that type within a tile and in float64 over the tiles.
 
-Arguments that occur in many kernels:
-    x, x_step: planes that are read, and the distance between two tiles of one plane.
-    base: where each plane begins in the array it belongs to; -1 for a plane that does not exist.
-    start, offset: the kept weights of plane c are number start[c] to start[c + 1] - 1; weight k
-        reads at offset[k], its plane's base plus its shift.
-    mask: 1 at the pixels of a tile, 0 at the zeros between them.
-    tile, tiles, last: points in a tile, number of tiles, and points in the last tile.
+Arguments come in groups (plain tuples, which numba unpacks without cost):
+    planes (memory, base, step): an array, where each plane begins in it (-1 for a plane that does
+        not exist), and the distance between two tiles of one plane.
+    weights (start, offset, where, flat): the kept weights by plane. Those of plane c are number
+        start[c] to start[c + 1] - 1; weight k is flat[where[k]], and reads at offset[k], which is
+        the beginning of its plane plus its shift.
+    norm (mode, count, bias, gamma, beta, eps, momentum, mean, var, steps): the batch norm behind a
+        convolution and the convolution's bias. mode: NO_NORM, FROZEN (running statistics) or
+        TRAINING; count: pixels of a channel in the batch.
+    grid (mask, tile, tiles, last): 1 at the pixels of a tile and 0 at the zeros between them;
+        points of a tile, number of tiles, points of the last tile.
 """
 
-import numba
 import numpy as np
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}
-jit = numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+from .loops import (
+    add1,
+    add2,
+    add4,
+    affine,
+    affine_sum,
+    back_add1,
+    back_add2,
+    back_add4,
+    back_set1,
+    back_set2,
+    back_set4,
+    constant,
+    gate_in_place,
+    gate_sums,
+    gated,
+    gated_sum,
+    jit,
+    masked,
+    masked_sum,
+    masked_sums,
+    norm_input,
+    only1,
+    only2,
+    only4,
+    product,
+    scaled,
+    set1,
+    set2,
+    set4,
+    sum_and_product,
+    total,
+)
 
-
-# Sums of one, two or four shifted planes. Four at a time, a plane of sums is loaded and stored a
-# quarter as often; written out, because LLVM vectorises only loops over arrays that it can tell
-# apart.
-
-
-@jit
-def _set1(out, x0, w0):
-    for i in range(out.size):
-        out[i] = w0 * x0[i]
-
-
-@jit
-def _add1(out, x0, w0):
-    for i in range(out.size):
-        out[i] += w0 * x0[i]
-
-
-@jit
-def _set2(out, x0, x1, w0, w1):
-    for i in range(out.size):
-        out[i] = w0 * x0[i] + w1 * x1[i]
-
-
-@jit
-def _add2(out, x0, x1, w0, w1):
-    for i in range(out.size):
-        out[i] += w0 * x0[i] + w1 * x1[i]
-
-
-@jit
-def _set4(out, x0, x1, x2, x3, w0, w1, w2, w3):
-    for i in range(out.size):
-        out[i] = w0 * x0[i] + w1 * x1[i] + (w2 * x2[i] + w3 * x3[i])
-
-
-@jit
-def _add4(out, x0, x1, x2, x3, w0, w1, w2, w3):
-    for i in range(out.size):
-        out[i] += w0 * x0[i] + w1 * x1[i] + (w2 * x2[i] + w3 * x3[i])
+NO_NORM, FROZEN, TRAINING = 0, 1, 2
 
 
 @jit
-def _gather(out, x, offset, weight, first, end, at, n):
+def kept(weights, like):
+    """The kept weights, in the order of their list."""
+    _, _, where, flat = weights
+    values = np.empty(where.size, like.dtype)
+    for k in range(where.size):
+        values[k] = flat[where[k]]
+    return values
+
+
+# Forward.
+
+
+@jit
+def gather(out, x, offset, weight, first, end, at, n):
     """out = sum of weight[k] * (plane of x at offset[k]) over first <= k < end (not empty)."""
     k = first
     if end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
-        _set4(
+        set4(
             out, x[a : a + n], x[b : b + n], x[c : c + n], x[d : d + n],
             weight[k], weight[k + 1], weight[k + 2], weight[k + 3],
         )  # fmt: skip
         k += 4
     elif end - k >= 2:
         a, b = offset[k] + at, offset[k + 1] + at
-        _set2(out, x[a : a + n], x[b : b + n], weight[k], weight[k + 1])
+        set2(out, x[a : a + n], x[b : b + n], weight[k], weight[k + 1])
         k += 2
     else:
         a = offset[k] + at
-        _set1(out, x[a : a + n], weight[k])
+        set1(out, x[a : a + n], weight[k])
         k += 1
     while end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
-        _add4(
+        add4(
             out, x[a : a + n], x[b : b + n], x[c : c + n], x[d : d + n],
             weight[k], weight[k + 1], weight[k + 2], weight[k + 3],
         )  # fmt: skip
         k += 4
     if end - k >= 2:
         a, b = offset[k] + at, offset[k + 1] + at
-        _add2(out, x[a : a + n], x[b : b + n], weight[k], weight[k + 1])
+        add2(out, x[a : a + n], x[b : b + n], weight[k], weight[k + 1])
         k += 2
     if end > k:
         a = offset[k] + at
-        _add1(out, x[a : a + n], weight[k])
+        add1(out, x[a : a + n], weight[k])
 
 
 @jit
-def _masked_sums(y, acc, mask):
-    """y = acc * mask; returns the sums of y and of its squares."""
-    s = acc.dtype.type(0)
-    q = s
-    for i in range(acc.size):
-        v = acc[i] * mask[i]
-        y[i] = v
-        s += v
-        q += v * v
-    return s, q
-
-
-@jit
-def _one1(y, x0, w0, mask):
-    """The same for a filter of one weight, without a plane for the sum."""
-    s = y.dtype.type(0)
-    q = s
-    for i in range(y.size):
-        v = w0 * x0[i] * mask[i]
-        y[i] = v
-        s += v
-        q += v * v
-    return s, q
-
-
-@jit
-def _one2(y, x0, x1, w0, w1, mask):
-    s = y.dtype.type(0)
-    q = s
-    for i in range(y.size):
-        v = (w0 * x0[i] + w1 * x1[i]) * mask[i]
-        y[i] = v
-        s += v
-        q += v * v
-    return s, q
-
-
-@jit
-def _one4(y, x0, x1, x2, x3, w0, w1, w2, w3, mask):
-    s = y.dtype.type(0)
-    q = s
-    for i in range(y.size):
-        v = (w0 * x0[i] + w1 * x1[i] + (w2 * x2[i] + w3 * x3[i])) * mask[i]
-        y[i] = v
-        s += v
-        q += v * v
-    return s, q
-
-
-@jit
-def _filter(y, acc, x, offset, weight, first, end, at, n, mask):
-    """One filter on one tile: y, its sum and its sum of squares."""
+def convolve_tile(y, acc, x, offset, weight, first, end, at, n, mask):
+    """One filter on one tile: its output y. Returns the sums of y and of its squares."""
+    k = first
     if end - first == 1:
-        a = offset[first] + at
-        return _one1(y, x[a : a + n], weight[first], mask)
+        a = offset[k] + at
+        return only1(y, x[a : a + n], weight[k], mask)
     if end - first == 2:
-        a, b = offset[first] + at, offset[first + 1] + at
-        return _one2(y, x[a : a + n], x[b : b + n], weight[first], weight[first + 1], mask)
+        a, b = offset[k] + at, offset[k + 1] + at
+        return only2(y, x[a : a + n], x[b : b + n], weight[k], weight[k + 1], mask)
     if end - first == 4:
-        k = first
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
-        return _one4(
+        return only4(
             y, x[a : a + n], x[b : b + n], x[c : c + n], x[d : d + n],
             weight[k], weight[k + 1], weight[k + 2], weight[k + 3], mask,
         )  # fmt: skip
-    _gather(acc, x, offset, weight, first, end, at, n)
-    return _masked_sums(y, acc, mask)
+    gather(acc, x, offset, weight, first, end, at, n)
+    return masked_sums(y, acc, mask)
 
 
 @jit
-def _affine(out, y, a, b, floor, mask):
-    for i in range(out.size):
-        v = a * y[i] + b
-        out[i] = (floor if v < floor else v) * mask[i]
+def normalise(norm, filters, sums, stats, coef):
+    """The batch norm behind a convolution as y -> a y + b; in train mode its running statistics.
 
-
-@jit
-def _affine_sum(out, y, r, a, b, c, floor, mask):
-    for i in range(out.size):
-        v = a * y[i] + (c * r[i] + b)
-        out[i] = (floor if v < floor else v) * mask[i]
-
-
-@jit
-def _constant(out, b, floor, mask):
-    v = floor if b < floor else b
-    for i in range(out.size):
-        out[i] = v * mask[i]
-
-
-@jit
-def kept_values(flat, where, out):
-    """Copy the kept weights out of a weight's memory."""
-    for k in range(where.size):
-        out[k] = flat[where[k]]
-
-
-@jit
-def convolve(
-    x, x_step, start, offset, weight, y, y_base, y_step,
-    virtual, p, p_base, p_step, p_coef, p_floor, s, s_base,
-    sums, mask, tile, tiles, last,
-):  # fmt: skip
-    """One convolution, and the sums its batch norm needs.
-
-    virtual: whether x is an activation that is not stored: s then holds one tile of
-    max(a p + b, floor) for the planes p, made anew for every tile. y_base: -1 for a filter whose
-    output nobody reads; its sums are taken all the same. sums: (filters, 2), sum and sum of
-    squares of each filter's output.
+    filters: the channel of each row of sums; every other channel's output is the convolution's
+    bias. stats: (C, 2), mean without the bias and 1 / standard deviation. coef: (C, 2), a and b.
     """
-    acc = np.empty_like(mask)
-    unread = np.empty_like(mask)
-    sums[:] = 0
-    for t in range(tiles):
-        n = tile if t < tiles - 1 else last
-        m = mask[:n]
-        if virtual:
-            at = 0
-            for j in range(s_base.size):
-                o = s[s_base[j] : s_base[j] + n]
-                if p_base[j] >= 0:
-                    q = p_base[j] + t * p_step
-                    _affine(o, p[q : q + n], p_coef[j, 0], p_coef[j, 1], p_floor, m)
-                else:
-                    _constant(o, p_coef[j, 1], p_floor, m)
-        else:
-            at = t * x_step
-        for c in range(y_base.size):
-            if start[c] == start[c + 1]:
-                continue
-            if y_base[c] >= 0:
-                o = y_base[c] + t * y_step
-                u, v = _filter(
-                    y[o : o + n], acc[:n], x, offset, weight, start[c], start[c + 1], at, n, m
-                )
-            else:
-                u, v = _filter(
-                    unread[:n], acc[:n], x, offset, weight, start[c], start[c + 1], at, n, m
-                )
-            sums[c, 0] += u
-            sums[c, 1] += v
-
-
-@jit
-def batch_statistics(
-    sums, channel, count, bias, gamma, beta, eps, momentum, mean, var, stats, coef
-):  # fmt: skip
-    """Batch norm in train mode: its affine form y -> a y + b, and its running statistics.
-
-    channel: channel of each filter that has weights; the output of every other one is its
-    convolution's bias. stats: (C, 2), mean without the bias and 1 / standard deviation. coef:
-    (C, 2), a and b.
-    """
+    mode, count, bias, gamma, beta, eps, momentum, mean, var, steps = norm
     stats[:] = 0
-    for j in range(channel.size):
-        c = channel[j]
-        m = sums[j, 0] / count
-        stats[c, 0] = m
-        stats[c, 1] = max(sums[j, 1] / count - m * m, 0.0)
-        if np.isnan(sums[j, 1]):
-            stats[c, 1] = sums[j, 1]
+    if mode == NO_NORM:
+        for c in range(gamma.size):
+            coef[c, 0] = 1
+            coef[c, 1] = bias[c]
+        return
+    if mode == FROZEN:
+        for c in range(gamma.size):
+            stats[c, 0] = mean[c] - bias[c]
+            stats[c, 1] = 1 / np.sqrt(np.float64(var[c]) + eps)
+    else:
+        steps[0] += 1
+        for j in range(filters.size):
+            c = filters[j]
+            m = sums[j, 0] / count
+            stats[c, 0] = m
+            stats[c, 1] = max(sums[j, 1] / count - m * m, 0.0)
+            if np.isnan(sums[j, 1]):
+                stats[c, 1] = sums[j, 1]
+        for c in range(gamma.size):
+            v = stats[c, 1]
+            mean[c] += momentum * (stats[c, 0] + bias[c] - mean[c])
+            var[c] += momentum * (v * count / (count - 1) - var[c])
+            stats[c, 1] = 1 / np.sqrt(v + eps)
     for c in range(gamma.size):
-        m = stats[c, 0]
-        v = stats[c, 1]
-        mean[c] += momentum * (m + bias[c] - mean[c])
-        var[c] += momentum * (v * count / (count - 1) - var[c])
-        r = 1 / np.sqrt(v + eps)
-        a = gamma[c] * r
-        stats[c, 1] = r
-        coef[c, 0] = a
-        coef[c, 1] = beta[c] - m * a
-
-
-@jit
-def running_statistics(bias, gamma, beta, eps, mean, var, stats, coef):
-    """Batch norm in eval mode, in the same form; its mean is taken without the bias."""
-    for c in range(gamma.size):
-        r = 1 / np.sqrt(np.float64(var[c]) + eps)
-        a = gamma[c] * r
-        stats[c, 0] = mean[c] - bias[c]
-        stats[c, 1] = r
+        a = gamma[c] * stats[c, 1]
         coef[c, 0] = a
         coef[c, 1] = beta[c] - stats[c, 0] * a
 
 
 @jit
-def combine(
-    y, y_base, y_step, y_coef, r, r_base, r_step, r_coef, out, out_base, out_step, floor,
-    mask, tile, tiles, last,
-):  # fmt: skip
-    """out = max(a y + b + c r + d, floor), by channel; planes that do not exist count as zero."""
+def convolve(source, weights, filters, out, before, norm, stats, coef, grid):
+    """One convolution, and the affine form of the batch norm behind it (`normalise`).
+
+    source (x, step): the planes that are read. out: planes of y, of every filter that has weights;
+    -1 for one whose output nobody reads: its statistics are taken all the same.
+    before (virtual, p, p_base, p_step, p_coef, p_channel, floor, x_base): where virtual, x is an
+    activation that is not stored, but holds one tile of max(a p + b, floor) at a time; p_channel:
+    the row of p_coef, which holds a and b, of each plane.
+    """
+    x, x_step = source
+    start, offset, _, _ = weights
+    y, y_base, y_step = out
+    virtual, p, p_base, p_step, p_coef, p_channel, floor, x_base = before
+    mask, tile, tiles, last = grid
+    acc = np.empty_like(mask)
+    unread = np.empty(mask.size, y.dtype)
+    weight = kept(weights, mask)
+    sums = np.zeros((filters.size, 2))
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
         m = mask[:n]
-        for c in range(out_base.size):
-            o = out_base[c] + t * out_step
+        at = t * x_step
+        if virtual:
+            for j in range(x_base.size):
+                o = x[x_base[j] : x_base[j] + n]
+                a, b = p_coef[p_channel[j], 0], p_coef[p_channel[j], 1]
+                if p_base[j] >= 0:
+                    q = p_base[j] + t * p_step
+                    affine(o, p[q : q + n], a, b, floor, m)
+                else:
+                    constant(o, b, floor, m)
+        for c in range(filters.size):
             i = y_base[c] + t * y_step
-            j = r_base[c] + t * r_step
-            b = y_coef[c, 1] + r_coef[c, 1]
-            if y_base[c] >= 0 and r_base[c] >= 0:
-                _affine_sum(
-                    out[o : o + n], y[i : i + n], r[j : j + n], y_coef[c, 0], b, r_coef[c, 0],
-                    floor, m,
-                )  # fmt: skip
-            elif y_base[c] >= 0:
-                _affine(out[o : o + n], y[i : i + n], y_coef[c, 0], b, floor, m)
-            elif r_base[c] >= 0:
-                _affine(out[o : o + n], r[j : j + n], r_coef[c, 0], b, floor, m)
-            else:
-                _constant(out[o : o + n], b, floor, m)
-
-
-# Backward.
+            o = y[i : i + n] if y_base[c] >= 0 else unread[:n]
+            u, v = convolve_tile(o, acc[:n], x, offset, weight, start[c], start[c + 1], at, n, m)
+            sums[c, 0] += u
+            sums[c, 1] += v
+    normalise(norm, filters, sums, stats, coef)
 
 
 @jit
-def _sums(g, y):
-    s = g.dtype.type(0)
-    q = s
-    for i in range(g.size):
-        s += g[i]
-        q += g[i] * y[i]
-    return s, q
+def combine(first, second, out, floor, grid):
+    """out = max(a y + b + c r + d, floor), by plane.
 
-
-@jit
-def _sum(g):
-    s = g.dtype.type(0)
-    for i in range(g.size):
-        s += g[i]
-    return s
-
-
-@jit
-def gradient_sums(g, g_base, g_step, y, y_base, y_step, sums, tile, tiles, last):
-    """Sums over the batch of a gradient g and of g y, by channel: what a batch norm's backward
-    needs. sums: (channels, 2)."""
-    sums[:] = 0
+    first (y, base, step, coef, channel): the planes y, of which -1 counts as zero, and the row of
+    coef that holds a and b of each plane. second: the same for r, c and d.
+    """
+    y, y_base, y_step, y_coef, y_channel = first
+    r, r_base, r_step, r_coef, r_channel = second
+    x, x_base, x_step = out
+    mask, tile, tiles, last = grid
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
-        for c in range(g_base.size):
-            if g_base[c] < 0:
-                continue
-            i = g_base[c] + t * g_step
-            if y_base[c] >= 0:
-                j = y_base[c] + t * y_step
-                u, v = _sums(g[i : i + n], y[j : j + n])
-                sums[c, 0] += u
-                sums[c, 1] += v
+        m = mask[:n]
+        for c in range(x_base.size):
+            o = x_base[c] + t * x_step
+            i = y_base[c] + t * y_step
+            j = r_base[c] + t * r_step
+            a, b = y_coef[y_channel[c], 0], y_coef[y_channel[c], 1] + r_coef[r_channel[c], 1]
+            if y_base[c] >= 0 and r_base[c] >= 0:
+                k = r_coef[r_channel[c], 0]
+                affine_sum(x[o : o + n], y[i : i + n], r[j : j + n], a, b, k, floor, m)
+            elif y_base[c] >= 0:
+                affine(x[o : o + n], y[i : i + n], a, b, floor, m)
+            elif r_base[c] >= 0:
+                affine(x[o : o + n], r[j : j + n], r_coef[r_channel[c], 0], b, floor, m)
             else:
-                sums[c, 0] += _sum(g[i : i + n])
+                constant(x[o : o + n], b, floor, m)
+
+
+# Backward. Further groups of arguments:
+#   behind (g, g_base, g_step, y, y_base, y_step, coef): the gradient of a convolution's output, in
+#       the form coef0 g + coef1 y + coef2, where g is the gradient behind its batch norm.
+#   one_tile (d, d_base): memory for one tile of that gradient.
+#   found (d_gamma, d_beta, coef): what `normalise_backward` writes.
 
 
 @jit
-def norm_backward(sums, channel, count, stats, gamma, frozen, d_gamma, d_beta, coef):
-    """Gradients of a batch norm's scale and shift, and dy = coef0 g + coef1 y + coef2.
+def normalise_backward(norm, stats, channel, sums, found):
+    """Gradients of a batch norm's scale and shift, and the form of its input's gradient.
 
-    channel: of each row of sums. frozen: whether the statistics were the running ones, which do
-    not depend on y. The output of a filter without weights has no deviation from its mean.
+    channel: of each row of sums (of g and of g y). Without a norm, the gradient of the shift is
+    that of the convolution's bias.
     """
+    mode, count, _, gamma, _, _, _, _, _, _ = norm
+    d_gamma, d_beta, coef = found
     for j in range(channel.size):
         c = channel[j]
         s = sums[j, 0]
-        m = stats[c, 0]
-        r = stats[c, 1]
-        x = (sums[j, 1] - m * s) * r
-        a = gamma[c] * r
-        d_gamma[c] = x
         d_beta[c] = s
-        coef[j, 0] = a
-        if frozen:
-            coef[j, 1] = 0
-            coef[j, 2] = 0
-        else:
-            coef[j, 1] = -a * r * x / count
-            coef[j, 2] = a * (r * m * x - s) / count
+        coef[j, 0] = 1
+        coef[j, 1] = 0
+        coef[j, 2] = 0
+        if mode != NO_NORM:
+            # The output of a filter without weights has no deviation from its mean.
+            m = stats[c, 0]
+            r = stats[c, 1]
+            x = (sums[j, 1] - m * s) * r
+            a = gamma[c] * r
+            d_gamma[c] = x
+            coef[j, 0] = a
+            if mode == TRAINING:
+                coef[j, 1] = -a * r * x / count
+                coef[j, 2] = a * (r * m * x - s) / count
 
 
 @jit
-def _norm_input(d, g, y, a, b, c, mask):
-    for i in range(d.size):
-        d[i] = (a * g[i] + b * y[i] + c) * mask[i]
+def norm_backward(gradient, y, known, totals, norm, stats, channel, found, grid):
+    """`normalise_backward` at the end of a unit. gradient, y: planes behind and in front of it.
+
+    known: whether totals holds the sum of the gradient over each channel already.
+    """
+    g, g_base, g_step = gradient
+    y, y_base, y_step = y
+    _, tile, tiles, last = grid
+    sums = np.zeros((channel.size, 2))
+    if known:
+        for c in range(channel.size):
+            sums[c, 0] = totals[channel[c]]
+    for t in range(tiles):
+        n = tile if t < tiles - 1 else last
+        for c in range(channel.size):
+            i = g_base[c] + t * g_step
+            j = y_base[c] + t * y_step
+            if y_base[c] < 0:
+                if not known:
+                    sums[c, 0] += total(g[i : i + n])
+            elif known:
+                sums[c, 1] += product(g[i : i + n], y[j : j + n])
+            else:
+                u, v = sum_and_product(g[i : i + n], y[j : j + n])
+                sums[c, 0] += u
+                sums[c, 1] += v
+    normalise_backward(norm, stats, channel, sums, found)
 
 
 @jit
-def _scaled(d, g, a):
-    for i in range(d.size):
-        d[i] = a * g[i]
-
-
-@jit
-def _fill(d, d_base, g, g_base, g_step, y, y_base, y_step, coef, t, n, mask):
-    """One tile of the gradients of all filters' outputs, in the scratch array d."""
+def fill(one_tile, behind, t, n, mask):
+    """One tile of the gradients of all filters' outputs."""
+    d, d_base = one_tile
+    g, g_base, g_step, y, y_base, y_step, coef = behind
     for c in range(g_base.size):
-        if g_base[c] < 0 or y_base[c] < 0:
+        if y_base[c] < 0:
             continue
         i = g_base[c] + t * g_step
         j = y_base[c] + t * y_step
         o = d_base[c]
-        if coef[c, 1] == 0 and coef[c, 2] == 0:
-            _scaled(d[o : o + n], g[i : i + n], coef[c, 0])
+        a, b, e = coef[c, 0], coef[c, 1], coef[c, 2]
+        if b == 0 and e == 0:
+            scaled(d[o : o + n], g[i : i + n], a)
         else:
-            _norm_input(
-                d[o : o + n], g[i : i + n], y[j : j + n], coef[c, 0], coef[c, 1], coef[c, 2], mask
-            )
-
-
-# The transpose of `_gather`, and the products of the same planes with x: one load of a gradient
-# plane serves the gradients of the input and of the weight.
+            norm_input(d[o : o + n], g[i : i + n], y[j : j + n], a, b, e, mask)
 
 
 @jit
-def _back_set1(out, x, d0, w0):
-    s0 = out.dtype.type(0)
-    for i in range(out.size):
-        v0 = d0[i]
-        out[i] = w0 * v0
-        s0 += v0 * x[i]
-    return s0
-
-
-@jit
-def _back_add1(out, x, d0, w0):
-    s0 = out.dtype.type(0)
-    for i in range(out.size):
-        v0 = d0[i]
-        out[i] += w0 * v0
-        s0 += v0 * x[i]
-    return s0
-
-
-@jit
-def _back_set2(out, x, d0, d1, w0, w1):
-    s0 = out.dtype.type(0)
-    s1 = s0
-    for i in range(out.size):
-        v0, v1, u = d0[i], d1[i], x[i]
-        out[i] = w0 * v0 + w1 * v1
-        s0 += v0 * u
-        s1 += v1 * u
-    return s0, s1
-
-
-@jit
-def _back_add2(out, x, d0, d1, w0, w1):
-    s0 = out.dtype.type(0)
-    s1 = s0
-    for i in range(out.size):
-        v0, v1, u = d0[i], d1[i], x[i]
-        out[i] += w0 * v0 + w1 * v1
-        s0 += v0 * u
-        s1 += v1 * u
-    return s0, s1
-
-
-@jit
-def _back_set4(out, x, d0, d1, d2, d3, w0, w1, w2, w3):
-    s0 = out.dtype.type(0)
-    s1 = s0
-    s2 = s0
-    s3 = s0
-    for i in range(out.size):
-        v0, v1, v2, v3, u = d0[i], d1[i], d2[i], d3[i], x[i]
-        out[i] = w0 * v0 + w1 * v1 + (w2 * v2 + w3 * v3)
-        s0 += v0 * u
-        s1 += v1 * u
-        s2 += v2 * u
-        s3 += v3 * u
-    return s0, s1, s2, s3
-
-
-@jit
-def _back_add4(out, x, d0, d1, d2, d3, w0, w1, w2, w3):
-    s0 = out.dtype.type(0)
-    s1 = s0
-    s2 = s0
-    s3 = s0
-    for i in range(out.size):
-        v0, v1, v2, v3, u = d0[i], d1[i], d2[i], d3[i], x[i]
-        out[i] += w0 * v0 + w1 * v1 + (w2 * v2 + w3 * v3)
-        s0 += v0 * u
-        s1 += v1 * u
-        s2 += v2 * u
-        s3 += v3 * u
-    return s0, s1, s2, s3
-
-
-@jit
-def _scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
+def scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
     """Add to out (or set it, if fresh) the planes of d that one input plane reaches; the products
     of these planes with x are added to dw. Returns whether out is still not set."""
     k = first
     while end - k >= 4:
         a, b, c, e = offset[k], offset[k + 1], offset[k + 2], offset[k + 3]
         if fresh:
-            s0, s1, s2, s3 = _back_set4(
+            s0, s1, s2, s3 = back_set4(
                 out, x, d[a : a + n], d[b : b + n], d[c : c + n], d[e : e + n],
                 weight[k], weight[k + 1], weight[k + 2], weight[k + 3],
             )  # fmt: skip
         else:
-            s0, s1, s2, s3 = _back_add4(
+            s0, s1, s2, s3 = back_add4(
                 out, x, d[a : a + n], d[b : b + n], d[c : c + n], d[e : e + n],
                 weight[k], weight[k + 1], weight[k + 2], weight[k + 3],
             )  # fmt: skip
@@ -515,9 +347,9 @@ def _scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
     if end - k >= 2:
         a, b = offset[k], offset[k + 1]
         if fresh:
-            s0, s1 = _back_set2(out, x, d[a : a + n], d[b : b + n], weight[k], weight[k + 1])
+            s0, s1 = back_set2(out, x, d[a : a + n], d[b : b + n], weight[k], weight[k + 1])
         else:
-            s0, s1 = _back_add2(out, x, d[a : a + n], d[b : b + n], weight[k], weight[k + 1])
+            s0, s1 = back_add2(out, x, d[a : a + n], d[b : b + n], weight[k], weight[k + 1])
         fresh = False
         dw[k] += s0
         dw[k + 1] += s1
@@ -525,200 +357,184 @@ def _scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
     if end > k:
         a = offset[k]
         if fresh:
-            s0 = _back_set1(out, x, d[a : a + n], weight[k])
+            s0 = back_set1(out, x, d[a : a + n], weight[k])
         else:
-            s0 = _back_add1(out, x, d[a : a + n], weight[k])
+            s0 = back_add1(out, x, d[a : a + n], weight[k])
         fresh = False
         dw[k] += s0
     return fresh
 
 
 @jit
-def _dot(x, d0):
-    s0 = x.dtype.type(0)
-    for i in range(x.size):
-        s0 += d0[i] * x[i]
-    return s0
-
-
-@jit
-def _gate(out, acc, x, y, floor):
-    """out = acc where x is above the floor, else 0; returns its sum and its sum times y."""
-    zero = out.dtype.type(0)
-    s = zero
-    q = zero
-    for i in range(acc.size):
-        v = acc[i] if x[i] > floor else zero
-        out[i] = v
-        s += v
-        q += v * y[i]
-    return s, q
+def write_gradient(weights, dw, gradient):
+    """Write the gradients of the kept weights into the memory of a dense gradient."""
+    _, _, where, _ = weights
+    for k in range(where.size):
+        gradient[where[k]] = dw[k]
 
 
 @jit
 def backward_to_virtual(
-    g, g_base, g_step, y, y_base, y_step, coef, d, d_base, offset, weight, start, dw,
-    p, p_base, p_step, p_coef, p_floor, out, out_base, out_step, sums,
-    mask, tile, tiles, last,
-):  # fmt: skip
-    """From the gradient g behind a convolution and its batch norm to the activation before it,
-    which is not stored: max(a p + b, floor), computed anew from the planes p.
+    behind, one_tile, weights, gradient, before, out, norm, stats, channel, found, grid
+):
+    """From the gradient behind a convolution to the activation before it, which is not stored, and
+    through the batch norm before that (`normalise_backward`).
 
-    g, y, coef: the gradient of the convolution's output is coef0 g + coef1 y + coef2. out: the
-    gradient that passed the ReLU of the activation. sums: (planes, 2), of out and of out p.
+    gradient: dense memory for the weight's. before (p, p_base, p_step, p_coef, floor): the
+    activation is max(a p + b, floor). out: planes of the gradient that passed its ReLU. norm,
+    stats, found: of the batch norm before the activation; channel: the one of each plane.
     """
+    start, offset, _, _ = weights
+    d, _ = one_tile
+    p, p_base, p_step, p_coef, floor = before
+    o_memory, o_base, o_step = out
+    mask, tile, tiles, last = grid
     acc = np.empty_like(mask)
     x = np.empty_like(mask)
-    dw[:] = 0
-    sums[:] = 0
+    weight = kept(weights, mask)
+    dw = np.zeros(weight.size)
+    sums = np.zeros((channel.size, 2))
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
         m = mask[:n]
-        _fill(d, d_base, g, g_base, g_step, y, y_base, y_step, coef, t, n, m)
-        for c in range(out_base.size):
-            o = out_base[c] + t * out_step
+        fill(one_tile, behind, t, n, m)
+        for c in range(channel.size):
+            i = o_base[c] + t * o_step
+            o = o_memory[i : i + n]
             if start[c] == start[c + 1]:
-                out[o : o + n] = 0
+                o[:] = 0
                 continue
+            a, b = p_coef[channel[c], 0], p_coef[channel[c], 1]
+            j = p_base[c] + t * p_step
             if p_base[c] >= 0:
-                j = p_base[c] + t * p_step
-                _affine(x[:n], p[j : j + n], p_coef[c, 0], p_coef[c, 1], p_floor, m)
+                affine(x[:n], p[j : j + n], a, b, floor, m)
             else:
-                _constant(x[:n], p_coef[c, 1], p_floor, m)
-            _scatter(acc[:n], x[:n], d, offset, weight, start[c], start[c + 1], n, dw, True)
+                constant(x[:n], b, floor, m)
+            scatter(acc[:n], x[:n], d, offset, weight, start[c], start[c + 1], n, dw, True)
             if p_base[c] >= 0:
-                u, v = _gate(out[o : o + n], acc[:n], x[:n], p[j : j + n], p_floor)
+                u, v = gate_sums(o, acc[:n], x[:n], p[j : j + n], floor)
                 sums[c, 1] += v
             else:
-                u, v = _gate(out[o : o + n], acc[:n], x[:n], m, p_floor)
+                u, v = gate_sums(o, acc[:n], x[:n], m, floor)
             sums[c, 0] += u
+    normalise_backward(norm, stats, channel, sums, found)
+    write_gradient(weights, dw, gradient)
 
 
 @jit
-def _gated_copy(out, g, x, floor):
-    zero = out.dtype.type(0)
-    for i in range(out.size):
-        out[i] = g[i] if x[i] > floor else zero
+def backward_to_input(first, two, second, residual, source, out, totals, grid):
+    """From the gradients behind one or two convolutions to the planes that they read.
 
-
-@jit
-def _gated_sum(out, acc, g, x, floor):
-    zero = out.dtype.type(0)
-    for i in range(out.size):
-        out[i] = acc[i] + g[i] if x[i] > floor else zero
-
-
-@jit
-def _copy_masked(out, acc, mask):
-    for i in range(out.size):
-        out[i] = acc[i] * mask[i]
-
-
-@jit
-def _sum_masked(out, acc, g, mask):
-    for i in range(out.size):
-        out[i] = (acc[i] + g[i]) * mask[i]
-
-
-@jit
-def backward_to_input(
-    g, g_base, g_step, y, y_base, y_step, coef, d, d_base, offset, weight, start, dw,
-    two, g2, g2_base, g2_step, y2, y2_base, y2_step, coef2, d2, d2_base, offset2, weight2, start2,
-    dw2,
-    r, r_base, r_step, x, x_base, x_step, gated, floor, out, out_base, out_step,
-    mask, tile, tiles, last,
-):  # fmt: skip
-    """From the gradients behind one or two convolutions to the planes x that they read.
-
-    r: a gradient that reaches x as it is (a residual connection); base -1: none. gated: whether x
-    is the output of a ReLU; the gradient in front of that ReLU is then written, zero where x is
-    not above the floor.
+    first, second (behind, one_tile, weights, gradient): the convolutions, as in
+    `backward_to_virtual`; two: whether there is a second one.
+    residual: planes of a gradient that reaches the input as it is (a residual connection).
+    source (x, base, step, channel, behind_relu, floor): the planes that are read and the channel of
+    each. behind_relu: whether they are the output of a ReLU; what is written is then the gradient
+    in front of that ReLU, zero where x is not above the floor.
+    totals: (C,), its sum over each channel is added to these.
     """
+    behind1, one_tile1, weights1, gradient1 = first
+    behind2, one_tile2, weights2, gradient2 = second
+    r, r_base, r_step = residual
+    x, x_base, x_step, channel, behind_relu, floor = source
+    o_memory, o_base, o_step = out
+    mask, tile, tiles, last = grid
+    start1, offset1, _, _ = weights1
+    start2, offset2, _, _ = weights2
+    weight1, weight2 = kept(weights1, mask), kept(weights2, mask)
+    dw1, dw2 = np.zeros(weight1.size), np.zeros(weight2.size)
     acc = np.empty_like(mask)
-    dw[:] = 0
-    dw2[:] = 0
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
         m = mask[:n]
-        _fill(d, d_base, g, g_base, g_step, y, y_base, y_step, coef, t, n, m)
+        fill(one_tile1, behind1, t, n, m)
         if two:
-            _fill(d2, d2_base, g2, g2_base, g2_step, y2, y2_base, y2_step, coef2, t, n, m)
-        for c in range(out_base.size):
+            fill(one_tile2, behind2, t, n, m)
+        for c in range(x_base.size):
             i = x_base[c] + t * x_step
-            o = out_base[c] + t * out_step
-            v = x[i : i + n]
-            fresh = _scatter(acc[:n], v, d, offset, weight, start[c], start[c + 1], n, dw, True)
+            j = o_base[c] + t * o_step
+            v, o = x[i : i + n], o_memory[j : j + n]
+            fresh = scatter(
+                acc[:n], v, one_tile1[0], offset1, weight1, start1[c], start1[c + 1], n, dw1, True
+            )
             if two:
-                fresh = _scatter(
-                    acc[:n], v, d2, offset2, weight2, start2[c], start2[c + 1], n, dw2, fresh
-                )
+                fresh = scatter(
+                    acc[:n], v, one_tile2[0], offset2, weight2, start2[c], start2[c + 1], n, dw2,
+                    fresh,
+                )  # fmt: skip
             if r_base[c] >= 0:
-                j = r_base[c] + t * r_step
-                if fresh and gated:
-                    _gated_copy(out[o : o + n], r[j : j + n], v, floor)
-                elif gated:
-                    _gated_sum(out[o : o + n], acc[:n], r[j : j + n], v, floor)
+                k = r_base[c] + t * r_step
+                if fresh and behind_relu:
+                    s = gated(o, r[k : k + n], v, floor)
+                elif behind_relu:
+                    s = gated_sum(o, acc[:n], r[k : k + n], v, floor)
                 elif fresh:
-                    _copy_masked(out[o : o + n], r[j : j + n], m)
+                    s = masked(o, r[k : k + n], m)
                 else:
-                    _sum_masked(out[o : o + n], acc[:n], r[j : j + n], m)
+                    s = masked_sum(o, acc[:n], r[k : k + n], m)
             elif fresh:
-                out[o : o + n] = 0
-            elif gated:
-                _gated_copy(out[o : o + n], acc[:n], v, floor)
+                o[:] = 0
+                continue
+            elif behind_relu:
+                s = gated(o, acc[:n], v, floor)
             else:
-                _copy_masked(out[o : o + n], acc[:n], m)
+                s = masked(o, acc[:n], m)
+            totals[channel[c]] += s
+    write_gradient(weights1, dw1, gradient1)
+    if two:
+        write_gradient(weights2, dw2, gradient2)
 
 
 @jit
-def backward_weight(
-    g, g_base, g_step, y, y_base, y_step, coef, d, d_base, offset, start, dw, x, x_base, x_step,
-    mask, tile, tiles, last,
-):  # fmt: skip
-    """Gradients of the kept weights alone, where nobody asks for the input's."""
-    dw[:] = 0
+def dot(x, d, offset, first, end, n, dw):
+    """Add to dw the sums over the products of x with planes of d."""
+    for k in range(first, end):
+        dw[k] += product(x, d[offset[k] : offset[k] + n])
+
+
+@jit
+def backward_weight(behind, one_tile, weights, gradient, source, grid):
+    """Gradients of the kept weights alone, where nobody asks for the input's.
+
+    source (x, base, step): the planes that are read.
+    """
+    start, offset, where, _ = weights
+    x, x_base, x_step = source
+    mask, tile, tiles, last = grid
+    dw = np.zeros(where.size)
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
-        _fill(d, d_base, g, g_base, g_step, y, y_base, y_step, coef, t, n, mask[:n])
+        fill(one_tile, behind, t, n, mask[:n])
         for c in range(x_base.size):
-            if start[c] == start[c + 1]:
-                continue
-            i = x_base[c] + t * x_step
-            v = x[i : i + n]
-            for k in range(start[c], start[c + 1]):
-                dw[k] += _dot(v, d[offset[k] : offset[k] + n])
-
-
-@jit
-def scatter_weight(flat, where, dw):
-    """Write the gradients of kept weights into a dense gradient's memory."""
-    for k in range(where.size):
-        flat[where[k]] = dw[k]
+            if start[c] < start[c + 1]:
+                i = x_base[c] + t * x_step
+                dot(x[i : i + n], one_tile[0], offset, start[c], start[c + 1], n, dw)
+    write_gradient(weights, dw, gradient)
 
 
 # Layout.
 
 
 @jit
-def gate(g, x, base, step, floor, tile, tiles, last):
-    """Set the planes of a gradient to zero where the ReLU's output x, laid out alike, is zero."""
-    zero = g.dtype.type(0)
+def gate(planes, x, floor, grid):
+    """Set planes of a gradient to zero where the ReLU's output x, laid out alike, is zero."""
+    g, base, step = planes
+    _, tile, tiles, last = grid
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
         for c in range(base.size):
             i = base[c] + t * step
-            p = g[i : i + n]
-            q = x[i : i + n]
-            for k in range(n):
-                p[k] = p[k] if q[k] > floor else zero
+            gate_in_place(g[i : i + n], x[i : i + n], floor)
 
 
 @jit
-def split_phases(
-    x, x_base, x_image, x_row, height, width, row, column, stride, out, out_base, out_image,
-    out_row, out_height, out_width, images,
-):  # fmt: skip
-    """Every stride-th pixel, from (row, column) of each plane on; zeros beyond the image."""
+def split_phases(whole, phases, row, column, stride, images):
+    """Every stride-th pixel, from (row, column) of each plane on.
+
+    whole, phases (memory, base, distance of images, of rows, height, width): planes.
+    """
+    x, x_base, x_image, x_row, height, width = whole
+    out, out_base, out_image, out_row, out_height, out_width = phases
     for j in range(x_base.size):
         rows = min(out_height, (height - row[j] + stride - 1) // stride)
         columns = min(out_width, (width - column[j] + stride - 1) // stride)
@@ -726,20 +542,23 @@ def split_phases(
             for h in range(rows):
                 i = x_base[j] + n * x_image + (h * stride + row[j]) * x_row + column[j]
                 o = out_base[j] + n * out_image + h * out_row
-                if stride == 2:
-                    for w in range(columns):
-                        out[o + w] = x[i + 2 * w]
-                else:
-                    for w in range(columns):
-                        out[o + w] = x[i + stride * w]
+                done = 0
+                if stride == 2:  # eight at a time, written out: the common case, vectorised
+                    done = columns // 8 * 8
+                    for w in range(0, done, 8):
+                        p = out[o + w : o + w + 8]
+                        q = x[i + 2 * w : i + 2 * w + 15]
+                        p[0], p[1], p[2], p[3] = q[0], q[2], q[4], q[6]
+                        p[4], p[5], p[6], p[7] = q[8], q[10], q[12], q[14]
+                for w in range(done, columns):
+                    out[o + w] = x[i + stride * w]
 
 
 @jit
-def merge_phases(
-    g, g_base, g_image, g_row, g_height, g_width, row, column, stride, out, out_base, out_image,
-    out_row, height, width, images,
-):  # fmt: skip
-    """The transpose of `split_phases`: each phase's pixels of out are set."""
+def merge_phases(phases, whole, row, column, stride, images):
+    """The transpose of `split_phases`: each phase's pixels of the whole planes are set."""
+    g, g_base, g_image, g_row, g_height, g_width = phases
+    out, out_base, out_image, out_row, height, width = whole
     for j in range(g_base.size):
         rows = min(g_height, (height - row[j] + stride - 1) // stride)
         columns = min(g_width, (width - column[j] + stride - 1) // stride)
@@ -747,9 +566,13 @@ def merge_phases(
             for h in range(rows):
                 i = g_base[j] + n * g_image + h * g_row
                 o = out_base[j] + n * out_image + (h * stride + row[j]) * out_row + column[j]
+                done = 0
                 if stride == 2:
-                    for w in range(columns):
-                        out[o + 2 * w] = g[i + w]
-                else:
-                    for w in range(columns):
-                        out[o + stride * w] = g[i + w]
+                    done = columns // 8 * 8
+                    for w in range(0, done, 8):
+                        p = g[i + w : i + w + 8]
+                        q = out[o + 2 * w : o + 2 * w + 15]
+                        q[0], q[2], q[4], q[6] = p[0], p[1], p[2], p[3]
+                        q[8], q[10], q[12], q[14] = p[4], p[5], p[6], p[7]
+                for w in range(done, columns):
+                    out[o + stride * w] = g[i + w]

@@ -1,104 +1,33 @@
 """From masks to lists: which planes of a unit are computed, from which kept weights, and where.
 
-A *unit* is what one autograd function computes: one or two sums of convolutions, each with its
-batch norm, and a ReLU behind the sum. Activations inside a unit that only one convolution reads
-are not stored (*virtual*). A plan holds for one shape of the inputs and one pattern of live
-channels; it says nothing of the values of the weights.
+Activations inside a unit that only one convolution reads are not stored (*virtual*). A plan holds
+for one shape of the inputs and one pattern of live channels. It does not depend on the values of
+the weights.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from .planes import Grid, Planes, Scratch, Tiled
+from .unit import Convolution, Indices, Unit
 
-Indices = np.ndarray  # int64, one-dimensional
-NONE = np.zeros(0, np.int64)
-
-
-@dataclass
-class Convolution:
-    """A convolution or linear layer with what follows it.
-
-    name: of its weight among the masks. source: the convolution of the same unit whose activation
-    it reads, or -1 - i for the unit's input i. relu: whether a ReLU follows; for a convolution
-    that is read within the unit.
-    """
-
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    norm: nn.BatchNorm2d | None
-    source: int
-    relu: bool = True
-
-    def geometry(self) -> tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Stride, groups, kernel size, padding and dilation."""
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            return 1, 1, (1, 1), (0, 0), (1, 1)
-        padding = layer.padding
-        if isinstance(padding, str):
-            half = [
-                d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-            ]
-            padding = (half[0], half[1]) if padding == "same" else (0, 0)
-        return layer.stride[0], layer.groups, layer.kernel_size, padding, layer.dilation
-
-    @cached_property
-    def channels(self) -> int:
-        return self.layer.weight.shape[0]
-
-    def constants(self, channels: Indices | slice = slice(None)) -> np.ndarray:
-        """What comes out of the norm for filters without live weights: their input is their bias.
-
-        The same for every pixel; in train mode the shift alone, as a batch without variance has no
-        deviation from its mean.
-        """
-        norm = self.norm
-
-        def chosen(value: Tensor | None, otherwise: float) -> np.ndarray:
-            if value is None:
-                return np.full(self.channels, otherwise)[channels]
-            return value.detach().numpy()[channels]
-
-        if norm is None:
-            return chosen(self.layer.bias, 0)
-        shift = chosen(norm.bias, 0)
-        if norm.training:
-            return shift
-        deviation = np.float64(chosen(self.layer.bias, 0)) - chosen(norm.running_mean, 0)
-        scale = chosen(norm.weight, 1) / np.sqrt(chosen(norm.running_var, 1) + norm.eps)
-        return shift + deviation * scale
-
-
-@dataclass
-class Unit:
-    """Convolutions in the order of computation, and the sum that is put out.
-
-    terms: what is summed: convolutions by number, inputs as -1 - i.
-    """
-
-    name: str
-    convolutions: list[Convolution]
-    terms: list[int]
-    relu: bool
-    inputs: int
-    modules: list[nn.Module] = field(default_factory=list)
-    """All modules that are computed within it, in whatever way."""
-
-    @property
-    def linear(self) -> bool:
-        """Whether its tensors are (N, features)."""
-        return isinstance(self.convolutions[0].layer, nn.Linear)
+NONE: Indices = np.zeros(0, np.int64)
 
 
 @dataclass
 class Rows:
-    """Kept weights of a layer: filter, input channel, offsets in rows and columns, memory."""
+    """Kept weights of a layer, one in each row.
+
+    Args:
+        filter, channel: output and input channel.
+        dy, dx: offset of the pixel that the weight reads, in rows and columns.
+        where: position in the weight's memory.
+    """
 
     filter: Indices
     channel: Indices
@@ -126,10 +55,12 @@ def kept_rows(convolution: Convolution, mask: Tensor) -> Rows:
 
 @dataclass
 class Source:
-    """Planes that an input's readers read: channels as they are, or the phases of a stride.
+    """Planes of an input that convolutions read: its channels, or the phases of a stride.
 
-    channel, row, column: of each plane. planes: their layout where they are copied (phases, or an
-    input that is packed). lists hold plane numbers.
+    Args:
+        grid: of these planes.
+        channel, row, column: of each plane: its channel, and the pixel that its phase begins with.
+        stride: of the convolutions.
     """
 
     grid: Grid
@@ -138,19 +69,39 @@ class Source:
     column: Indices
     stride: int
 
-    @property
+    @cached_property
     def phases(self) -> Planes:
+        """The layout of phases, which are copied."""
         return Planes(self.grid, len(self.channel))
+
+    @cached_property
+    def phases_base(self) -> Indices:
+        return self.phases.base(np.arange(len(self.channel)))
+
+    def base(self, whole: Planes) -> Indices:
+        """Where each plane begins. whole: the layout of the input."""
+        return whole.base(self.channel) if self.stride == 1 else self.phases_base
+
+    def step(self, whole: Planes) -> int:
+        return whole.step if self.stride == 1 else self.phases.step
 
 
 @dataclass
 class Lists:
     """A convolution's kept weights, by filter.
 
-    slots: channels that are stored, in order. filters: channels that have weights. start, offset,
-    where: as `convolve` reads them. y_base: of each filter, -1 where nobody reads it. slot_y: of
-    each slot, where its output is; -1: no weights. number, shift: the plane of the source that
-    each row reads, and how far from the point it computes.
+    Args:
+        rows: the kept weights that read live channels.
+        number, shift: of each row: the plane of the source that it reads, and the distance from
+            the point that it contributes to.
+        filters: channels that have weights.
+        slots: channels that are stored, in order.
+        y: layout of the stored outputs.
+        d: layout of one tile of their gradients.
+        start, offset, where: the group ``weights`` of the kernels.
+        y_base: of each filter, where its output begins; -1: nobody reads it.
+        slot_y: of each slot, where its output begins; -1: it has no weights.
+        slot_d: of each slot, where its gradient begins.
     """
 
     rows: Rows
@@ -168,136 +119,52 @@ class Lists:
     slot_d: Indices
 
 
-@dataclass
-class BackLists:
-    """The same by plane of the source, for the slots whose gradient is not zero.
-
-    chosen: numbers of these slots; channels, y, d, g: theirs, as in `Lists`; g: their planes where
-    they are virtual.
-    """
-
-    chosen: Indices
-    channels: Indices
-    y: Indices
-    d: Indices
-    g: Indices
-    start: Indices
-    offset: Indices
-    where: Indices
-
-
-@dataclass
-class BackInput:
-    """The planes of an input that get a gradient.
-
-    base: where each is read. target: where its gradient is written (of a stride: as of the
-    phases). residual: where the gradient of a sum begins that reaches it as it is; -1: nowhere.
-    whole, row, column: channel's plane in the gradient, and its phase. alive: (C,) bool.
-    """
-
-    base: Indices
-    target: Indices
-    residual: Indices
-    whole: Indices
-    row: Indices
-    column: Indices
-    alive: np.ndarray
-
-
-@dataclass
-class Back:
-    """What of a plan a backward needs, for one set of output channels with a gradient."""
-
-    lists: list[BackLists]
-    inputs: list[BackInput]
-    g: Indices
-    """Planes of the gradient at the output, for the slots of its convolutions that are chosen."""
-
-
-@dataclass
+@dataclass(eq=False)
 class Plan:
-    """Everything about a unit that does not change from step to step."""
+    """Everything about a unit that does not change from step to step.
+
+    Args:
+        unit: the unit.
+        grid: of its output, and of all planes inside it.
+        inputs: layout of the inputs.
+        sources: planes that are read of each input.
+        lists: kept weights of each convolution.
+        virtual: layout of the activation that a convolution reads, if it is not stored.
+        outs: output channels that are computed.
+        out: layout of the output.
+        alive: (C,) bool, output channels that are computed. The others are zero.
+        residual: of each input that is a term of the sum: where the plane of each computed output
+            channel begins; -1: it is zero.
+        checked: (convolutions, channels): channels that count as zero. The sum of these
+            convolutions' constants must stay at most 0 there.
+    """
 
     unit: Unit
     grid: Grid
     inputs: list[Planes]
-    sources: list[Source | None]
+    sources: list[Source]
     lists: list[Lists]
     virtual: dict[int, Scratch]
     outs: Indices
     out: Planes
     alive: np.ndarray
     residual: dict[int, Indices]
-    """Of each input that is a term of the sum: where the plane of each output channel begins."""
-    checked: list[tuple[list[int], Indices]] = field(default_factory=list)
-    """(convolutions, channels): channels taken for zero; their constants must stay at most 0."""
+    checked: list[tuple[list[int], Indices]]
     number: int = field(default_factory=itertools.count().__next__)
-    """Different for every plan: what its buffers are called by."""
-    backs: dict[bytes, Back] = field(default_factory=dict)
+    """Different for every plan. Its buffers are found by it."""
 
-    @cached_property
-    def out_base(self) -> Indices:
-        return self.out.base(self.outs)
-
-    @cached_property
-    def dead(self) -> Indices:
-        """Output channels that are zero and not computed."""
-        return np.flatnonzero(~self.alive)
-
-    @cached_property
-    def no_planes(self) -> Indices:
-        """For each output channel: no plane."""
-        return np.full(len(self.outs), -1, np.int64)
-
-    @cached_property
-    def virtual_base(self) -> dict[int, Indices]:
-        return {k: s.base(np.arange(s.planes)) for k, s in self.virtual.items()}
-
-    def back(self, alive: np.ndarray | None) -> Back:
-        """For a gradient that is zero in the channels that are not alive; None: in no channel."""
-        if alive is None:
-            alive = np.ones(self.out.channels, bool)
-        key = alive.tobytes()
-        if key not in self.backs:
-            self.backs[key] = make_back(self, alive)
-        return self.backs[key]
-
-    @cached_property
-    def _read_bases(self) -> list[Indices]:
-        return [self._read_base(i) for i in range(len(self.sources))]
-
-    def read_base(self, i: int) -> Indices:
-        """Where each plane begins that is read of an input: its own, or of its phases."""
-        return self._read_bases[i]
-
-    def _read_base(self, i: int) -> Indices:
-        source = self.sources[i]
-        if source.stride == 1:
-            return self.inputs[i].base(source.channel)
-        return source.phases.base(np.arange(len(source.channel)))
-
-    def read_step(self, i: int) -> int:
-        source = self.sources[i]
-        return self.inputs[i].step if source.stride == 1 else source.phases.step
-
-    def holds(self) -> bool:
-        """Whether the channels taken for zero still are."""
-        convolutions = self.unit.convolutions
-        for terms, channels in self.checked:
-            if len(channels):
-                total = sum(convolutions[k].constants(channels) for k in terms)
-                if not np.all(total <= 0):
-                    return False
-        return True
-
-
-def output_size(convolution: Convolution, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width behind a layer that keeps them, but for its stride; None for another."""
-    stride, _, kernel, padding, dilation = convolution.geometry()
-    for k, p, d in zip(kernel, padding, dilation, strict=True):
-        if 2 * p != d * (k - 1):
-            return None
-    return -(-size[0] // stride), -(-size[1] // stride)
+    def __post_init__(self) -> None:
+        grid, count = self.grid, len(self.outs)
+        self.out_base = self.out.base(self.outs)
+        self.dead = np.flatnonzero(~self.alive)
+        self.virtual_base = {k: s.base(np.arange(s.planes)) for k, s in self.virtual.items()}
+        self.tiles = (grid.mask, *grid.extent)
+        """The group ``grid`` of the kernels."""
+        self.no_planes = np.full(count, -1, np.int64)
+        self.first_row = np.zeros(count, np.int64)
+        self.unchanged = np.array([[1, 0]], grid.numpy)
+        """Affine form of a term that is an input, found in the first row."""
+        self.nothing = np.zeros((1, 2), grid.numpy)
 
 
 def make_plan(
@@ -305,20 +172,27 @@ def make_plan(
     masks: Sequence[Tensor],
     inputs: list[Planes],
     alive: Sequence[np.ndarray],
+    constants: Sequence[np.ndarray],
 ) -> Plan:
-    """The plan of a unit for inputs (N, C, H, W) whose channels are alive or exactly zero.
+    """The plan of a unit.
 
-    masks: of each convolution.
+    Args:
+        unit: the unit.
+        masks: of each convolution.
+        inputs: layout of each input.
+        alive: of each input, (C,) bool: its other channels are exactly zero.
+        constants: of each convolution, (C,): what comes out of its norm for a filter without live
+            weights.
     """
     convolutions = unit.convolutions
     shapes = [planes.shape for planes in inputs]
     sizes: list[tuple[int, int]] = []
     for c in convolutions:
         size = shapes[-1 - c.source][2:] if c.source < 0 else sizes[c.source]
-        sizes.append(output_size(c, size))
+        sizes.append(c.output_size(size))
     first = unit.terms[0]
     size = sizes[first] if first >= 0 else shapes[-1 - first][2:]
-    grid = Grid(shapes[0][0], *size, inputs[0].grid.border, inputs[0].grid.dtype)
+    grid = replace(inputs[0].grid, height=size[0], width=size[1])
 
     # Forward: which filters have live weights, which channels are then alive.
     rows: list[Rows] = []
@@ -332,7 +206,7 @@ def make_plan(
         live[rows[k].filter] = True
         if k not in unit.terms:
             if c.relu:
-                zero = ~live & (c.constants() <= 0)
+                zero = ~live & (constants[k] <= 0)
                 checked.append(([k], np.flatnonzero(zero)))
                 live = ~zero
             else:
@@ -341,8 +215,8 @@ def make_plan(
     terms = [k for k in unit.terms if k >= 0]
     shares = [living[k] if k >= 0 else alive[-1 - k] for k in unit.terms]
     if unit.relu:
-        constants = sum((convolutions[k].constants() for k in terms), np.zeros(len(shares[0])))
-        out_alive = np.logical_or.reduce([*shares, constants > 0])
+        total = sum((constants[k] for k in terms), np.zeros(len(shares[0])))
+        out_alive = np.logical_or.reduce([*shares, total > 0])
         checked.append((terms, np.flatnonzero(~out_alive)))
     else:
         out_alive = np.ones(len(shares[0]), bool)
@@ -369,12 +243,7 @@ def make_plan(
         if c.source < 0:
             source = sources[-1 - c.source]
             number, shift = _planes_of(rows[k], source, grid)
-            whole = inputs[-1 - c.source]
-            base = (
-                whole.base(source.channel)
-                if source.stride == 1
-                else source.phases.base(np.arange(len(source.channel)))
-            )
+            base = source.base(inputs[-1 - c.source])
         else:
             before = np.flatnonzero(stored[c.source])
             virtual[k] = Scratch(grid, len(before))
@@ -445,71 +314,3 @@ def _lists(
         slot_y=y.base(np.where(has, np.arange(len(slots)), -1)),
         slot_d=d.base(np.arange(len(slots))),
     )
-
-
-def make_back(plan: Plan, alive: np.ndarray) -> Back:
-    """Lists of a backward, from the output's channels that have a gradient back to the inputs."""
-    convolutions = plan.unit.convolutions
-    chosen: dict[int, Indices] = {}
-    found: list[BackLists | None] = [None] * len(convolutions)
-    for k in plan.unit.terms:
-        if k >= 0:
-            chosen[k] = np.flatnonzero(alive[plan.lists[k].slots])
-    kept: dict[int, np.ndarray] = {}
-    for k in reversed(range(len(convolutions))):
-        lists = plan.lists[k]
-        gets = np.zeros(convolutions[k].channels, bool)
-        gets[lists.slots[chosen[k]]] = True
-        kept[k] = gets[lists.rows.filter]
-        if convolutions[k].source >= 0:
-            chosen[convolutions[k].source] = np.unique(lists.number[kept[k]])
-    inputs, planes = [], []
-    for i, source in enumerate(plan.sources):
-        reaches = np.zeros(len(source.channel), bool)
-        for k, c in enumerate(convolutions):
-            if c.source == -1 - i:
-                reaches[plan.lists[k].number[kept[k]]] = True
-        residual = np.full(len(source.channel), -1, np.int64)
-        if i in plan.residual:
-            position = np.full(plan.out.channels, -1, np.int64)
-            position[plan.outs] = plan.out_base
-            position[~alive] = -1
-            residual = position[source.channel]
-            reaches |= residual >= 0
-        number = np.flatnonzero(reaches)
-        channel = source.channel[number]
-        whole = plan.inputs[i].base(channel)
-        lives = np.zeros(plan.inputs[i].channels, bool)
-        lives[channel] = True
-        target = whole if source.stride == 1 else source.phases.base(number)
-        inputs.append(
-            BackInput(
-                base=plan.read_base(i)[number],
-                target=target,
-                residual=residual[number],
-                whole=whole,
-                row=source.row[number],
-                column=source.column[number],
-                alive=lives,
-            )
-        )
-        planes.append(number)
-    for k, c in enumerate(convolutions):
-        lists, slots = plan.lists[k], chosen[k]
-        rows, number, shift = lists.rows[kept[k]], lists.number[kept[k]], lists.shift[kept[k]]
-        order = np.lexsort((shift, rows.filter, number))
-        read = planes[-1 - c.source] if c.source < 0 else chosen[c.source]
-        d = lists.slot_d[np.searchsorted(lists.slots, rows.filter)]
-        start = np.searchsorted(number[order], read)
-        found[k] = BackLists(
-            chosen=slots,
-            channels=lists.slots[slots],
-            y=lists.slot_y[slots],
-            d=lists.slot_d[slots],
-            g=lists.y.base(slots),
-            start=np.append(start, len(number)).astype(np.int64),
-            offset=(d - shift)[order].astype(np.int64),
-            where=rows.where[order],
-        )
-    slots = np.flatnonzero(alive[plan.outs])
-    return Back([b for b in found if b is not None], inputs, plan.out_base[slots])

@@ -1,17 +1,18 @@
-"""How the data of sparse execution lies in memory: padded planes, and buffers for them."""
+"""Memory layout of sparse execution: padded planes, and buffers for them."""
 
 import math
 import mmap
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 TILE_POINTS = 1200
-"""Points of a plane that are worked on at a time: 64 channels of them are a third of 1 MB."""
+"""Points of a plane that a kernel works on at a time: 64 such pieces take a third of 1 MB."""
 
 HUGE = 1 << 21
 
@@ -20,9 +21,9 @@ HUGE = 1 << 21
 class Grid:
     """The points of one plane: ``images`` of ``height`` x ``width`` pixels, one after the other.
 
-    Each row has ``border`` zeros to its right, each image as many rows of zeros below it. What
-    stands to the left of a row or above an image is the border of the one before it, so a plane
-    may be read at any shift of up to ``border`` rows and columns.
+    Each row has ``border`` zeros to its right, and each image as many rows of zeros below it. To
+    the left of a row is the border of the row before, and above an image that of the image before.
+    A plane may therefore be read at any shift of up to ``border`` rows and columns.
     """
 
     images: int
@@ -30,6 +31,8 @@ class Grid:
     width: int
     border: int
     dtype: torch.dtype
+    half: bool = False
+    """Whether what only kernels see is stored in bfloat16."""
 
     @cached_property
     def row(self) -> int:
@@ -42,12 +45,12 @@ class Grid:
 
     @cached_property
     def guard(self) -> int:
-        """Zeros before and behind all planes: the largest shift, in whole cache lines."""
+        """Number of zeros before and behind all planes: the largest shift, in whole cache lines."""
         return -(-(self.border * self.row + self.border) // 16) * 16
 
     @cached_property
     def pixels(self) -> int:
-        """Pixels of a channel: what a batch norm averages over."""
+        """Pixels of a channel, over which a batch norm averages."""
         return self.images * self.height * self.width
 
     @cached_property
@@ -66,13 +69,18 @@ class Grid:
 
     @cached_property
     def extent(self) -> tuple[int, int, int]:
-        """What kernels need of it: points of a tile, tiles, points of the last tile."""
+        """Points of a tile, number of tiles, points of the last tile."""
         rest = self.images - (self.tiles - 1) * self.tile_images
         return self.tile, self.tiles, rest * self.image
 
     @cached_property
     def numpy(self) -> np.dtype:
         return np.dtype(str(self.dtype).removeprefix("torch."))
+
+    @cached_property
+    def stored(self) -> np.dtype:
+        """The type of planes that only kernels see: bfloat16 is an array of uint16."""
+        return np.dtype(np.uint16) if self.half else self.numpy
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -84,10 +92,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Planes:
-    """All channels of a tensor (N, C, H, W), as torch may see them too.
+    """Layout of all channels of a tensor (N, C, H, W) that PyTorch can see too.
 
-    Where a tile is one image, the channels of an image lie side by side, so that a tile is one
-    piece of memory; else each channel's images do, so that a plane is.
+    If a tile is one image, the channels of an image are neighbours, so that a tile is one piece of
+    memory. Otherwise the images of a channel are, so that a plane is one piece.
     """
 
     grid: Grid
@@ -128,23 +136,28 @@ class Planes:
         return self.grid.images, self.channels, self.grid.height, self.grid.width
 
     def base(self, channels: np.ndarray) -> np.ndarray:
-        """Where the planes of channels begin; -1 stays -1: no plane."""
+        """Where the planes of channels begin. -1 (no plane) stays -1."""
         return np.where(channels < 0, -1, self.grid.guard + channels * self.pitch)
 
-    def tensor(self, memory: Tensor, flat: bool = False) -> Tensor:
-        """(N, C, H, W), or (N, C) where flat, on this memory.
+    @cached_property
+    def _bytes(self) -> tuple[int, ...]:
+        return tuple(stride * self.grid.numpy.itemsize for stride in self.strides)
 
-        Not a view for autograd, which would forbid to change it in place.
-        """
-        storage, guard = memory.untyped_storage(), self.grid.guard
-        end = 2 if flat else 4
-        tensor = torch.empty(0, dtype=memory.dtype)
-        return tensor.set_(storage, guard, self.shape[:end], self.strides[:end])
+    def group(self, memory: np.ndarray, base: np.ndarray) -> tuple[Any, ...]:
+        """What kernels need that work on rows: distances of images and rows, height and width."""
+        grid = self.grid
+        return memory, base, self.image, grid.row, grid.height, grid.width
+
+    def view(self, memory: np.ndarray, flat: bool = False) -> np.ndarray:
+        """(N, C, H, W), or (N, C) where flat, on this memory."""
+        end, grid = 2 if flat else 4, self.grid
+        offset = grid.guard * grid.numpy.itemsize
+        return np.ndarray(self.shape[:end], grid.numpy, memory, offset, self._bytes[:end])
 
 
 @dataclass(frozen=True)
 class Tiled:
-    """Planes that only kernels see: all planes of a tile lie side by side."""
+    """Layout of planes that only kernels see: all planes of a tile are neighbours."""
 
     grid: Grid
     planes: int
@@ -163,7 +176,7 @@ class Tiled:
 
 @dataclass(frozen=True)
 class Scratch:
-    """One tile of each plane, with zeros around each, that a kernel fills and reads."""
+    """Layout of one tile of each plane, with zeros around each. A kernel fills it and reads it."""
 
     grid: Grid
     planes: int
@@ -181,7 +194,7 @@ class Scratch:
 
 
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros aligned to a cache line, in huge pages where the system gives them."""
+    """Zeros aligned to a cache line, in huge pages if the system has them."""
     item = dtype.itemsize
     if size * item > HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         region = mmap.mmap(-1, (-(-size * item // HUGE) + 1) * HUGE)
@@ -194,17 +207,17 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 class Buffers:
-    """Memory that is used again: zeros when it is new, and as its last user left it afterwards.
+    """Memory that is used again. New memory is zero; used memory is as its last user left it.
 
-    What a kernel writes differs between users only in what each of them overwrites anyway, as
-    buffers are kept by the plan that asks for them; the zeros between images stay zeros.
+    A user reads only what it has written itself, and zeros between images. No user of the same key
+    ever writes those, so they stay zeros.
     """
 
     def __init__(self) -> None:
         self._free: dict[object, list[np.ndarray]] = {}
         self._scratch: dict[object, np.ndarray] = {}
         self.clean: set[int] = set()
-        """Addresses of outputs that nobody had changed when their backward ran."""
+        """Addresses of outputs that were unchanged when their backward ran."""
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
         free = self._free.setdefault(key, [])
@@ -213,17 +226,38 @@ class Buffers:
     def give(self, key: object, memory: np.ndarray) -> None:
         self._free.setdefault(key, []).append(memory)
 
-    def lend(self, key: object, memory: np.ndarray) -> Tensor:
-        """The memory as a tensor; it comes back when no tensor refers to it any more."""
-        # A torch storage made from an array keeps that array alive, so its end tells the storage's.
-        borrowed = memory[:]
-        weakref.finalize(borrowed, self.give, key, memory).atexit = False
-        return torch.from_numpy(borrowed)
+    def lend(self, key: object, memory: np.ndarray, view: np.ndarray) -> Tensor:
+        """A view of the memory as a tensor. The memory is free when no tensor refers to it."""
+        # A torch storage keeps the array alive that it was made from.
+        weakref.finalize(view, self.give, key, memory).atexit = False
+        return torch.from_numpy(view)
 
-    def scratch(self, name: str, layout: Scratch) -> np.ndarray:
-        """Shared by all plans of one grid, as it is filled and read within one kernel."""
+    def scratch(
+        self, name: str, layout: Scratch | Tiled, dtype: np.dtype | None = None
+    ) -> np.ndarray:
+        """Memory for all plans of a grid. Each plan writes it before it reads it.
+
+        One piece for all stays in the cache better than many would.
+        """
         key = name, layout.grid
         known = self._scratch.get(key)
         if known is None or known.size < layout.size:
-            known = self._scratch[key] = zeros(layout.size, layout.grid.numpy)
+            known = self._scratch[key] = zeros(layout.size, dtype or layout.grid.numpy)
         return known
+
+
+class Lease:
+    """Memory taken from buffers, which they get back when the lease is gone."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self.buffers = buffers
+        self._taken: list[tuple[object, np.ndarray]] = []
+
+    def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        memory = self.buffers.take(key, size, dtype)
+        self._taken.append((key, memory))
+        return memory
+
+    def __del__(self) -> None:
+        for key, memory in self._taken:
+            self.buffers.give(key, memory)

@@ -14,18 +14,26 @@ from ckasr.sparsity.layers import unwrapped
 from ckasr.sparsity.masks import check_masks
 
 if TYPE_CHECKING:
-    from .plan import Convolution, Unit
-    from .unit import BoundUnit
+    from .bound import BoundUnit
+    from .unit import Convolution, Unit
+
+
+STORAGES = ("float32", "bfloat16")
 
 
 class SparseExecution:
     """Handle of a model under sparse execution; see :func:`sparse_execution`."""
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, Tensor], storage: str = "float32"
+    ) -> None:
+        if storage not in STORAGES:
+            raise ValueError(f"storage {storage!r} is unknown: choose {', '.join(STORAGES)}")
         model = unwrapped(model)
         weights = prunable(model)
         check_masks(weights, masks)
         self.model = model
+        self.storage = storage
         self._masks = masks
         self._forwards: list[_Forward] = []
         self.units: list[BoundUnit] = []
@@ -47,7 +55,7 @@ class SparseExecution:
 
     @property
     def enabled(self) -> bool:
-        """Set to False for a dense forward, as a method needs that reads all gradients."""
+        """Whether forwards run on the kernels. Set it to False for a dense forward and backward."""
         return bool(self.units) and self._workspace.enabled
 
     @enabled.setter
@@ -56,24 +64,24 @@ class SparseExecution:
             self._workspace.enabled = value
 
     def update(self, masks: Mapping[str, Tensor] | None = None) -> None:
-        """Take over new masks, or (None) forget what belongs to masks that have changed since.
+        """Use new masks, or (None) free the memory that belonged to masks that have changed.
 
-        Plans are made anew at the next forward. Between a forward and its backward the masks must
-        not change. Raises ValueError as :func:`sparse_execution` does.
+        The next forward makes new plans. The masks must not change between a forward and its
+        backward. Raises ValueError as :func:`sparse_execution` does.
         """
         if masks is not None:
             check_masks(prunable(self.model), masks)
             self._masks = masks
         if self.units:
-            self._workspace.changed()
+            self._workspace.forget()
 
     def remove(self) -> None:
-        """Give every module its own forward back and let go of all memory."""
+        """Give every module its own ``forward`` back, and free all memory."""
         for forward in self._forwards:
             if forward.module.__dict__.get("forward") is forward:
                 del forward.module.forward
         if self.units:
-            self._workspace.changed()
+            self._workspace.forget()
         self._forwards, self.units = [], []
 
     def __enter__(self) -> "SparseExecution":
@@ -97,9 +105,10 @@ class SparseExecution:
         return "\n".join(lines)
 
     def _bind(self) -> None:
+        from .bound import BoundUnit
         from .compiling import compile_kernels
         from .trace import Found, follow, inlined, rewritten
-        from .unit import BoundUnit, Workspace
+        from .workspace import Workspace
 
         found: list[tuple[nn.Module, str, dict[bool, Found]]] = []
         for name, module in _composites(self.model):
@@ -124,7 +133,8 @@ class SparseExecution:
         ]
         if not units:
             return
-        self._workspace = Workspace(lambda name: self._masks[name], _border(units))
+        half = self.storage == "bfloat16"
+        self._workspace = Workspace(lambda name: self._masks[name], _border(units), half)
         bound: dict[tuple[str, ...], BoundUnit] = {}
 
         def bind(unit: "Unit") -> BoundUnit:
@@ -141,11 +151,11 @@ class SparseExecution:
             module.forward = forward
             self._forwards.append(forward)
         for dtype in {c.layer.weight.dtype for unit in units for c in unit.convolutions}:
-            compile_kernels(dtype)
+            compile_kernels(dtype, half and dtype == torch.float32)
 
 
 class _Forward:
-    """What a module's ``forward`` is while it is bound; copies and pickles have their own again."""
+    """The ``forward`` of a bound module. Copies and pickles of the module have their own again."""
 
     def __init__(self, module: nn.Module, modes: dict[bool, Callable[..., Any]]) -> None:
         self.module = module
@@ -162,36 +172,43 @@ class _Forward:
         return getattr, (self.module, "forward")  # of a module that has no forward of its own yet
 
 
-def sparse_execution(model: nn.Module, masks: Mapping[str, Tensor]) -> SparseExecution:
-    """Let the masked convolutions and linear layers of a model compute with kept weights alone.
+def sparse_execution(
+    model: nn.Module, masks: Mapping[str, Tensor], storage: str = "float32"
+) -> SparseExecution:
+    """Compute the masked convolutions and linear layers of a model with their kept weights alone.
 
-    From then on, and until ``remove()`` (or the end of a ``with`` block), forward and backward of
-    whatever part of the model can be followed run on the CPU by kernels whose cost grows with the
-    number of kept weights: convolutions (any stride, dilation and groups, with "same" padding),
-    linear layers, the batch norms, ReLUs and sums of two behind them. Everything else runs as
-    before; ``repr`` of the handle says which is which. The mathematics is that of the dense network
-    with its pruned weights at zero, in train and in eval mode, for float32 and float64. Parameters,
-    buffers, state dict, optimiser and hooks stay the model's own.
+    Until ``remove()`` is called (or the ``with`` block ends), every part of the model that can be
+    followed runs forward and backward on CPU kernels whose cost grows with the number of kept
+    weights: convolutions (any stride, dilation and groups, with "same" padding) and linear layers,
+    with the batch norms, ReLUs and sums of two that follow them. Everything else runs as before;
+    the ``repr`` of the handle lists both. The mathematics is that of the dense network with its
+    pruned weights at zero, in train mode and in eval mode, for float32 and float64. Parameters,
+    buffers, state dict, optimiser and hooks remain the model's own.
 
     Args:
-        model: any module on the CPU. Its pruned weights count as zero, whatever they hold.
-        masks: bool mask of every prunable weight by name, as :class:`ckasr.sparsity.Masks` holds
-            them. Masks that change in place are noticed; ``handle.update()`` takes others, and
-            lets go of the memory of the old ones.
+        model: any module on the CPU. Its pruned weights count as zero, whatever their values are.
+        masks: bool mask of every prunable weight by name, as in :class:`ckasr.sparsity.Masks`.
+            Masks that change in place are noticed. ``handle.update()`` replaces them, and frees the
+            memory that belonged to the old ones.
+        storage: ``"float32"``, or ``"bfloat16"`` to store what no one outside sees (outputs of
+            convolutions before their batch norm, and gradients between two convolutions of a
+            block) in half the memory. This is faster, and as coarse as bfloat16. Arithmetic,
+            statistics and all tensors that PyTorch sees stay in float32. No effect on float64.
 
     Returns:
         the handle.
 
     Raises:
-        ValueError: for a mask that is missing, unknown, of another shape, or not bool.
+        ValueError: if a mask is missing, unknown, of another shape, or not bool, or if the storage
+            is unknown.
 
     Notes:
         Gradients of pruned weights are zero; a method that needs them (RigL) takes a dense step.
-        The gradient that a hook sees at the output of a ReLU is zero where the ReLU is. Layers
-        inside whose own hooks are set run as before. Needs numba (``pip install 'ckasr[sparse]'``);
-        without it, a warning says so and the model runs dense.
+        The gradient that a hook sees at the output of a ReLU is zero wherever the output is. Layers
+        inside a block whose own hooks are set run as before. Needs numba
+        (``pip install 'ckasr[sparse]'``); without it, a warning is issued and the model runs dense.
     """
-    return SparseExecution(model, masks)
+    return SparseExecution(model, masks, storage)
 
 
 def _composites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -204,7 +221,7 @@ def _composites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _border(units: "list[Unit]") -> int:
-    """Zeros between the rows of planes: the largest shift of any convolution."""
+    """Number of zeros between the rows of planes: the largest shift of any convolution."""
     return max((_shift(c) for unit in units for c in unit.convolutions), default=0)
 
 

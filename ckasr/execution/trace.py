@@ -1,4 +1,4 @@
-"""Finding units: what of a module's forward the kernels can compute, from its torch.fx graph."""
+"""Find units, the parts of a module's forward that the kernels can compute, in its fx graph."""
 
 import operator
 import random
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .plan import Convolution, Unit, output_size
+from .unit import Convolution, Unit
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity)
 RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
@@ -18,35 +18,39 @@ SUMS = (operator.add, operator.iadd, torch.add)
 
 @dataclass
 class Found:
-    """A module whose forward was followed: its graph, and the unit that each node stands for."""
+    """A module whose forward was followed."""
 
     module: nn.Module
     graph: fx.Graph
     units: dict[fx.Node, tuple[Unit, list[fx.Node]]]
-    """Last node of each unit: the unit, and the nodes that are its inputs."""
+    """By the last node of each unit: the unit, and the nodes that are its inputs."""
     inside: set[fx.Node]
     """Nodes that are computed within units."""
 
 
 def inlined(module: nn.Module) -> bool:
-    """Whether a child counts as part of its parent's own forward: a Sequential of plain layers."""
+    """Whether a child is traced as part of its parent: a Sequential of plain layers."""
     plain = type(module) is nn.Sequential and all(type(child) in LAYERS for child in module)
     return plain and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Tracer(fx.Tracer):
-    """Stops at children that are not part of their parent's own forward."""
+    """Does not go into children that are not traced as part of their parent."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not inlined(m)
 
 
 def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | None:
-    """The graph of a module's own forward and the units in it; None where there is none.
+    """The graph of a module's forward and the units in it; None if there is none.
 
-    prefix: the module's name in the model, with a dot; masks: names of the masked weights. A
-    forward that decides by values, draws random numbers, or reads parameters itself is not
+    A forward that depends on values, draws random numbers, or reads parameters itself is not
     followed.
+
+    Args:
+        module: the module.
+        prefix: its name in the model, with a dot.
+        masks: names of the masked weights.
     """
     states = torch.get_rng_state(), random.getstate()
     try:
@@ -128,7 +132,7 @@ class _Matcher:
         return unit, inputs
 
     def activation(self, node: fx.Node) -> _Activation | None:
-        """The activation that ends at a node; None if there is no convolution right before it."""
+        """The activation that ends at a node; None if no convolution comes right before it."""
         nodes, inner = [node], node
         relu = self._is_relu(node)
         if relu:
@@ -161,7 +165,7 @@ class _Matcher:
         return {type(self.modules[str(self._term(t)[0].target)]) for t in terms}
 
     def _virtual(self, before: Any, conv: fx.Node) -> _Activation | None:
-        """The activation in front of a convolution, where only that convolution reads it."""
+        """The activation that a convolution reads, if nothing else reads it."""
         if before in self.absorbed or len(before.users) > 1 or self._stride(conv) > 1:
             return None
         activation = self.activation(before)
@@ -176,7 +180,7 @@ class _Matcher:
         return layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
 
     def _term(self, node: Any) -> tuple[fx.Node, fx.Node | None] | None:
-        """(convolution, batch norm) that a node ends: conv, conv with norm, or linear."""
+        """(convolution, batch norm or None) that ends at a node; None for any other node."""
         if not isinstance(node, fx.Node):
             return None
         if self._is_layer(node, nn.BatchNorm2d) and len(node.args) == 1:
@@ -197,7 +201,7 @@ class _Matcher:
             return True
         probe = Convolution(name, layer, None, -1)
         square = layer.stride[0] == layer.stride[1] and layer.padding_mode == "zeros"
-        return square and output_size(probe, (8, 8)) is not None
+        return square and probe.output_size((8, 8)) is not None
 
     def _is_layer(self, node: Any, *kinds: type) -> bool:
         if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:
@@ -219,7 +223,7 @@ class _Matcher:
 
 
 def rewritten(found: Found, bind: Callable[[Unit], Callable[..., Tensor]]) -> Callable[..., Any]:
-    """The forward of a followed module, with each unit in the place of its nodes."""
+    """The forward of a followed module, in which each unit replaces its nodes."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     targets: dict[str, Any] = {}

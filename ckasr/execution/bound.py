@@ -1,0 +1,185 @@
+"""A unit bound to its model: one autograd function, computed by the kernels where they apply."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .arguments import Arguments, constants, norm_group
+from .backward import run_backward
+from .forward import Frame, run_forward
+from .plan import make_plan
+from .planes import Grid, Planes
+from .unit import Unit
+from .workspace import Lent, Workspace
+
+
+class BoundUnit:
+    """A unit on its model: called with the input tensors, it returns the output tensor.
+
+    It falls back to the layers themselves where the kernels do not apply: other types, devices or
+    layouts, autocast, hooks on a layer inside, or a batch too small to normalise.
+    """
+
+    def __init__(self, unit: Unit, workspace: Workspace) -> None:
+        self.unit = unit
+        self.workspace = workspace
+        self.border = 0 if unit.linear else workspace.border
+        self._buffers = workspace.buffers
+        self._plans: dict[object, tuple[Arguments, list[Any]]] = {}
+        """With what the key names by its identity, so that nothing else gets its name."""
+        self._planes: dict[tuple[Any, ...], list[Planes]] = {}
+        self._fitting: dict[object, bool] = {}
+        self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
+        self._hooks = [table for module in unit.modules for table in _hook_tables(module)]
+        self.plain_calls = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not self.applies(inputs):
+            self.plain_calls += self.workspace.enabled
+            return self.plain(*inputs)
+        parameters = [p for c in self.unit.convolutions for p in c.parameters() if p is not None]
+        addresses = tuple(t.data_ptr() for t in (*parameters, *self._statistics()))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
+            return _Function.apply(self, addresses, len(inputs), *inputs, *parameters)
+        return self.forward(list(inputs), addresses)[0]
+
+    def applies(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the kernels can compute this call."""
+        if not self.workspace.enabled or any(self._hooks) or torch.is_autocast_enabled("cpu"):
+            return False
+        dtype = self.unit.convolutions[0].layer.weight.dtype
+        if dtype not in (torch.float32, torch.float64):
+            return False
+        for x in inputs:
+            if type(x) not in (Tensor, nn.Parameter) or not x.is_cpu or x.dtype != dtype:
+                return False
+        key = *(x.shape for x in inputs), *(n.training and n.momentum for n in self._norms)
+        if key not in self._fitting:
+            self._fitting[key] = self._fits([x.shape for x in inputs])
+        return self._fitting[key]
+
+    def _fits(self, shapes: list[torch.Size]) -> bool:
+        """Whether inputs of these shapes can be computed with the norms in their present mode."""
+        dimensions = 2 if self.unit.linear else 4
+        if any(len(shape) != dimensions or not shape.numel() for shape in shapes):
+            return False
+        for c in self.unit.convolutions:
+            if c.source < 0 and shapes[-1 - c.source][1] != c.input_channels:
+                return False
+        training = [n for n in self._norms if n.training]
+        if any(n.momentum is None for n in training):  # a cumulative average
+            return False
+        # One value per channel cannot be normalised: the layers say so themselves.
+        return not training or shapes[0][0] * self.unit.smallest_plane(shapes[0][2:]) > 1
+
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """The same by the layers themselves."""
+        values: list[Tensor] = []
+        for k, c in enumerate(self.unit.convolutions):
+            x = c.layer(inputs[-1 - c.source] if c.source < 0 else values[c.source])
+            if c.norm is not None:
+                x = c.norm(x)
+            values.append(torch.relu(x) if c.relu and k not in self.unit.terms else x)
+        terms = [values[k] if k >= 0 else inputs[-1 - k] for k in self.unit.terms]
+        out = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return torch.relu(out) if self.unit.relu else out
+
+    def forward(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> tuple[Tensor, Frame]:
+        """The output, and what its backward needs.
+
+        addresses: of the parameters and buffers.
+        """
+        if self.unit.linear:
+            inputs = [x[:, :, None, None] for x in inputs]
+        arguments, lent = self._prepare(inputs, addresses)
+        return run_forward(arguments, self.workspace, inputs, lent)
+
+    def backward(
+        self, frame: Frame, grad: Tensor, wanted: list[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Gradients of the inputs (None where not wanted) and of the parameters, in their order."""
+        return run_backward(frame, self.workspace, grad, wanted)
+
+    def _prepare(
+        self, inputs: list[Tensor], addresses: tuple[int, ...]
+    ) -> tuple[Arguments, list[Lent | None]]:
+        """The plan with its arguments, and what is known of inputs that are outputs of ours."""
+        space, convolutions = self.workspace, self.unit.convolutions
+        if self._buffers is not space.buffers:
+            self._plans.clear()
+            self._buffers = space.buffers
+        shapes = inputs[0].dtype, *[x.shape for x in inputs]
+        if shapes not in self._planes:
+            half = space.half and inputs[0].dtype == torch.float32
+            self._planes[shapes] = [
+                Planes(Grid(len(x), *x.shape[2:], self.border, x.dtype, half), x.shape[1])
+                for x in inputs
+            ]
+        planes = self._planes[shapes]
+        masks = [space.masks(c.name) for c in convolutions]
+        lent = [space.find(x, p) for x, p in zip(inputs, planes, strict=True)]
+        alive = [None if known is None else known.alive for known in lent]
+        key = (
+            shapes,
+            # By identity: a plan puts out the same array at every step, and is kept with it.
+            *[id(a) for a in alive],
+            *[(n.training, n.eps, n.momentum) for n in self._norms],
+            *[c.layer.weight.stride() for c in convolutions],
+            # Masks that somebody changed, in place or for others, without a word.
+            *[(id(m), m._version) for m in masks],
+        )
+        arguments, _ = self._plans.get(key, (None, None))
+        if arguments is not None and arguments.addresses != addresses:
+            arguments = Arguments(arguments.plan, addresses)
+            self._plans[key] = arguments, [*alive, *masks]
+        if arguments is None or not arguments.holds():
+            every = [
+                np.ones(p.channels, bool) if a is None else a
+                for p, a in zip(planes, alive, strict=True)
+            ]
+            shifts = [constants(norm_group(c, planes[0].grid)) for c in convolutions]
+            plan = make_plan(self.unit, masks, planes, every, shifts)
+            arguments = Arguments(plan, addresses)
+            self._plans[key] = arguments, [*alive, *masks]
+        return arguments, lent
+
+    def _statistics(self) -> list[Tensor]:
+        """The buffers of the norms."""
+        return [
+            buffer
+            for n in self._norms
+            for buffer in (n.running_mean, n.running_var, n.num_batches_tracked)
+        ]
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, bound: BoundUnit, addresses: tuple[int, ...], inputs: int, *tensors: Tensor
+    ) -> Tensor:
+        out, frame = bound.forward([t.detach() for t in tensors[:inputs]], addresses)
+        ctx.bound, ctx.frame, ctx.inputs = bound, frame, inputs
+        # Autograd then refuses a backward after any of them was changed in place.
+        ctx.save_for_backward(*tensors, *([out] if bound.unit.relu else []))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # raises where one of them was changed, or the graph was freed
+        wanted = list(ctx.needs_input_grad[3 : 3 + ctx.inputs])
+        found, parameters = ctx.bound.backward(ctx.frame, grad, wanted)
+        return None, None, None, *found, *parameters
+
+
+def _hook_tables(module: nn.Module) -> list[Any]:
+    """The dictionaries in which a module keeps its hooks: one that is not empty must be heeded."""
+    return [
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]

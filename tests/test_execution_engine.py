@@ -1,5 +1,8 @@
 """The engine under sparse execution: same results, recorded, resumed bit for bit."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +131,33 @@ def test_arms_of_two_executions_are_no_pair(tmp_path: Path):
     comparison = compare(found, next(arm for arm in found.arms if arm.beta))
     assert comparison.n == 2
     assert any("seed 0: dense and sparse execution" in text for text in comparison.incomplete)
+
+
+HASHES = """
+import hashlib, sys
+import torch
+from ckasr import models, sparse_execution
+from ckasr.sparsity import layer_densities, prunable, random_masks
+torch.manual_seed(0)
+model = models.create("resnet20", num_classes=10, input_shape=(1, 8, 8))
+shapes = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
+masks = random_masks(shapes, layer_densities(shapes, 0.05, "erk"), 0)
+with sparse_execution(model, masks):
+    model(torch.randn(16, 1, 8, 8)).square().mean().backward()
+numbers = torch.cat([p.grad.flatten() for p in model.parameters()]).numpy()
+print(hashlib.sha256(numbers.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_the_kernels_rounds_as_one_that_loads_them(tmp_path):
+    found = []
+    for _ in range(2):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", HASHES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.append((done.stdout, "compiling" in done.stderr))
+    (first, compiled), (second, compiled_again) = found
+    assert compiled
+    assert not compiled_again
+    assert first == second

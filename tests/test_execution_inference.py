@@ -12,18 +12,6 @@ from ckasr.execution import INFERENCE, shrink
 from ckasr.sparsity import Masks, report
 
 NETWORKS = SMOOTH | AWKWARD
-UNSUPPORTED = {
-    ("sparse", "a layer that a norm and a sum read, one channel added to many"): (
-        "the sparse kernels take a sum that broadcasts for one of equal shapes"
-    ),
-    ("sparse", "inference mode"): "the sparse kernels read version counters",
-}
-"""Defects of a way of inference; each test of them fails as soon as it is mended."""
-
-
-def known_defect(request: pytest.FixtureRequest, way: str, what: str) -> None:
-    if reason := UNSUPPORTED.get((way, what)):
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 def computed(
@@ -37,8 +25,7 @@ def computed(
 @pytest.mark.parametrize("density", [0.1, 0.3])
 @pytest.mark.parametrize("way", INFERENCE)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_outputs_are_those_of_the_masked_network(request, name, way, density):
-    known_defect(request, way, name)
+def test_the_outputs_are_those_of_the_masked_network(name, way, density):
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
     model = build().double()
@@ -49,8 +36,7 @@ def test_the_outputs_are_those_of_the_masked_network(request, name, way, density
 
 
 @pytest.mark.parametrize("way", INFERENCE)
-def test_inference_mode(request, way):
-    known_defect(request, way, "inference mode")
+def test_inference_mode(way):
     model = models.create("resnet20", num_classes=10).double()
     masks = bernoulli(model, 0.1, 0)
     x = torch.randn(2, 3, 8, 8).double()

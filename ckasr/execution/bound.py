@@ -50,6 +50,8 @@ class BoundUnit:
         """Whether the kernels can compute this call."""
         if not self.workspace.enabled or any(self._hooks) or torch.is_autocast_enabled("cpu"):
             return False
+        if torch.is_inference_mode_enabled():  # its tensors have no version counter
+            return False
         dtype = self.unit.convolutions[0].layer.weight.dtype
         if dtype not in (torch.float32, torch.float64):
             return False
@@ -69,6 +71,8 @@ class BoundUnit:
         for c in self.unit.convolutions:
             if c.source < 0 and shapes[-1 - c.source][1] != c.input_channels:
                 return False
+        if len(self.unit.term_shapes(shapes)) > 1:  # a sum that broadcasts
+            return False
         training = [n for n in self._norms if n.training]
         if any(n.momentum is None for n in training):  # a cumulative average
             return False

@@ -1,54 +1,76 @@
 """Compiling the kernels once, before the first step, by one process, with a message to the user."""
 
 import contextlib
+import hashlib
 import os
+import platform
+import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import numba
 import torch
 from torch import nn
 
+from . import kernels
 from .bound import BoundUnit
 from .unit import Convolution, Unit
 from .workspace import Workspace
 
-PATIENCE = 2.0
-"""Seconds before the message. Loading compiled kernels from numba's cache takes less."""
-
 
 @lru_cache
 def compile_kernels(dtype: torch.dtype, half: bool = False) -> None:
-    """Run every kernel once on a tiny network, so that numba compiles it or loads it from disk.
+    """Load every kernel from numba's cache on disk, and compile those that are not there before.
 
-    Compiled code is kept in numba's cache on disk (``NUMBA_CACHE_DIR``, or beside the source).
-    Other processes that start at the same time wait for it.
+    The cache is in ``NUMBA_CACHE_DIR``, or beside the source. A process of its own compiles, and
+    others that start at the same time wait for it. Code that has just been compiled and the same
+    code from disk can round differently (the linker then joins other copies of the inner loops),
+    so no process computes with what it has compiled itself.
 
     Args:
         dtype: of the network.
         half: whether its planes are stored in bfloat16.
     """
-    kind = str(dtype).removeprefix("torch.") + (" stored in bfloat16" if half else "")
-    note = threading.Timer(
-        PATIENCE,
-        lambda: print(
-            f"ckasr: compiling the sparse kernels for {kind}, once "
-            "on this machine: under a minute ...",
-            file=sys.stderr,
-            flush=True,
-        ),
-    )
-    note.daemon = True
-    note.start()
-    with _alone(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        _run_all(dtype, half)
-    note.cancel()
+    with _alone():
+        if not (marker := _marker(dtype, half)).exists():
+            kind = str(dtype).removeprefix("torch.") + (" stored in bfloat16" if half else "")
+            print(
+                f"ckasr: compiling the sparse kernels for {kind}, once on this machine: "
+                "about a minute ...",
+                file=sys.stderr,
+                flush=True,
+            )
+            _compile_elsewhere(dtype, half)
+            marker.touch()
+        run_all(dtype, half)
 
 
-def _run_all(dtype: torch.dtype, half: bool) -> None:
+def _marker(dtype: torch.dtype, half: bool) -> Path:
+    """A file in numba's cache which says that these kernels have been compiled from this source."""
+    source = hashlib.sha256(f"{numba.__version__} {platform.processor()} {dtype} {half}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    cache = Path(kernels.convolve.stats.cache_path)
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache / f"compiled-{source.hexdigest()[:16]}"
+
+
+def _compile_elsewhere(dtype: torch.dtype, half: bool) -> None:
+    """Run every kernel once in another process, which leaves the compiled code on disk."""
+    call = f"from {__name__} import run_all; import torch; run_all({dtype}, {half})"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = os.environ | {"PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", call], env=environment, check=True)
+
+
+@torch.random.fork_rng(devices=[])
+@torch.enable_grad()
+def run_all(dtype: torch.dtype, half: bool) -> None:
+    """Run every kernel once on a tiny network."""
+
     def conv(name: str, source: int, stride: int = 1) -> Convolution:
         layer = nn.Conv2d(2, 2, 3, stride, 1, dtype=dtype)
         return Convolution(name, layer, nn.BatchNorm2d(2, dtype=dtype), source)

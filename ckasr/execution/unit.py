@@ -1,6 +1,7 @@
 """What sparse execution computes at a time: convolutions with what follows them, as units."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -92,6 +93,15 @@ class Unit:
     def linear(self) -> bool:
         """Whether its tensors are (N, features)."""
         return isinstance(self.convolutions[0].layer, nn.Linear)
+
+    def term_shapes(self, inputs: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+        """Shapes of the terms of the sum, without the batch, for inputs of these shapes."""
+        shapes: list[tuple[int, ...]] = []
+        for c in self.convolutions:
+            _, *size = inputs[-1 - c.source][1:] if c.source < 0 else shapes[c.source]
+            stride = c.geometry()[0]
+            shapes.append((c.channels, *(-(-n // stride) for n in size)))
+        return {shapes[k] if k >= 0 else tuple(inputs[-1 - k][1:]) for k in self.terms}
 
     def smallest_plane(self, size: tuple[int, ...]) -> int:
         """Pixels of the smallest output of its convolutions, for inputs of this size."""

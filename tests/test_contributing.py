@@ -36,7 +36,7 @@ def test_a_method_a_term_a_model_and_a_data_set_train_together(added, monkeypatc
         term="opposite",
         beta=1e-3,
         every=1,
-        epochs=3,
+        epochs=6,
         batch_size=50,
         validation=100,
     )

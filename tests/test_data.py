@@ -349,7 +349,9 @@ def test_a_new_data_set_is_one_entry(tiny, tmp_path, monkeypatch, packed):
     assert loaded.train_labels.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", [name for name in data.names() if name != "digits"])
+@pytest.mark.parametrize(
+    "name", [files.name for files in image_sets.IMAGE_SETS if files.name != "digits"]
+)
 def test_missing_files_are_named_with_the_remedy(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         data.load(name, tmp_path)

@@ -55,7 +55,7 @@ def test_an_epoch_depends_on_its_seeds_alone(root):
 
     def epoch(number: int, **seeds: int) -> tuple[torch.Tensor, torch.Tensor]:
         batches = dataset.train_batches(torch.arange(12), batch_size=4, **seeds)
-        made = [batches.batch(*indices) for indices in batches.batch_indices(number)]
+        made = [batches.batch(indices) for indices in batches.batch_indices(number)]
         return torch.cat([x for x, _ in made]), torch.cat([y for _, y in made])
 
     x, y = epoch(0)
@@ -76,9 +76,9 @@ def test_only_the_images_of_a_batch_are_read(root):
     first, second, _ = batches.batch_indices(0)
     for index in second[0].tolist():
         dataset.train[index][0].write_bytes(b"no image")
-    batches.batch(*first)
+    batches.batch(first)
     with pytest.raises(ValueError, match=r"\.png is no image that can be read"):
-        batches.batch(*second)
+        batches.batch(second)
 
 
 def test_random_crops_lie_in_the_image_and_have_the_areas_and_ratios_of_the_recipe():

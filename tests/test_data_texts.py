@@ -125,7 +125,7 @@ def test_an_epoch_has_each_text_once_and_is_repeatable():
 def test_a_batch_is_as_long_as_its_longest_text():
     dataset = toy()
     batches = dataset.train_batches(torch.arange(40), batch_size=4)
-    tokens, labels = batches.batch(torch.tensor([0, 3, 5]))
+    tokens, labels = batches.batch((torch.tensor([0, 3, 5]),))
     assert tokens.shape == (3, 6)
     assert torch.equal(tokens, dataset.train_tokens[[0, 3, 5], :6])
     assert labels.tolist() == dataset.train_labels[[0, 3, 5]].tolist()

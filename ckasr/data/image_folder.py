@@ -103,7 +103,7 @@ class FolderBatches:
         parts = order[:used].split(self.batch_size), crops[:used].split(self.batch_size)
         return zip(*parts, strict=True)
 
-    def batch(self, *indices: Tensor) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         order, crops = indices
         random = crops.tolist() if self.augment == "crop-flip" else [None] * len(order)
         return self._batch(order.tolist(), random)
@@ -246,7 +246,8 @@ class Folder:
         for split in (train, test):
             if not split.is_dir():
                 raise FileNotFoundError(
-                    f"no {self.name}: expected {split} with a folder of images for each class"
+                    f"no {self.name}: expected {split} with a folder of images for each class; set "
+                    "CKASR_DATA to the folder that holds it"
                 )
         classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
         if unknown := {entry.name for entry in test.iterdir() if entry.is_dir()} - set(classes):

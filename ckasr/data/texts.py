@@ -83,7 +83,7 @@ class TextBatches:
         order = devices.of(self.device).send(order[: len(self) * self.batch_size])
         return ((part,) for part in order.split(self.batch_size))
 
-    def batch(self, *indices: Tensor) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         (order,) = indices
         tokens = self._trim(self.tokens.index_select(0, order))
         return tokens, self.labels.index_select(0, order)
@@ -277,7 +277,10 @@ class TextFiles:
             ", ".join(str(root / name) for name in (*files.train, files.test))
             for files in self.files
         )
-        raise FileNotFoundError(f"no {self.name}: expected {wanted}; get it from {self.source}")
+        raise FileNotFoundError(
+            f"no {self.name}: expected {wanted}; set CKASR_DATA to the folder that holds them, or "
+            f"get them from {self.source}"
+        )
 
 
 TEXT_SETS = (

@@ -301,7 +301,8 @@ def _rehearse(context: Context) -> None:
     Raises ValueError where the copy cannot run: a network that splits its channels into attention
     heads, or reshapes by a fixed width, needs the number of channels that it was built with.
     """
-    trial = replace(context, model=copy.deepcopy(context.model))
+    # The distribution is given, so that it is not read: this method does not depend on it.
+    trial = replace(context, model=copy.deepcopy(context.model), distribution="uniform")
     channels = _Channels(trial)
     try:
         channels.remove(channels._take(channels._all_but_one()))

@@ -57,7 +57,8 @@ def create(name: str, model: nn.Module, beta: float, *, seed: int = 0, **options
         model: the module to train.
         beta: weight of the term.
         seed: seed of whatever is random in it.
-        options: ``variant``, ``samples``, ``every`` and ``pairs``, as in :class:`ckasr.CKASR`.
+        options: ``variant``, ``samples``, ``every``, ``pairs`` and ``stages``, as in
+            :class:`ckasr.CKASR`.
 
     Raises:
         LookupError: for an unknown term, with the nearest names.

@@ -29,7 +29,7 @@ from ckasr.features import (
     tensor_of,
 )
 from ckasr.layers import Predicate, check_pairs, choose_stages, named_layers
-from ckasr.stages import find_stages
+from ckasr.stages import Stages, find_stages
 
 __all__ = ["CKASR", "find_stages"]
 
@@ -59,7 +59,8 @@ class CKASR:
         pairs: layers to compare: ``"within"`` a stage, ``"all"``, ``"adjacent"``, or each with the
             model's ``"input"``; None for the default of the variant.
         stages: names of layers by stage, ``[["layer1.0", "layer1.1"], ["layer2.0", ...]]``. By
-            default, the repeated blocks of the network (:func:`find_stages`).
+            default, the repeated blocks of the network (:func:`find_stages`). If they can no longer
+            be found later, as after whole filters were pruned, pass what was found before.
         layers: instead of stages, a list of names or a predicate ``(name, module) -> bool``. Layers
             of equal resolution (shape without the channels) form a stage.
         rescale: whether to multiply beta by ``every``, so that the mean strength does not depend on
@@ -117,7 +118,7 @@ class CKASR:
         self.batch_dim = batch_dim
         self.term: Tensor | None = None
         """Value of the term at the last step, detached, before beta; None if it was skipped."""
-        self._found = stages is None and layers is None
+        self._found = isinstance(stages, Stages) or (stages is None and layers is None)
         self._by_resolution = layers is not None
         self.stages = choose_stages(model, stages, layers)
         self._modules = named_layers(model, self.stages)
@@ -164,7 +165,7 @@ class CKASR:
         self.term = None
         if not (self.model.training and self._due):
             return self._zero()
-        term = cka_sr_loss(self._grouped(features), self.variant, pairs=self.pairs)
+        term = self._value(self._grouped(features))
         self.term = term.detach()
         return term * (self.beta * self.every if self.rescale else self.beta)
 
@@ -306,6 +307,10 @@ class CKASR:
             what = "the model's input" if name == _INPUT else f"the output of layer {name!r}"
             raise ValueError(f"{what} has shape {tuple(x.shape)}; {problem}")
         return dim
+
+    def _value(self, groups: list[list[Tensor]]) -> Tensor:
+        """The term before beta. The other terms of ``ckasr.terms`` replace this formula."""
+        return cka_sr_loss(groups, self.variant, pairs=self.pairs)
 
     def _grouped(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
         self._check_run(features)

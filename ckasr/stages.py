@@ -1,7 +1,7 @@
 """Finds the repeated blocks of a network, grouped by stage, from its module tree."""
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from torch import nn
 
@@ -9,7 +9,15 @@ Named = tuple[str, nn.Module]
 Stride = tuple[str, tuple[float, ...]]
 
 
-def find_stages(model: nn.Module) -> list[list[str]]:
+class Stages(list[list[str]]):
+    """Names of layers, one list per stage, as :func:`find_stages` found them in the module tree.
+
+    :class:`ckasr.CKASR` checks them against the shapes of the first step, also if they are passed
+    as ``stages=``. Names in a plain list are the caller's own choice and are not checked.
+    """
+
+
+def find_stages(model: nn.Module) -> Stages:
     """Names of the repeated (usually residual) blocks of a model, one list per stage.
 
     A *row* is a sequence of at least two modules of one class which have submodules. It is found
@@ -21,6 +29,10 @@ def find_stages(model: nn.Module) -> list[list[str]]:
     If the elements of a row consist of such rows, as the stages of a ConvNeXt or Swin Transformer
     do, the inner rows are taken. Otherwise the outer row is taken, and nothing inside it. No block
     that is returned is part of another one.
+
+    In a network that has no such stage and only linear layers, a chain of linear layers is one
+    stage, whatever their widths: each element of the row has one linear layer, whose inputs are the
+    outputs of the previous one.
 
     The module tree does not show in which order modules run, nor what functional operations do.
     The result is therefore a proposal, which :class:`ckasr.CKASR` checks against the shapes of the
@@ -34,12 +46,12 @@ def find_stages(model: nn.Module) -> list[list[str]]:
             The message lists what was found, and how to name the layers.
     """
     model = getattr(model, "_orig_mod", model)  # the module inside a compiled model
-    return _names(model, _pruned(model, _search("", model)))
+    return _names(model, _pruned(model, _search("", model)) or _linear_chains(model))
 
 
-def _names(model: nn.Module, stages: list[list[Named]]) -> list[list[str]]:
+def _names(model: nn.Module, stages: list[list[Named]]) -> Stages:
     if stages:
-        return [[name for name, _ in stage] for stage in stages]
+        return Stages([name for name, _ in stage] for stage in stages)
     composite = [(n, m) for n, m in model.named_children() if _composite(m)]
     seen = [f"{name} ({type(child).__name__})" for name, child in composite[:6]]
     example = [name for name, _ in composite[:2]] if len(composite) > 1 else ["...", "..."]
@@ -144,6 +156,30 @@ def _split(run: list[Named]) -> list[list[Named]]:
         stages[-1].append((name, block))
         before = strides
     return [stage for stage in stages if len(stage) > 1]
+
+
+def _linear_chains(model: nn.Module) -> list[list[Named]]:
+    """Rows of linear layers that feed each other; none if the model has other weights."""
+    linear = sum(isinstance(module, nn.Linear) for module in model.modules())
+    return _chains_below("", model) if linear == _weights(model) else []
+
+
+def _chains_below(name: str, module: nn.Module) -> list[list[Named]]:
+    found: list[list[Named]] = []
+    for run in _runs(name, module):
+        if len(run) > 1 and _feed_each_other(run):
+            found.append(run)
+        else:
+            found += [chain for element in run for chain in _chains_below(*element)]
+    return found
+
+
+def _feed_each_other(run: list[Named]) -> bool:
+    """Whether each element has one linear layer, with as many inputs as the last has outputs."""
+    if any(_weights(element) != 1 for _, element in run):
+        return False
+    layers = [m for _, element in run for m in element.modules() if isinstance(m, nn.Linear)]
+    return all(a.out_features == b.in_features for a, b in pairwise(layers))
 
 
 def _strides(block: nn.Module) -> set[Stride]:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from method_runs import accuracy_of, engine, finished, killed, outcome, state_of, train
 from torch import nn
 
-from ckasr import methods, models
+from ckasr import data, devices, find_stages, methods, models
+from ckasr.experiments import Settings
+from ckasr.experiments.build import build_engine, term_builder
 from ckasr.methods import METHODS, Context
 from ckasr.methods.structured import _Channels
 from ckasr.sparsity import dense_masks, prunable, report
@@ -189,6 +192,35 @@ class TestPhases:
         assert curves["phase"] == ["pretrain", "pretrain", "finetune"]
         on = {p for p, t in zip(curves["phase"], curves["term"], strict=True) if t is not None}
         assert on == acts
+
+    def test_cka_sr_compares_the_same_layers_after_layers_became_unlike(self):
+        """Of the pruned VGG no two layers have one shape, so its stages cannot be found again."""
+        settings = Settings(
+            dataset="digits",
+            model="vgg16",
+            method="structured",
+            beta=1e-3,
+            epochs=1,
+            sparsity=0.5,
+            batch_size=16,
+            validation=0,
+        )
+        digits = data.load("digits")
+        few = replace(
+            digits, train_images=digits.train_images[:32], train_labels=digits.train_labels[:32]
+        )
+        running = build_engine(settings, few, devices.find("cpu"))
+        stages = find_stages(running.context.model)
+        curves = train(running).curves
+        assert curves["phase"] == ["pretrain", "finetune"]
+        assert all(value > 3 * len(stages) for value in curves["term"])
+        with pytest.raises(ValueError, match="no stages"):
+            find_stages(running.context.model)
+
+    def test_cka_sr_of_a_network_without_stages_is_refused_before_any_training(self):
+        with pytest.raises(ValueError, match="no stages of residual blocks found in Linear"):
+            term_builder(Settings(beta=1e-3), nn.Linear(4, 2))
+        assert term_builder(Settings(), nn.Linear(4, 2)) is None
 
     def test_fine_tuning_mends_what_the_removal_broke(self):
         losses = {}

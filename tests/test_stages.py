@@ -5,6 +5,7 @@ read for; the big ones are built without memory, on the device "meta".
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -190,6 +191,22 @@ def test_own_models(depth, blocks):
     assert stages == [[f"layer{s}.{b}" for b in range(blocks)] for s in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resmlp", [[f"blocks.{k}" for k in range(4)]]),
+        ("lenet300", [["hidden.0", "hidden.1"]]),
+        # The rows of widths 64 and 128 have no two layers of one shape.
+        ("vgg16", [[f"features.{s}.{k}" for k in range(3)] for s in (4, 6, 8)]),
+        ("vgg19", [[f"features.{s}.{k}" for k in range(4)] for s in (4, 6, 8)]),
+    ],
+)
+def test_own_models_without_convolutional_blocks(name, expected):
+    with torch.device("meta"):
+        model = ckasr.models.create(name, num_classes=10, input_shape=(3, 32, 32))
+    assert find_stages(model) == expected
+
+
 class Residual(nn.Module):
     def __init__(self, width: int = 4, stride: int = 1) -> None:
         super().__init__()
@@ -206,6 +223,26 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4)
+
+
+class Pointwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(torch.relu(self.a(x)))
+
+
+class Layer(nn.Module):
+    """A linear layer with its activation, as in lenet300."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(x))
 
 
 class Holder(nn.Module):
@@ -225,6 +262,10 @@ def attention(heads: int) -> nn.Module:
     """A layer of a transformer whose heads are a list of equal modules."""
     many = nn.ModuleList(Holder(q=nn.Linear(8, 4), k=nn.Linear(8, 4)) for _ in range(heads))
     return Holder(heads=many, out=nn.Linear(8, 8))
+
+
+def layers(*widths: int) -> nn.Sequential:
+    return nn.Sequential(*(Layer(a, b) for a, b in pairwise(widths)))
 
 
 def rows(*blocks: nn.Module) -> nn.ModuleList:
@@ -290,12 +331,66 @@ def test_the_block_is_neither_a_stage_nor_a_part_of_one(model, expected):
 
 
 @pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: Holder(hidden=layers(8, 6, 4), fc=nn.Linear(4, 2)), [["hidden.0", "hidden.1"]]),
+        (lambda: Holder(hidden=layers(8, 6, 6), fc=nn.Linear(6, 2)), [["hidden.0", "hidden.1"]]),
+        (lambda: layers(4, 4, 4, 4), [["0", "1", "2"]]),
+        (
+            lambda: nn.Sequential(layers(8, 6, 5), layers(5, 4), nn.Linear(4, 2)),
+            [["0.0", "0.1", "1.0"]],
+        ),
+        (
+            lambda: Holder(a=layers(8, 6, 4), b=layers(7, 6, 5, 4)),
+            [["a.0", "a.1"], ["b.0", "b.1", "b.2"]],
+        ),
+    ],
+    ids=["narrowing", "equal widths", "equal layers", "nested", "two towers"],
+)
+def test_a_chain_of_linear_layers_is_one_stage_whatever_its_widths(model, expected):
+    assert find_stages(model()) == expected
+
+
+def test_the_layers_of_lenet300_have_a_term():
+    """As in the committed records: two layers, so four ordered pairs, two of which are 1."""
+    model = ckasr.models.create("lenet300", num_classes=10, input_shape=(1, 8, 8))
+    with ckasr.CKASR(model, 1.0) as term:
+        model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+        assert 2.5 < term().item() < 4
+
+
+def test_stages_that_were_found_are_checked_also_if_they_are_passed():
+    """Names that a caller chooses may have several resolutions; what was found may not."""
+
+    class Halves(Holder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks[1](nn.functional.avg_pool2d(self.blocks[0](x), 2))
+
+    model = Halves(blocks=rows(Pointwise(), Pointwise()))
+    found, x = find_stages(model), torch.randn(8, 4, 8, 8)
+    for stages in (None, found):
+        with ckasr.CKASR(model, stages=stages) as term:
+            model(x)
+            with pytest.raises(ValueError, match="several resolutions"):
+                term()
+    with ckasr.CKASR(model, stages=list(found)) as term:
+        model(x)
+        assert term() > 0
+
+
+@pytest.mark.parametrize(
     ("model", "message"),
     [
         (
             lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
             "found in Sequential; it holds no comp",
         ),
+        (
+            lambda: Holder(hidden=layers(8, 6), fc=nn.Linear(6, 2)),
+            r"found in Holder; it holds hidden \(Sequential\)\. Name the layers",
+        ),
+        (lambda: Holder(hidden=rows(Layer(8, 6), Layer(8, 4))), "it holds hidden"),
+        (lambda: Holder(conv=nn.Conv2d(3, 8, 3), head=layers(8, 6, 4)), "it holds head"),
         (lambda: Holder(down=rows(*(Residual(stride=2) for _ in range(3)))), "it holds down"),
         (
             lambda: Holder(a=Other(branch=rows(ConvNorm(2), ConvNorm(4))), b=Residual()),
@@ -306,7 +401,15 @@ def test_the_block_is_neither_a_stage_nor_a_part_of_one(model, expected):
             r"unclear whether 'n\.0' \(Other\) or 'n\.0\.r\.0' \(ConvNorm\) is the block",
         ),
     ],
-    ids=["no block", "a resolution each", "branches", "block or stage"],
+    ids=[
+        "no block",
+        "one hidden layer",
+        "linear layers side by side",
+        "linear head of a convolution",
+        "a resolution each",
+        "branches",
+        "block or stage",
+    ],
 )
 def test_what_cannot_be_told_is_refused(model, message):
     with pytest.raises(ValueError, match=message):

@@ -21,11 +21,13 @@ from ckasr.experiments.progress import title
 from ckasr.experiments.sweep import groups
 from ckasr.notebooks import cells as notebook_cells
 from ckasr.notebooks import read_profile
+from ckasr.terms.cca import RIDGE
 from ckasr.terms.cka_sr import CKASRTerm
 from ckasr.terms.placebo import Placebo
 from theory.trained_networks import units
 
-PLACEBOS = [name for name in terms.TERMS if name != "cka_sr"]
+OTHERS = [name for name in terms.TERMS if name != "cka_sr"]
+PLACEBOS = [name for name, kind in terms.TERMS.items() if issubclass(kind, Placebo)]
 OPTIONS = {"samples": 8, "every": 1, "variant": "official", "pairs": None}
 # A cell and a beta for which the paper has a number.
 PAPER = {"sparsity": 0.95, "epochs": 160, "beta": 1e-4}
@@ -111,8 +113,8 @@ def test_the_term_is_part_of_the_name_and_cka_sr_is_what_it_was():
 # ---- what is printed
 
 
-@pytest.mark.parametrize("name", PLACEBOS)
-def test_a_placebo_never_has_the_papers_number(name):
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_papers_numbers_answer_for_cka_sr_only(name):
     label = terms.TERMS[name].label
     assert "CKA-SR" not in label
     own = [record(s, **PAPER, term=t)["settings"] for s, t in ((0.5, "cka_sr"), (0.5, name))]
@@ -371,3 +373,140 @@ def test_a_smaller_last_batch_is_shuffled_too():
         model(torch.randn(count, 12))
         assert torch.isfinite(made.compute())
         made.advance()
+
+
+# ---- terms by other formulas
+
+
+def centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(0)
+
+
+def plain_hsic(a: torch.Tensor, b: torch.Tensor, variant: str) -> torch.Tensor:
+    """By double sums (Song et al. 2012, eq. 5), or by the trace (Gretton et al. 2005, eq. 9)."""
+    n = len(a)
+    if variant != "official":
+        return (centred(a).T @ centred(b)).square().sum() / (n - 1) ** 2
+    k, m = (g.fill_diagonal_(0) for g in (a @ a.T, b @ b.T))
+    total = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
+    return total / (n * (n - 3))
+
+
+def plain_cca(a: torch.Tensor, b: torch.Tensor, variant: str) -> torch.Tensor:
+    """The mean squared canonical correlation, from regularised covariances of the features."""
+    a, b = centred(a), centred(b)
+    n = len(a)
+
+    def covariance(x: torch.Tensor) -> torch.Tensor:
+        ridge = RIDGE * x.square().sum() / (n - 1)
+        return x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype)
+
+    cross = a.T @ b
+    squares = torch.linalg.solve(covariance(a), cross) @ torch.linalg.solve(covariance(b), cross.T)
+    return squares.trace() / (n - 1)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper", "aug"])
+@pytest.mark.parametrize(("name", "pair"), [("hsic", plain_hsic), ("cca", plain_cca)])
+def test_the_value_of_a_term_on_pairs_is_its_plain_formula(name, pair, variant):
+    """Layers of 12 features, with 8 samples and with 16; two stages."""
+    stages = [["0", "1", "2"], ["3", "4"]]
+    for samples in (8, 16):
+        model = blocks(5).double()
+        x = torch.randn(16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        made = term_of(name, model, variant=variant, samples=samples, stages=stages)
+        model(x)
+        value = made.compute().item()
+        made.remove()
+        layers, outputs = {}, x
+        for key, layer in model.named_children():
+            layers[key] = outputs = layer(outputs)
+        few = {key: output[:samples].detach() for key, output in layers.items()}
+        if variant == "aug":
+            chosen = list(itertools.combinations(few, 2))
+            scale = 1 / len(chosen)
+        else:
+            chosen = [both for stage in stages for both in itertools.product(stage, stage)]
+            scale = 1
+        expected = sum(pair(few[a], few[b], variant).item() for a, b in chosen) * scale
+        assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_value_of_l2_is_the_mean_square():
+    model = blocks(2)
+    made = term_of("l2_features", model, samples=4, stages=[["0", "1"]])
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    model(x)
+    value = made.compute().item()
+    made.remove()
+    a = model[0](x)[:4]
+    expected = (a.square().mean() + model[1](a).square().mean()) / 2
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *itertools.product(("cka_sr", "hsic", "cca"), ("official", "aug")),
+        ("l2_features", "official"),
+    ],
+)
+def test_the_gradient_of_a_term_is_that_of_finite_differences(name, variant):
+    model = blocks(3).double()
+    x = torch.randn(8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = term_of(name, model, variant=variant)
+
+    def value() -> torch.Tensor:
+        model(x)
+        return made.compute()
+
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(value(), parameters, materialize_grads=True)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        directions = [torch.randn(p.shape, generator=generator).double() for p in parameters]
+        slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)).item()
+        ends = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                torch._foreach_add_(parameters, directions, alpha=step)
+                ends.append(value().item())
+                torch._foreach_add_(parameters, directions, alpha=-step)
+        assert abs(slope) > 1e-6
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+def test_cca_neither_depends_on_scale_nor_is_constant_with_few_samples():
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0)).double()
+    values = []
+    for scale in (1.0, 1e-3, 0.0):
+        model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12, bias=False)).double()
+        torch.manual_seed(0)
+        nn.init.normal_(model[0].weight)
+        nn.init.normal_(model[1].weight)
+        with torch.no_grad():
+            model[1].weight.mul_(scale)
+        made = term_of("cca", model, stages=[["0", "1"]])
+        model(x)
+        value = made.compute()
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, model[0].weight))
+        values.append(value.item())
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+    assert 0 < values[2] < 1  # a dead layer: the other layer with itself is left
+    assert values[0] < 4 * 0.99
+
+
+@pytest.mark.parametrize("option", [{"variant": "paper"}, {"pairs": "all"}])
+def test_l2_refuses_options_that_it_does_not_have(option):
+    (key, value), *_ = option.items()
+    with pytest.raises(ValueError, match=f"compares no layers, so {key}='{value}' has no meaning"):
+        term_of("l2_features", blocks(), **option)
+
+
+@pytest.mark.parametrize("name", ["hsic", "cca", "l2_features"])
+def test_a_run_has_the_term_of_its_settings(name, tmp_path):
+    record = finished(tmp_path, method="random", beta=1e-6, term=name, epochs=1)
+    assert record["settings"]["term"] == name
+    (value,), (ratio,) = record["curves"]["term"], record["curves"]["gradient_ratio"]
+    assert value > 0
+    assert ratio > 0

@@ -10,11 +10,12 @@ from ckasr.choices import check_choice
 from .grams import unit_grams
 from .inputs import Estimator, Pairs, Variant
 
-_ESTIMATOR_OF: dict[Variant, Estimator] = {
+ESTIMATOR_OF: dict[Variant, Estimator] = {
     "official": "unbiased",
     "paper": "biased",
     "aug": "biased",
 }
+"""Estimator of HSIC in each variant."""
 
 
 def cka_sr_loss(
@@ -57,12 +58,25 @@ def cka_sr_loss(
             "for a single stage pass [[x, y]]"
         )
     features = [f for stage in stages for f in stage]
-    units = unit_grams(features, _ESTIMATOR_OF[variant])
+    units = unit_grams(features, ESTIMATOR_OF[variant])
     with torch.autocast(units.device.type, enabled=False):
-        return _sum_over_pairs(units, [len(stage) for stage in stages], variant, pairs)
+        return sum_over_pairs(units, [len(stage) for stage in stages], variant, pairs)
 
 
-def _sum_over_pairs(units: Tensor, sizes: list[int], variant: Variant, pairs: Pairs) -> Tensor:
+def sum_over_pairs(
+    units: Tensor, sizes: list[int], variant: Variant, pairs: Pairs | None = None
+) -> Tensor:
+    """The sum of :func:`cka_sr_loss` over pairs of layers, each an inner product; a scalar.
+
+    Args:
+        units: one row per layer, shape ``(layers, k)``.
+        sizes: number of layers of each stage.
+        variant, pairs: as in :func:`cka_sr_loss`.
+
+    Raises ValueError if there is no pair.
+    """
+    if pairs is None:
+        pairs = "all" if variant == "aug" else "within"
     layers = len(units)
     if pairs in ("within", "all"):
         groups = units.split(sizes) if pairs == "within" else [units]

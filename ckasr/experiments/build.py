@@ -1,6 +1,7 @@
 """Building: from settings to an engine that is ready to train."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ckasr import methods, models, terms
 from ckasr.data import Batches, Dataset, keyed_generator, split
 from ckasr.devices import Device
+from ckasr.stages import find_stages
 from ckasr.training import Engine, Recipe
 
 from .settings import Settings
@@ -48,7 +50,7 @@ def build_engine(
         training,
         settings.seed,
         validation,
-        term_builder(settings),
+        term_builder(settings, model),
         owner=settings.id,
         execution=execution,
     )
@@ -105,19 +107,26 @@ def recipe_of(settings: Settings) -> Recipe:
     )
 
 
-def term_builder(settings: Settings) -> Callable[[nn.Module], terms.Term] | None:
-    """Return a function that adds the term to a model, or None for a baseline."""
+def term_builder(settings: Settings, model: nn.Module) -> Callable[[nn.Module], terms.Term] | None:
+    """Return a function that adds the term to a model, or None for a baseline.
+
+    The layers to compare are found here, before any training. A method that removes filters leaves
+    blocks of unequal shapes, in which they could not be found again.
+
+    Raises ValueError for a model in which no layers to compare are found.
+    """
     if settings.beta == 0:
         return None
-    return lambda model: terms.create(
+    return partial(
+        terms.create,
         settings.term,
-        model,
-        settings.beta,
+        beta=settings.beta,
         seed=settings.seed,
         variant=settings.variant,
         samples=settings.samples or None,
         every=settings.every,
         pairs=settings.pairs or None,
+        stages=find_stages(model),
     )
 
 

@@ -64,14 +64,16 @@ def smoke(model: str, method: str) -> None:
     """
     context = _context(model, method)
     acting = methods.create(method, OPTIONS.get(method))
-    term = partial(terms.create, "cka_sr", beta=1e-4, every=1, samples=None)
+    has_stages = outcome(partial(stages, model)).startswith("yes")
+    found = find_stages(context.model) if has_stages else None  # before the method changes it
+    term = partial(terms.create, "cka_sr", beta=1e-4, every=1, samples=None, stages=found)
     engine = Engine(
         context,
         acting,
         Recipe(epochs=1, learning_rate=0.01),
         _batches(),
         seed=0,
-        make_term=term if outcome(partial(stages, model)).startswith("yes") else None,
+        make_term=term if has_stages else None,
     )
     allowed = context.kept
     for _ in engine.epochs():

@@ -1,8 +1,9 @@
 """Terms that can be added to the training loss, one file each, behind one interface (``term.py``).
 
-``cka_sr`` is the paper's. The others are placebos (``placebo.py``), which share its strength but
-not what it is meant to do. If a placebo changes the accuracy as much as CKA-SR does, then the
-similarity of the layers is not the reason.
+``cka_sr`` is the paper's. The placebos (``placebo.py``) share its strength but not what it is meant
+to do. If a placebo changes the accuracy as much as CKA-SR does, then the similarity of the layers
+is not the reason. ``hsic`` and ``cca`` measure the relation of the same layers by other formulas,
+and ``l2_features`` compares no layers. The strength of these three is not that of CKA-SR.
 """
 
 from typing import Any
@@ -11,7 +12,10 @@ from torch import nn
 
 from ckasr.names import nearest
 
+from .cca import CCA
 from .cka_sr import CKASRTerm
+from .hsic import HSIC
+from .l2_features import L2Features
 from .random_direction import RandomDirection
 from .shuffled import Shuffled
 from .term import NamedTerm, Term
@@ -37,7 +41,7 @@ def registry(*kinds: type[NamedTerm]) -> dict[str, type[NamedTerm]]:
     return {kind.name: kind for kind in kinds}
 
 
-TERMS = registry(CKASRTerm, Shuffled, RandomDirection)
+TERMS = registry(CKASRTerm, Shuffled, RandomDirection, HSIC, CCA, L2Features)
 
 __all__ = ["TERMS", "Term", "create", "find"]
 
@@ -57,7 +61,8 @@ def create(name: str, model: nn.Module, beta: float, *, seed: int = 0, **options
         model: the module to train.
         beta: weight of the term.
         seed: seed of whatever is random in it.
-        options: ``variant``, ``samples``, ``every`` and ``pairs``, as in :class:`ckasr.CKASR`.
+        options: ``variant``, ``samples``, ``every``, ``pairs`` and ``stages``, as in
+            :class:`ckasr.CKASR`.
 
     Raises:
         LookupError: for an unknown term, with the nearest names.

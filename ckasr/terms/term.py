@@ -5,6 +5,7 @@ in ``ckasr/terms/__init__.py``. The settings, the command line, and the labels o
 read it from there. The training engine knows no term by name.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -66,10 +67,11 @@ class NamedTerm(Term, Protocol):
         samples: int | None,
         every: int,
         pairs: Pairs | None,
+        stages: Sequence[Sequence[str]] | None = None,
     ) -> None:
         """Add the hooks to the model.
 
         Args:
             seed: seed of the run.
-            model, beta, variant, samples, every, pairs: as in :class:`ckasr.CKASR`.
+            model, beta, variant, samples, every, pairs, stages: as in :class:`ckasr.CKASR`.
         """

@@ -46,6 +46,7 @@ class Structured(Finetuned):
         gamma_l1: strength of an L1 penalty on the scales of batch norms in pre-training (network
             slimming uses 1e-5 to 1e-4).
         term: phases in which the term is added to the loss: ``pretrain``, ``finetune`` or ``both``.
+            Every phase compares the same layers: those found before anything is removed.
         finetune, finetune_rate: see ``Finetuned``.
     """
 

@@ -59,9 +59,10 @@ benchmarks: $(READY) ## times beside a plain implementation of the same
 lab: $(READY) ## the notebooks in JupyterLab
 	CKASR_DATA="$${CKASR_DATA:-$(CURDIR)/data}" $(PY) -m jupyterlab notebooks $(ARGS)
 
-lint: $(READY) ## ruff check and format, nothing is changed
+lint: $(READY) ## ruff (style and format) and mypy (types); nothing is changed
 	$(PY) -m ruff check $(LINTED)
 	$(PY) -m ruff format --check $(LINTED)
+	$(PY) -m mypy
 
 lock: ## resolve pyproject.toml into requirements.lock again (needs uv; keeps what still fits)
 	@command -v "$(UV)" >/dev/null || { echo "make: lock needs uv: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
@@ -69,5 +70,5 @@ lock: ## resolve pyproject.toml into requirements.lock again (needs uv; keeps wh
 	  --no-header --no-emit-index-url --quiet -o requirements.lock
 
 clean: ## remove .venv and every cache; results stay
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .snakemake *.egg-info
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis .snakemake *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .cells import Cell, Record, groups, percent, slug, title
 from .marks import NOTE, draw_means, draw_seeds
-from .style import GUIDE, blank, legend, looks, save, styled, wrapped
+from .style import GUIDE, Look, blank, legend, looks, save, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,13 +50,13 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
         means = [[sum(values) / len(values)] for values in samples.values()]
         if samples:
             draw_means(axis, [p + 0.2 * width for p in samples], means, look, arm.label)
-    floor = {"color": "#0072B2", "linewidth": 1.4}
+    floor: Look = {"color": "#0072B2", "linewidth": 1.4}
     for place, cell in enumerate(cells):
         label = "classes with a live path" if place == 0 else None
         axis.hlines(100 * live_share(cell), place - 0.42, place + 0.42, label=label, **floor)
     reports = [run["sparsity"] for cell in cells for a in cell.arms.values() for run in a.values()]
     chance = 100 / max(report["classes"] for report in reports)
-    dotted = {**GUIDE, "linestyle": (0, (1, 3))}
+    dotted: Look = {**GUIDE, "linestyle": (0, (1, 3))}
     axis.axhline(chance, label=f"chance: {chance:g} %", **dotted)
     # Symmetric, as no class at all may have a path.
     axis.set_yscale("symlog", linthresh=chance / 2)

@@ -72,10 +72,11 @@ def draw_means(
         for side in (0, 1)
     ]
     x, y, name = (means, places, "xerr") if horizontal else (places, means, "yerr")
+    bars: Look = {name: errors}
     axis.errorbar(
         x,
         y,
-        **{name: errors},
+        **bars,
         color=look["color"],
         markerfacecolor="white" if hollow else look["color"],
         fmt=look["marker"],

@@ -42,7 +42,7 @@ STYLE = {
     "mathtext.default": "regular",
     "svg.hashsalt": "ckasr",  # Without it, the identifiers in an SVG file are random.
 }
-GUIDE = {"color": "0.3", "linewidth": 0.7, "zorder": 1}
+GUIDE: Look = {"color": "0.3", "linewidth": 0.7, "zorder": 1}
 """Look of a line that marks a reference value, such as 0."""
 
 # The colours of Okabe and Ito (2008), which colour-blind readers tell apart.

@@ -252,14 +252,14 @@ class Folder:
         classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
         if unknown := {entry.name for entry in test.iterdir() if entry.is_dir()} - set(classes):
             raise ValueError(f"{test} has the class {min(unknown)!r}, which {train} lacks")
-        files = [
+        train_files, test_files = (
             [(path, label) for label, name in enumerate(classes) for path in images(split / name)]
             for split in (train, test)
-        ]
-        for split, found in zip((train, test), files, strict=True):
+        )
+        for split, found in ((train, train_files), (test, test_files)):
             if not found:
                 raise FileNotFoundError(f"no {self.name}: {split} holds no image")
-        return FolderDataset(self.name, *files, num_classes=len(classes), recipe=self.recipe)
+        return FolderDataset(self.name, train_files, test_files, len(classes), self.recipe)
 
 
 def images(folder: Path) -> list[Path]:

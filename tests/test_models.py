@@ -96,7 +96,7 @@ def test_every_parameter_learns_on_every_input_shape(name, shape):
         assert parameter.grad.any(), parameter_name
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [name for name in models.names() if name != "text_transformer"])
 def test_every_name_can_be_created_and_run(name):
     with torch.no_grad():
         assert small(name).eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)

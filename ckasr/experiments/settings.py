@@ -29,7 +29,9 @@ class Settings:
     """
 
     dataset: Annotated[str, ", ".join(data.names())] = "cifar100"
-    model: Annotated[str, ", ".join(models.names())] = "resnet20"
+    model: Annotated[str, ", ".join([*models.names(), "torchvision:NAME", "timm:NAME"])] = (
+        "resnet20"
+    )
     method: Annotated[str, ", ".join(methods.METHODS)] = "random"
     method_options: Annotated[dict[str, Any], "options of the method, as name=value"] = field(
         default_factory=dict

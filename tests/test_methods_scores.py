@@ -495,7 +495,7 @@ class TestImpossible:
 
     def test_labels_that_do_not_fit(self):
         x, y = batch()
-        with pytest.raises(ValueError, match="12 images but 11 labels"):
+        with pytest.raises(ValueError, match="12 inputs but 11 targets"):
             score(network(), "snip", x, y[:-1])
 
     def test_chunks_of_nothing(self):

@@ -233,7 +233,15 @@ def headline_table(folders: Mapping[str, Sequence[Record]]) -> str:
             epochs = c.cell.settings["epochs"]
             ours = f"{100 * c.mean:+.2f}{interval}, n = {c.n}, {epochs} epochs"
             rows.append((head[0] + several, head[1], ours, _word(statement, c), _command(name)))
-    return "\n".join(markdown(SHORT_COLUMNS, rows))
+    run = [row for row in rows if NOT_RUN not in row]
+    gains = [
+        row
+        for row in run
+        if row[3].startswith(("reproduced", "positive")) or "; positive" in row[3]
+    ]
+    show = "show" if len(gains) > 1 else "shows"
+    told = f"{len(gains) or 'None'} of the {len(run)} comparisons that were run {show} a gain."
+    return "\n".join([*markdown(SHORT_COLUMNS, rows), "", f"**{told}**"])
 
 
 def _weight(comparison: Comparison) -> tuple[int, int]:

@@ -47,6 +47,7 @@ from .loops import (
     norm_input,
     only1,
     only2,
+    only3,
     only4,
     product,
     scaled,
@@ -118,6 +119,12 @@ def convolve_tile(y, acc, x, offset, weight, first, end, at, n, mask):
     if end - first == 2:
         a, b = offset[k] + at, offset[k + 1] + at
         return only2(y, x[a : a + n], x[b : b + n], weight[k], weight[k + 1], mask)
+    if end - first == 3:
+        a, b, c = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at
+        return only3(
+            y, x[a : a + n], x[b : b + n], x[c : c + n],
+            weight[k], weight[k + 1], weight[k + 2], mask,
+        )  # fmt: skip
     if end - first == 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
         return only4(

@@ -132,6 +132,18 @@ def only2(y, x0, x1, w0, w1, mask):
 
 
 @jit
+def only3(y, x0, x1, x2, w0, w1, w2, mask):
+    s = mask.dtype.type(0)
+    q = s
+    for i in range(y.size):
+        v = (w0 * x0[i] + w1 * x1[i] + w2 * x2[i]) * mask[i]
+        y[i] = store(y, v)
+        s += v
+        q += v * v
+    return s, q
+
+
+@jit
 def only4(y, x0, x1, x2, x3, w0, w1, w2, w3, mask):
     s = mask.dtype.type(0)
     q = s

@@ -27,6 +27,7 @@ from .loops import (
     add1,
     add2,
     add4,
+    add8,
     affine,
     affine_sum,
     back_add1,
@@ -94,6 +95,16 @@ def gather(out, x, offset, weight, first, end, at, n):
         a = offset[k] + at
         set1(out, x[a : a + n], weight[k])
         k += 1
+    while end - k >= 8:
+        a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
+        e, f, g, h = offset[k + 4] + at, offset[k + 5] + at, offset[k + 6] + at, offset[k + 7] + at
+        add8(
+            out, x[a : a + n], x[b : b + n], x[c : c + n], x[d : d + n],
+            x[e : e + n], x[f : f + n], x[g : g + n], x[h : h + n],
+            weight[k], weight[k + 1], weight[k + 2], weight[k + 3],
+            weight[k + 4], weight[k + 5], weight[k + 6], weight[k + 7],
+        )  # fmt: skip
+        k += 8
     while end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
         add4(

@@ -97,6 +97,14 @@ def add4(out, x0, x1, x2, x3, w0, w1, w2, w3):
 
 
 @jit
+def add8(out, x0, x1, x2, x3, x4, x5, x6, x7, w0, w1, w2, w3, w4, w5, w6, w7):
+    for i in range(out.size):
+        low = w0 * x0[i] + w1 * x1[i] + (w2 * x2[i] + w3 * x3[i])
+        high = w4 * x4[i] + w5 * x5[i] + (w6 * x6[i] + w7 * x7[i])
+        out[i] += low + high
+
+
+@jit
 def masked_sums(y, acc, mask):
     """y = acc * mask. Returns the sums of y and of its squares."""
     s = mask.dtype.type(0)

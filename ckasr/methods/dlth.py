@@ -84,9 +84,9 @@ class DLTH(Method):
             return
         if not self._weights:
             masks = self.ticket(context)
-            for name, weight in prunable(context.model).items():
-                self._weights.append(weight)
-                self._outside.append(torch.empty_like(weight).copy_(~masks[name]))
+            for name, parameter in prunable(context.model).items():
+                self._weights.append(parameter)
+                self._outside.append(torch.empty_like(parameter).copy_(~masks[name]))
         # Add the gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 also acts on
         # weights that the forward pass does not use, which autograd leaves without a gradient.
         gradients = []

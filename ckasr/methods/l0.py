@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr.data import keyed_generator
+from ckasr.sparsity.layers import weight_owners
 
 from .finetune import Finetuned
 from .method import Context, Phase, TrainingState
@@ -52,7 +53,7 @@ class _Gated:
     """Mixin of a layer whose weight is multiplied by its gate in every forward pass."""
 
     training: bool
-    weight: nn.Parameter
+    weight: Tensor
     log_alpha: nn.Parameter
 
     def gated_weight(self) -> Tensor:
@@ -266,12 +267,13 @@ class L0(Finetuned):
     def _add_gates(self, context: Context) -> None:
         shapes = context.shapes()
         self._weights = sum(math.prod(shape) for shape in shapes.values())
-        names = list(shapes)
+        owners = list(weight_owners(context.model).values())
         if self.unit == "filter":
-            names = names[:-1]  # a class cannot be pruned; the classifier is the last layer
+            owners = owners[:-1]  # a class cannot be pruned; the classifier is the last layer
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
-        for name in names:
-            layer: Any = context.model.get_submodule(name.removesuffix(".weight"))
+        for owner in owners:
+            name = owner.name
+            layer: Any = owner.module
             if type(layer) not in _GATED:
                 raise ValueError(
                     f"layer {name!r} is a {type(layer).__name__}: method 'l0' has gates for plain "

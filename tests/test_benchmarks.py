@@ -405,7 +405,7 @@ def test_command_line_keeps_what_it_measured(tmp_path):
     ("arguments", "message"),
     [
         (["tern"], "benchmarks: unknown benchmark 'tern'; nearest: term (all: term, step, data"),
-        (["data", "--device", "tpu"], "benchmarks: no device 'tpu' here"),
+        (["data", "--device", "tpu"], "benchmarks: device 'tpu' is not supported: use cpu, cuda"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

@@ -15,16 +15,20 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ckasr.choices import one_of
 from ckasr.data import keyed_generator
 from ckasr.sparsity.layers import weight_owners
 
 from .finetune import Finetuned
 from .method import Context, Phase, TrainingState
+
+Unit = Literal["weight", "filter"]
+DualPer = Literal["phase", "step"]
 
 TEMPERATURE = 2 / 3
 LOW, HIGH = -0.1, 1.1
@@ -130,12 +134,12 @@ class L0(Finetuned):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = {
-            "unit": (self.unit in ("weight", "filter"), "weight or filter"),
+            "unit": one_of(self.unit, Unit),
             "strength": (self.strength >= 0, "at least 0"),
             "droprate": (0 < self.droprate < 1, "in (0, 1)"),
             "rate": (self.rate > 0, "positive"),
             "dual_rate": (0 < self.dual_rate < math.inf, "positive"),
-            "dual_per": (self.dual_per in ("phase", "step"), "phase or step"),
+            "dual_per": one_of(self.dual_per, DualPer),
         }
         for option, (fine, rule) in checks.items():
             if not fine:

@@ -339,7 +339,7 @@ def test_measuring_the_gradient_ratio_changes_nothing():
             return start(self, index, phase, number, step)
 
         engine._epoch = epoch.__get__(engine)
-        engine.validation = None
+        engine.validation = engine.measure_term = None
         entry = next(engine.epochs())
         assert (entry["gradient_ratio"] > 0) == measure
         weights.append(engine.context.model.state_dict())

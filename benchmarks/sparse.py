@@ -58,8 +58,9 @@ def measure(
 ) -> list[Timing]:
     """Time training steps in float32 with batches of 128, augmentation included.
 
-    In each round, a variant runs four steps. The cost of CKA-SR is small and needs four times as
-    many rounds, of five steps each (the term is computed at every fifth step).
+    In each round, a variant runs one step that is not timed and four that are. The cost of CKA-SR
+    is small and needs four times as many rounds, of five steps each (the term is computed at every
+    fifth step).
     """
     sparseprop = find_spec("sparseprop") is not None
     if not sparseprop:
@@ -75,7 +76,7 @@ def measure(
         few[label] = _step(term, data, sparse_execution, regularizer)[0]
     how = {"device": device, "warmup": warmup(device)}
     timings += interleaved(
-        title(*term, "CKA-SR"), few, rounds=4 * rounds, calls=5, images=batch_size, **how
+        title(*term, "CKA-SR"), few, rounds=4 * rounds, calls=5, untimed=5, images=batch_size, **how
     )
     evaluations = {DENSE: _evaluation(evaluation, data, held_out, "dense")}
     evaluations[SPARSE] = _evaluation(evaluation, data, held_out, "sparse")
@@ -99,7 +100,7 @@ def _steps(cell: Cell, data: ImageBatches, rounds: int, sparseprop: bool) -> lis
         dense()
     done, known = work(handle, sparse), report(model, masks)
     timings = interleaved(
-        title(*cell), variants, rounds=rounds, device=data.device, calls=4,
+        title(*cell), variants, rounds=rounds, device=data.device, calls=4, untimed=1,
         warmup=warmup(data.device), images=data.batch_size,
     )  # fmt: skip
     speed = copy_speed(rounds, COPIED)

@@ -66,6 +66,7 @@ def interleaved(
     device: torch.device,
     warmup: int = 2,
     calls: int = 1,
+    untimed: int = 0,
     images: int = 0,
     x: float | None = None,
 ) -> list[Timing]:
@@ -78,10 +79,16 @@ def interleaved(
         device: device that the variants use; a GPU is synchronised around each measurement.
         warmup: number of rounds before the measured ones.
         calls: calls per variant and round; their mean time is taken.
+        untimed: calls before these, so that each variant finds the caches as its own calls leave
+            them. A training run takes steps of one kind in a row.
     """
-    seconds = in_turn(
-        variants, rounds, lambda call: once(call, device, calls) / calls, warmup=warmup
-    )
+
+    def timer(call: Call) -> float:
+        for _ in range(untimed):
+            call()
+        return once(call, device, calls) / calls
+
+    seconds = in_turn(variants, rounds, timer, warmup=warmup)
     return summary(benchmark, seconds, clock=clock_of(device), images=images, x=x)
 
 

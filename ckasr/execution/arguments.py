@@ -44,7 +44,7 @@ class Arguments:
         """Whether the channels that count as zero in the plan still are."""
         for terms, channels in self._checked:
             total = sum(constants(self.norms[k], channels) for k in terms)
-            if not (total <= 0).all():
+            if not np.all(total <= 0):
                 return False
         return True
 
@@ -87,8 +87,8 @@ def norm_group(c: Convolution, grid: Grid) -> Group:
         return NO_NORM, grid.pixels, bias, one, zero, 0.0, 0.0, zero, zero, steps
     return (
         TRAINING if norm.training else FROZEN, grid.pixels, bias, array(norm.weight, 1),
-        array(norm.bias, 0), norm.eps, norm.momentum or 0.0, norm.running_mean.numpy(),
-        norm.running_var.numpy(), norm.num_batches_tracked.reshape(1).numpy(),
+        array(norm.bias, 0), norm.eps, norm.momentum or 0.0, array(norm.running_mean, 0),
+        array(norm.running_var, 1), array(norm.num_batches_tracked, 0).reshape(1),
     )  # fmt: skip
 
 

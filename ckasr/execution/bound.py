@@ -12,7 +12,7 @@ from .backward import run_backward
 from .forward import Frame, run_forward
 from .plan import make_plan
 from .planes import Grid, Planes
-from .unit import Unit
+from .unit import Unit, hook_tables
 from .workspace import Lent, Workspace
 
 
@@ -33,7 +33,7 @@ class BoundUnit:
         self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._fitting: dict[object, bool] = {}
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
-        self._hooks = [table for module in unit.modules for table in _hook_tables(module)]
+        self._hooks = [table for module in unit.modules for table in hook_tables(module)]
         self.plain_calls = 0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class BoundUnit:
         if shapes not in self._planes:
             half = space.half and inputs[0].dtype == torch.float32
             self._planes[shapes] = [
-                Planes(Grid(len(x), *x.shape[2:], self.border, x.dtype, half), x.shape[1])
+                Planes(Grid(len(x), x.shape[2], x.shape[3], self.border, x.dtype, half), x.shape[1])
                 for x in inputs
             ]
         planes = self._planes[shapes]
@@ -156,6 +156,7 @@ class BoundUnit:
             buffer
             for n in self._norms
             for buffer in (n.running_mean, n.running_var, n.num_batches_tracked)
+            if buffer is not None
         ]
 
 
@@ -177,13 +178,3 @@ class _Function(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[3 : 3 + ctx.inputs])
         found, parameters = ctx.bound.backward(ctx.frame, grad, wanted)
         return None, None, None, *found, *parameters
-
-
-def _hook_tables(module: nn.Module) -> list[Any]:
-    """The dictionaries in which a module keeps its hooks: one that is not empty must be heeded."""
-    return [
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    ]

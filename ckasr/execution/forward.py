@@ -55,11 +55,11 @@ def run_forward(
     key = plan.number, "out"
     frame.out = space.buffers.take(key, plan.out.size, plan.grid.numpy)
     _clear_dead(frame, space)
-    terms = [_term(frame, k) for k in unit.terms]
-    if len(terms) == 1:
-        terms.append((frame.y[0], plan.no_planes, 0, plan.nothing, plan.first_row))
+    first, *others = [_term(frame, k) for k in unit.terms]
+    nothing = frame.y[0], plan.no_planes, 0, plan.nothing, plan.first_row
+    second = others[0] if others else nothing
     out = frame.out, plan.out_base, plan.out.step
-    kernels.combine(*terms, out, floor(unit.relu, plan.grid.dtype), plan.tiles)
+    kernels.combine(first, second, out, floor(unit.relu, plan.grid.dtype), plan.tiles)
     found = Lent(frame.out, plan.out, plan.alive, unit.relu)
     return space.lend(key, found, unit.linear), frame
 

@@ -47,12 +47,14 @@ from .loops import (
     norm_input,
     only1,
     only2,
+    only3,
     only4,
     product,
     scaled,
     set1,
     set2,
     set4,
+    spread_where,
     sum_and_product,
     total,
 )
@@ -118,6 +120,12 @@ def convolve_tile(y, acc, x, offset, weight, first, end, at, n, mask):
     if end - first == 2:
         a, b = offset[k] + at, offset[k + 1] + at
         return only2(y, x[a : a + n], x[b : b + n], weight[k], weight[k + 1], mask)
+    if end - first == 3:
+        a, b, c = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at
+        return only3(
+            y, x[a : a + n], x[b : b + n], x[c : c + n],
+            weight[k], weight[k + 1], weight[k + 2], mask,
+        )  # fmt: skip
     if end - first == 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
         return only4(
@@ -510,6 +518,43 @@ def backward_weight(behind, one_tile, weights, gradient, source, grid):
                 i = x_base[c] + t * x_step
                 dot(x[i : i + n], one_tile[0], offset, start[c], start[c + 1], n, dw)
     write_gradient(weights, dw, gradient)
+
+
+# Global average pooling.
+
+
+@jit
+def pool(planes, channel, means, pixels):
+    """Write the mean over the pixels of each image of some planes into means, (N, C).
+
+    planes (memory, base, image): image is the distance between two images of a plane. channel: of
+    each plane.
+    """
+    x, base, image = planes
+    for c in range(base.size):
+        for n in range(means.shape[0]):
+            i = base[c] + n * image
+            means[n, channel[c]] = total(x[i : i + image]) / pixels
+
+
+@jit
+def spread(gradient, planes, behind_relu, floor, out, channel, totals, mask, pixels):
+    """The transpose of `pool`: planes of the gradient in out, at the places of the planes.
+
+    gradient: (N, C), of the means. behind_relu: whether the planes are the output of a ReLU; what
+    is written is then the gradient in front of it. totals: (C,), its sum over each channel.
+    """
+    x, base, image = planes
+    for c in range(base.size):
+        for n in range(gradient.shape[0]):
+            i = base[c] + n * image
+            g = gradient[n, channel[c]] / mask.dtype.type(pixels)
+            o = out[i : i + image]
+            if behind_relu:
+                totals[channel[c]] += g * spread_where(o, g, x[i : i + image], floor)
+            else:
+                scaled(o, mask, g)
+                totals[channel[c]] += g * pixels
 
 
 # Layout.

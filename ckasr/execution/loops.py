@@ -22,8 +22,7 @@ jit = numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 _BITS = ir.IntType(32)
 
 
-@intrinsic
-def load(context: Any, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
+def _load(context: Any, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
     """A stored number as one to compute with: a bfloat16 is the upper half of a float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -35,8 +34,7 @@ def load(context: Any, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
     return (types.float32 if stored == types.uint16 else stored)(stored), generate
 
 
-@intrinsic
-def store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Callable[..., Any]]:
+def _store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Callable[..., Any]]:
     """A number as an array stores it: a bfloat16 is the nearest one, of two the even one."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -51,6 +49,11 @@ def store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Cal
         return builder.trunc(builder.lshr(bits, _BITS(16)), ir.IntType(16))
 
     return array.dtype(array, value), generate
+
+
+# Of type Any, because kernels call them without the context.
+load: Any = intrinsic(_load)
+store: Any = intrinsic(_store)
 
 
 # Forward: sums of one, two or four shifted planes, each times a weight. With four at a time, the
@@ -125,6 +128,18 @@ def only2(y, x0, x1, w0, w1, mask):
     q = s
     for i in range(y.size):
         v = (w0 * x0[i] + w1 * x1[i]) * mask[i]
+        y[i] = store(y, v)
+        s += v
+        q += v * v
+    return s, q
+
+
+@jit
+def only3(y, x0, x1, x2, w0, w1, w2, mask):
+    s = mask.dtype.type(0)
+    q = s
+    for i in range(y.size):
+        v = (w0 * x0[i] + w1 * x1[i] + w2 * x2[i]) * mask[i]
         y[i] = store(y, v)
         s += v
         q += v * v
@@ -313,6 +328,18 @@ def gate_in_place(g, x, floor):
     zero = g.dtype.type(0)
     for i in range(g.size):
         g[i] = g[i] if x[i] > floor else zero
+
+
+@jit
+def spread_where(out, g, x, floor):
+    """out = g, one number, where x is above the floor, else 0. Returns at how many points it is."""
+    zero = out.dtype.type(0)
+    count = 0
+    for i in range(out.size):
+        above = x[i] > floor
+        out[i] = g if above else zero
+        count += above
+    return count
 
 
 @jit

@@ -188,8 +188,7 @@ def make_plan(
     shapes = [planes.shape for planes in inputs]
     sizes: list[tuple[int, int]] = []
     for c in convolutions:
-        size = shapes[-1 - c.source][2:] if c.source < 0 else sizes[c.source]
-        sizes.append(c.output_size(size))
+        sizes.append(c.output_size(shapes[-1 - c.source][2:] if c.source < 0 else sizes[c.source]))
     first = unit.terms[0]
     size = sizes[first] if first >= 0 else shapes[-1 - first][2:]
     grid = replace(inputs[0].grid, height=size[0], width=size[1])

@@ -11,8 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE_POINTS = 1200
-"""Points of a plane that a kernel works on at a time: 64 such pieces take a third of 1 MB."""
+TILE_POINTS = 19_200
+"""Points of a plane that a kernel works on at a time, to the nearest power of two images.
+
+Small tiles stay in the L2 cache, and large ones are read ahead by the processor in long runs. On a
+Zen 4 core with 1 MB of L2, steps of ResNet20 and ResNet32 take the least time between 9,600 and
+38,400 points at every sparsity from 0.9 to 0.998; tiles of 1,200 points cost 6 to 20 % more.
+"""
 
 HUGE = 1 << 21
 
@@ -94,8 +99,8 @@ class Grid:
 class Planes:
     """Layout of all channels of a tensor (N, C, H, W) that PyTorch can see too.
 
-    If a tile is one image, the channels of an image are neighbours, so that a tile is one piece of
-    memory. Otherwise the images of a channel are, so that a plane is one piece.
+    The images of a channel are neighbours, so that a plane is one piece of memory, which the
+    processor reads ahead.
     """
 
     grid: Grid
@@ -105,31 +110,21 @@ class Planes:
     def pitch(self) -> int:
         """Points between two channels."""
         grid = self.grid
-        if grid.tile_images == 1:
-            return grid.image
         return -(-(grid.images * grid.image + grid.guard) // 16) * 16
-
-    @cached_property
-    def image(self) -> int:
-        """Points between two images of a channel."""
-        one = self.grid.tile_images == 1
-        return max(self.channels, 1) * self.grid.image if one else self.grid.image
 
     @cached_property
     def step(self) -> int:
         """Points between two tiles of a channel."""
-        return self.image * self.grid.tile_images
+        return self.grid.tile
 
     @cached_property
     def size(self) -> int:
         grid = self.grid
-        if grid.tile_images == 1:
-            return 2 * grid.guard + grid.images * self.image
         return 2 * grid.guard + max(self.channels, 1) * self.pitch
 
     @cached_property
     def strides(self) -> tuple[int, int, int, int]:
-        return self.image, self.pitch, self.grid.row, 1
+        return self.grid.image, self.pitch, self.grid.row, 1
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
@@ -146,7 +141,7 @@ class Planes:
     def group(self, memory: np.ndarray, base: np.ndarray) -> tuple[Any, ...]:
         """What kernels need that work on rows: distances of images and rows, height and width."""
         grid = self.grid
-        return memory, base, self.image, grid.row, grid.height, grid.width
+        return memory, base, grid.image, grid.row, grid.height, grid.width
 
     def view(self, memory: np.ndarray, flat: bool = False) -> np.ndarray:
         """(N, C, H, W), or (N, C) where flat, on this memory."""

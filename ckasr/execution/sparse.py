@@ -3,6 +3,7 @@
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class SparseExecution:
     def _bind(self) -> None:
         from .bound import BoundUnit
         from .compiling import compile_kernels
+        from .pool import BoundPool
         from .trace import Found, follow, inlined, rewritten
         from .workspace import Workspace
 
@@ -146,8 +148,10 @@ class SparseExecution:
                 self.followed.update(c.name for c in unit.convolutions)
             return bound[key]
 
+        pool = partial(BoundPool, self._workspace)
         for module, _, both in found:
-            forward = _Forward(module, {mode: rewritten(g, bind) for mode, g in both.items()})
+            modes = {mode: rewritten(graph, bind, pool) for mode, graph in both.items()}
+            forward = _Forward(module, modes)
             module.forward = forward
             self._forwards.append(forward)
         for dtype in {c.layer.weight.dtype for unit in units for c in unit.convolutions}:

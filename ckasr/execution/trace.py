@@ -26,6 +26,8 @@ class Found:
     """By the last node of each unit: the unit, and the nodes that are its inputs."""
     inside: set[fx.Node]
     """Nodes that are computed within units."""
+    pools: dict[fx.Node, bool]
+    """Global average poolings, and whether each keeps the dimensions that it averages over."""
 
 
 def inlined(module: nn.Module) -> bool:
@@ -65,7 +67,7 @@ def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | No
         return None
     matcher = _Matcher(module, graph, prefix, masks)
     units = matcher.units()
-    return Found(module, graph, units, matcher.absorbed) if units else None
+    return Found(module, graph, units, matcher.absorbed, matcher.pools()) if units else None
 
 
 @dataclass
@@ -82,7 +84,7 @@ class _Matcher:
     def __init__(
         self, module: nn.Module, graph: fx.Graph, prefix: str, masks: Collection[str]
     ) -> None:
-        self.modules = dict(module.named_modules())
+        self.modules: dict[str, Any] = dict(module.named_modules())
         self.graph, self.prefix, self.masks = graph, prefix, masks
         self.absorbed: set[fx.Node] = set()
 
@@ -94,6 +96,25 @@ class _Matcher:
                 found[node] = self.unit(activation)
         return found
 
+    def pools(self) -> dict[fx.Node, bool]:
+        kinds = {node: self._pool(node) for node in self.graph.nodes}
+        return {node: keep for node, keep in kinds.items() if keep is not None}
+
+    def _pool(self, node: fx.Node) -> bool | None:
+        """Whether a global average pooling keeps its dimensions; None for any other node."""
+        if self._is_layer(node, nn.AdaptiveAvgPool2d):
+            return True if _one(self.modules[str(node.target)].output_size) else None
+        if not node.args or node.all_input_nodes != [node.args[0]]:
+            return None
+        values = dict(zip(("", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
+        if node.target == nn.functional.adaptive_avg_pool2d and len(node.args) == 2:
+            return True if _one(node.args[1]) else None
+        if node.target not in ("mean", torch.mean) or values.keys() - {"", "dim", "keepdim"}:
+            return None
+        keep = values.get("keepdim", False)
+        global_mean = values.get("dim") in ((2, 3), [2, 3], (-2, -1), [-2, -1])
+        return keep if global_mean and isinstance(keep, bool) else None
+
     def unit(self, activation: _Activation) -> tuple[Unit, list[fx.Node]]:
         convolutions: list[Convolution] = []
         inputs: list[fx.Node] = []
@@ -101,7 +122,7 @@ class _Matcher:
 
         def input_number(node: fx.Node) -> int:
             while self._is_layer(node, nn.Identity):
-                node = node.args[0]
+                node = node.all_input_nodes[0]
             if node not in inputs:
                 inputs.append(node)
             return -1 - inputs.index(node)
@@ -114,16 +135,16 @@ class _Matcher:
             return [add(t) if self._term(t) else input_number(t) for t in activation.terms]
 
         def add(term: fx.Node) -> int:
-            conv, norm = self._term(term)
-            before = conv.args[0]
+            conv, *norms = self._term(term)
+            before = conv.all_input_nodes[0]
             virtual = self._virtual(before, conv)
             source = take(virtual)[0] if virtual else input_number(before)
             if virtual:
                 convolutions[source].relu = virtual.relu
             layer = self.modules[str(conv.target)]
             name = f"{self.prefix}{conv.target}.weight"
-            norm_layer = None if norm is None else self.modules[str(norm.target)]
-            convolutions.append(Convolution(name, layer, norm_layer, source))
+            norm = self.modules[str(norms[0].target)] if norms else None
+            convolutions.append(Convolution(name, layer, norm, source))
             return len(convolutions) - 1
 
         terms = take(activation)
@@ -136,13 +157,15 @@ class _Matcher:
         nodes, inner = [node], node
         relu = self._is_relu(node)
         if relu:
-            inner = node.args[0]
-            if not isinstance(inner, fx.Node) or len(inner.users) > 1:
+            if len(node.all_input_nodes) != 1:
+                return None
+            inner = node.all_input_nodes[0]
+            if len(inner.users) > 1:
                 return None
             nodes.append(inner)
         if self._is_sum(inner):
-            terms = list(inner.args)
-            if terms[0] is terms[1]:
+            terms = inner.all_input_nodes
+            if len(terms) == 1:  # twice the same
                 return None
             layers = [t for t in terms if self._term(t) and len(t.users) == 1]
             # Convolutions first: what is left is put out by another node.
@@ -156,7 +179,7 @@ class _Matcher:
         else:
             return None
         for term in layers:
-            nodes += [n for n in self._term(term) if n is not None]
+            nodes += self._term(term)
         if any(n in self.absorbed for n in nodes):
             return None
         return _Activation(node, relu, terms, list(dict.fromkeys(nodes)))
@@ -164,7 +187,7 @@ class _Matcher:
     def _kinds(self, terms: list[fx.Node]) -> set[type]:
         return {type(self.modules[str(self._term(t)[0].target)]) for t in terms}
 
-    def _virtual(self, before: Any, conv: fx.Node) -> _Activation | None:
+    def _virtual(self, before: fx.Node, conv: fx.Node) -> _Activation | None:
         """The activation that a convolution reads, if nothing else reads it."""
         if before in self.absorbed or len(before.users) > 1 or self._stride(conv) > 1:
             return None
@@ -179,32 +202,30 @@ class _Matcher:
         layer = self.modules[str(conv.target)]
         return layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
 
-    def _term(self, node: Any) -> tuple[fx.Node, fx.Node | None] | None:
-        """(convolution, batch norm or None) that ends at a node; None for any other node."""
-        if not isinstance(node, fx.Node):
-            return None
-        if self._is_layer(node, nn.BatchNorm2d) and len(node.args) == 1:
-            norm, before = self.modules[str(node.target)], node.args[0]
-            fine = norm.track_running_stats and norm.momentum is not None
-            if fine and self._followed(before, nn.Conv2d) and len(before.users) == 1:
+    def _term(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The convolution, and the batch norm behind it, that end at a node; () for any other."""
+        if self._is_layer(node, nn.BatchNorm2d) and len(node.all_input_nodes) == 1:
+            norm, before = self.modules[str(node.target)], node.all_input_nodes[0]
+            supported = norm.track_running_stats and norm.momentum is not None
+            if supported and self._followed(before, nn.Conv2d) and len(before.users) == 1:
                 return before, node
-            return None
-        return (node, None) if self._followed(node, nn.Conv2d, nn.Linear) else None
+            return ()
+        return (node,) if self._followed(node, nn.Conv2d, nn.Linear) else ()
 
-    def _followed(self, node: Any, *kinds: type) -> bool:
+    def _followed(self, node: fx.Node, *kinds: type) -> bool:
         if not self._is_layer(node, *kinds) or len(node.args) != 1:
             return False
         name, layer = str(node.target), self.modules[str(node.target)]
-        if f"{self.prefix}{name}.weight" not in self.masks or not isinstance(node.args[0], fx.Node):
+        if f"{self.prefix}{name}.weight" not in self.masks or len(node.all_input_nodes) != 1:
             return False
         if isinstance(layer, nn.Linear):
             return True
         probe = Convolution(name, layer, None, -1)
         square = layer.stride[0] == layer.stride[1] and layer.padding_mode == "zeros"
-        return square and probe.output_size((8, 8)) is not None
+        return square and probe.keeps_size
 
-    def _is_layer(self, node: Any, *kinds: type) -> bool:
-        if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:
+    def _is_layer(self, node: fx.Node, *kinds: type) -> bool:
+        if node.op != "call_module" or node.kwargs:
             return False
         return type(self.modules.get(str(node.target))) in kinds
 
@@ -222,8 +243,23 @@ class _Matcher:
         return (functions or methods) and nodes and not node.kwargs
 
 
-def rewritten(found: Found, bind: Callable[[Unit], Callable[..., Tensor]]) -> Callable[..., Any]:
-    """The forward of a followed module, in which each unit replaces its nodes."""
+def _one(size: Any) -> bool:
+    return size in (1, (1, 1), [1, 1])
+
+
+def rewritten(
+    found: Found,
+    bind: Callable[[Unit], Callable[..., Tensor]],
+    bind_pool: Callable[[Callable[..., Tensor], bool], Callable[..., Tensor]],
+) -> Callable[..., Any]:
+    """The forward of a followed module, in which each unit replaces its nodes.
+
+    Args:
+        found: the module.
+        bind: makes the function that computes a unit.
+        bind_pool: makes the one that computes a global average pooling, from the model's own and
+            whether it keeps the dimensions.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     targets: dict[str, Any] = {}
@@ -233,8 +269,23 @@ def rewritten(found: Found, bind: Callable[[Unit], Callable[..., Tensor]]) -> Ca
             name = f"unit_{len(targets)}"
             targets[name] = bind(unit)
             values[node] = graph.call_module(name, tuple(values[i] for i in inputs))
+        elif node in found.pools:
+            name = f"pool_{len(targets)}"
+            targets[name] = bind_pool(_call(found.module, node), found.pools[node])
+            values[node] = graph.call_module(name, (values[node.all_input_nodes[0]],))
         elif node not in found.inside:
             values[node] = graph.node_copy(node, lambda n: values[n])
             if node.op == "call_module":
                 targets[str(node.target)] = found.module.get_submodule(str(node.target))
     return fx.GraphModule(targets, graph).forward
+
+
+def _call(module: nn.Module, node: fx.Node) -> Callable[[Tensor], Tensor]:
+    """A node of the module's graph as a function of its first argument."""
+    rest, kwargs = node.args[1:], node.kwargs
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))
+    if node.op == "call_method":
+        return lambda x: getattr(x, str(node.target))(*rest, **kwargs)
+    function: Any = node.target
+    return lambda x: function(x, *rest, **kwargs)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 Indices = np.ndarray  # int64, one-dimensional
+Sizes = tuple[int, ...]
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Convolution:
     source: int
     relu: bool = True
 
-    def geometry(self) -> tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def geometry(self) -> tuple[int, int, Sizes, Sizes, Sizes]:
         """Stride, groups, kernel size, padding and dilation."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
@@ -51,18 +53,18 @@ class Convolution:
     def input_channels(self) -> int:
         return self.layer.weight.shape[1] * self.geometry()[1]
 
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Height and width of the output for an input of this size.
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the output has the size of the input, up to the stride, which kernels need."""
+        _, _, kernel, padding, dilation = self.geometry()
+        return all(2 * p == d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
 
-        None for a layer whose padding does not keep the size (up to its stride).
-        """
-        stride, _, kernel, padding, dilation = self.geometry()
-        for k, p, d in zip(kernel, padding, dilation, strict=True):
-            if 2 * p != d * (k - 1):
-                return None
+    def output_size(self, size: Sizes) -> tuple[int, int]:
+        """Height and width of the output for an input of this size."""
+        stride = self.geometry()[0]
         return -(-size[0] // stride), -(-size[1] // stride)
 
-    def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    def parameters(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Weight and bias of the layer, scale and shift of the norm."""
         norm = self.norm
         scale, shift = (None, None) if norm is None else (norm.weight, norm.bias)
@@ -107,3 +109,13 @@ class Unit:
         """Pixels of the smallest output of its convolutions, for inputs of this size."""
         stride = max(c.geometry()[0] for c in self.convolutions)
         return math.prod(-(-n // stride) for n in size)
+
+
+def hook_tables(module: nn.Module) -> list[Any]:
+    """The dictionaries in which a module keeps its hooks: one that is not empty must be called."""
+    return [
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]

@@ -61,11 +61,17 @@ class Workspace:
         return tensor
 
     def find(self, tensor: Tensor, planes: Planes) -> Lent | None:
+        """What is known of a tensor in planes of this layout that nobody has changed, or None."""
+        lent = self.known(tensor)
+        return lent if lent and (lent.planes is planes or lent.planes == planes) else None
+
+    def known(self, tensor: Tensor) -> Lent | None:
         """What is known of a tensor of ours that nobody has changed; None for any other."""
         lent = self._known.get(tensor.data_ptr())
         if lent is None or tensor._version != lent.version:
             return None
-        if lent.planes is not planes and lent.planes != planes:
+        planes = lent.planes
+        if tensor.shape != planes.shape:
             return None
         if tensor.stride() == planes.strides:
             return lent

@@ -1,0 +1,88 @@
+"""Global average pooling of a unit's output, which lies in planes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from . import kernels
+from .arguments import floor
+from .unit import hook_tables
+from .workspace import Lent, Workspace
+
+
+class BoundPool:
+    """The mean over the pixels of each channel: called with (N, C, H, W), it returns (N, C).
+
+    It is computed from the planes of a unit's output, and its gradient is written into such planes,
+    in front of the unit's last ReLU. Any other tensor is pooled as the model itself does it.
+
+    Args:
+        workspace: of the model's units.
+        plain: the model's own pooling.
+        keep: whether the output is (N, C, 1, 1) instead.
+    """
+
+    def __init__(self, workspace: Workspace, plain: Callable[[Tensor], Tensor], keep: bool) -> None:
+        self.plain = plain
+        self.keep = keep
+        self.workspace = workspace
+        self._hooks = hook_tables(plain) if isinstance(plain, nn.Module) else []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        usable = self.workspace.enabled and not any(self._hooks) and type(x) is Tensor
+        if not usable or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
+            return self.plain(x)
+        known = self.workspace.known(x)
+        if known is None:
+            return self.plain(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            means = _Function.apply(self.workspace, known, x)
+        else:
+            means = torch.from_numpy(_forward(known))
+        return means[:, :, None, None] if self.keep else means
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, workspace: Workspace, known: Lent, x: Tensor) -> Tensor:
+        ctx.workspace, ctx.known = workspace, known
+        # If x is the output of a ReLU, its unit has saved it, and refuses a backward after x was
+        # changed in place. If not, the gradient does not depend on x.
+        return torch.from_numpy(_forward(known))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, None, _backward(ctx.workspace, ctx.known, grad.contiguous().numpy())
+
+
+def _channels(known: Lent) -> tuple[np.ndarray, np.ndarray]:
+    """The channels that are not zero, and where their planes begin."""
+    channels = np.flatnonzero(known.alive)
+    return channels, known.planes.base(channels)
+
+
+def _forward(known: Lent) -> np.ndarray:
+    planes, grid = known.planes, known.planes.grid
+    means = np.zeros((grid.images, planes.channels), grid.numpy)
+    channels, base = _channels(known)
+    kernels.pool((known.memory, base, grid.image), channels, means, grid.height * grid.width)
+    return means
+
+
+def _backward(workspace: Workspace, known: Lent, grad: np.ndarray) -> Tensor:
+    planes, grid = known.planes, known.planes.grid
+    key = "to input", planes, known.alive.tobytes()
+    out = workspace.buffers.take(key, planes.size, grid.numpy)
+    channels, base = _channels(known)
+    totals = np.zeros(planes.channels)
+    kernels.spread(
+        grad, (known.memory, base, grid.image), known.relu, floor(True, grid.dtype), out,
+        channels, totals, grid.mask[: grid.image], grid.height * grid.width,
+    )  # fmt: skip
+    gate = known.memory.ctypes.data if known.relu else 0
+    return workspace.lend(key, Lent(out, planes, known.alive, gate=gate, totals=totals), False)

@@ -32,7 +32,8 @@ class Panel(NamedTuple):
 def training_curves(records: Iterable[Record]) -> "Figure":
     """Loss, validation accuracy, the term and its share of the gradient, against the epoch.
 
-    The term is the one that all arms measured in the same way, where the records have it.
+    The term is drawn as training computed it and, where the records have it, as it was measured in
+    the same way in all arms.
 
     Each arm is a thick line, the mean over its finished runs. Around it are its runs as thin lines,
     or, if there are more than `FEW`, a band: the 95 % Student-t interval of the mean. A cross ends
@@ -75,20 +76,13 @@ def _panels(cell: Cell) -> dict[str, Panel]:
     return {
         "loss": Panel("training loss\n(cross-entropy, nats)", smallest_range=0.01),
         "validation_accuracy": Panel("validation\naccuracy (%)", 100, smallest_range=1.0),
-        **_term_panel(cell, f"{term}{before}"),
+        "term": Panel(f"{term}{before}\n(without factor β)", smallest_range=0.1),
+        "term_measured": Panel(
+            f"{find(BASELINE.term).label} term, measured\nin all arms (without β)",
+            smallest_range=0.1,
+        ),
         "gradient_ratio": Panel(f"gradient norm:\nβ {term} / loss", logarithmic=True),
     }
-
-
-def _term_panel(cell: Cell, term: str) -> dict[str, Panel]:
-    """The term as all arms measured it, or, if a run did not, as training computed it."""
-    if all(
-        any(value is not None for value in _values(run, "term_measured"))
-        for run in _finished(_runs(cell))
-    ):
-        label = f"{find(BASELINE.term).label} term, measured\nin all arms (without β)"
-        return {"term_measured": Panel(label, smallest_range=0.1)}
-    return {"term": Panel(f"{term}\n(without factor β)", smallest_range=0.1)}
 
 
 def _values(run: Record, name: str) -> list[float | None]:
@@ -113,12 +107,14 @@ def _note(cell: Cell, shown: Mapping[str, Panel]) -> str:
     baseline = cell.arms.get(BASELINE, {}).values()
     measured = any(value is not None for run in baseline for value in _values(run, "term"))
     if "term" in shown and baseline and not measured:
+        note += " The term is not computed while the baseline trains"
         note += (
-            " The term is not computed while the baseline trains; the layer CKA after training is "
-            "measured in all arms."
+            "."
+            if "term_measured" in shown
+            else ("; the layer CKA after training is measured in all arms.")
         )
     if "term_measured" in shown:
-        note += " The term is measured after each epoch in eval mode, on the same samples."
+        note += " In all arms it is measured after each epoch, in eval mode, on the same samples."
     return note
 
 

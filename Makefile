@@ -46,6 +46,7 @@ reproduce: $(READY) ## run the notebooks of PROFILE: records, figures and tables
 figures: $(READY) ## every figure and table again from the committed records, no training
 	$(PY) -m ckasr figures $(ARGS)
 	$(PY) -m theory trained_networks
+	$(PY) -m theory.report
 	$(PY) -m theory.readme
 	$(PY) -m benchmarks.figures
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ckasr import devices
 from ckasr.experiments.pools import ALLOCATOR
 from ckasr.names import nearest
 
@@ -46,10 +47,10 @@ def main(
     for name in names or ():
         if name not in NAMES:
             _stop(f"unknown benchmark {name!r}{nearest(name, NAMES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        _stop(f"no device {device!r} here; use --device cpu")
+    try:
+        found_device = devices.find(device)
+    except ValueError as error:
+        _stop(str(error))
     chosen = list(dict.fromkeys(names or NAMES))
     if "sparse" in chosen and find_spec("numba") is None:
         _stop("sparse execution needs numba: pip install 'ckasr[sparse]'")
@@ -57,7 +58,7 @@ def main(
     found = []
     for name in chosen:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        target = torch.device("cpu" if name in ON_CPU else device)
+        target = torch.device("cpu") if name in ON_CPU else found_device.place
         module = import_module(f"benchmarks.{MODULES.get(name, name)}")
         found.append(store.record(name, module.measure(target, rounds), target))
         if save:
@@ -69,7 +70,7 @@ def main(
         print(f"\n{store.where(found[0])}\n\n{table(store.ends(timings))}")
         if counted := work_table(timings):
             print(f"\n{counted}\n\n{COUNTED}")
-        if met := targets.targets(timings, device):
+        if met := targets.targets(timings, found_device.kind):
             print(f"\n{targets.table(met)}")
     if save:
         for place in sorted({folder / store.slug(each["device"]) for each in found}):

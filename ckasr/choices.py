@@ -22,6 +22,17 @@ def check_choice(what: str, value: object, choices: Any) -> None:
         raise ValueError(f"unknown {what} {value!r}{nearest(str(value), names)}")
 
 
+def listed(choices: Any) -> str:
+    """Return the names of a ``Literal`` type in words: ``"uniform, er or erk"``."""
+    *others, last = [name or "''" for name in get_args(choices)]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def one_of(value: object, choices: Any) -> tuple[bool, str]:
+    """Return whether a value is a name of a ``Literal`` type, and the names in words."""
+    return value in get_args(choices), listed(choices)
+
+
 def check_count(what: str, value: object, least: int, alternative: str = "") -> None:
     """Check an integer argument.
 

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Device:
@@ -25,7 +27,7 @@ class Device:
 
     kind: ClassVar[str] = "cpu"
     """Type of the torch device."""
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
     """Precisions that this device can train in."""
     can_capture: ClassVar[bool] = False
     """Whether a training step can be captured as a graph and replayed."""
@@ -113,7 +115,7 @@ class GPU(Device):
     """A CUDA device."""
 
     kind = "cuda"
-    precisions = ("fp32", "tf32", "bf16")
+    precisions = get_args(Precision)
     can_capture = True
     runs_share_process = True
     has_sparse_kernels = False

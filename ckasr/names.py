@@ -19,13 +19,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(names) > _MOST:
         return f"{hint} (known are {', '.join(names[:3])}, ...: {len(names)} names)"
     return f"{hint} (all: {', '.join(names) or 'none'})"
-
-
-def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of the choices.
-
-    State the choices once, as a ``Literal``, and pass ``typing.get_args`` of it.
-    """
-    known = list(choices)
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; choose one of: {', '.join(known)}")

@@ -138,8 +138,14 @@ def convert(value: Any, kind: str) -> Any:
     plain = os.fspath(plain) if isinstance(plain, os.PathLike) else plain
     if kind.startswith("list[") and isinstance(plain, list | tuple):
         return [convert(item, kind[5:-1]) for item in plain]
-    accepted = {"bool": bool, "int": int, "float": (int, float), "str": str}.get(kind, ())
-    if not isinstance(plain, accepted) or (isinstance(plain, bool) and kind != "bool"):
+    kinds: dict[str, tuple[type, ...]] = {
+        "bool": (bool,),
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+    }
+    fits = isinstance(plain, kinds.get(kind, ()))
+    if not fits or (isinstance(plain, bool) and kind != "bool"):
         raise ValueError(f"{value!r} is no {kind}")
     return float(plain) if kind == "float" else plain
 
@@ -192,7 +198,7 @@ def execute(
     before = _stamp(result)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Sockets in a folder of their own: over TCP or in a shared folder parallel runs can meet.
-    with tempfile.TemporaryDirectory(prefix="ckasr-", dir=_socket_root()) as folder:
+    with tempfile.TemporaryDirectory(prefix="ckasr-", dir=_socket_root()) as sockets:
         try:
             pm.execute_notebook(
                 str(notebook.resolve()),
@@ -204,7 +210,7 @@ def execute(
                 progress_bar=False,
                 stdout_file=log or sys.stdout,
                 stderr_file=log or sys.stdout,
-                config=config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
+                config=config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
             )
         except failed as error:
             raise ChildProcessError(
@@ -254,7 +260,7 @@ def _this_python() -> type:
     return ThisPython
 
 
-def _papermill() -> tuple[Any, type[Exception], Any]:
+def _papermill() -> tuple[Any, Any, Any]:
     """papermill, its error, traitlets' Config; imported here, as the rest does without Jupyter."""
     try:
         import ipykernel  # noqa: F401  (where it is missing, the kernel only seems to die)
@@ -375,9 +381,10 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
     ]
     epochs = sum(item.cell.epochs for item in todo)
     text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained, {epochs} epochs in all"
-    if None in seconds:
+    known = [each for each in seconds if each is not None]
+    if len(known) < len(seconds):
         return f"{text}. There is no record yet of {todo[0].cell.model} on {todo[0].cell.dataset}."
-    return f"{text}: about {duration(sum(seconds))} one after another, by the runs on record."
+    return f"{text}: about {duration(sum(known))} one after another, by the runs on record."
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

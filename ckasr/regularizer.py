@@ -137,13 +137,15 @@ class CKASR:
         # The hooks read a flag, not the step: under torch.compile, a counter would cause a new
         # graph at every step, while a flag causes two graphs in total.
         self._due = True
-        self._hooks: list[_Hook] = [_ModelHook(_INPUT, self)]
+        first = _ModelHook(_INPUT, self)
+        self._hooks: list[_Hook] = [first]
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._hooks[0], with_kwargs=True)
+            model.register_forward_pre_hook(first, with_kwargs=True)
         ]
         for name, module in self._modules.items():
-            self._hooks.append(_LayerHook(name, self))
-            self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
+            hook = _LayerHook(name, self)
+            self._hooks.append(hook)
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def __call__(self) -> Tensor:
         """The term times beta, a scalar; 0 on a skipped step. Counts one step in train mode."""

@@ -28,7 +28,8 @@ def find_stages(model: nn.Module) -> Stages:
 
     If the elements of a row consist of such rows, as the stages of a ConvNeXt or Swin Transformer
     do, the inner rows are taken. Otherwise the outer row is taken, and nothing inside it. No block
-    that is returned is part of another one.
+    that is returned is part of another one. Modules with a single weight each, such as convolution
+    and norm, are blocks if two of them in one row have the same shapes, as in a VGG.
 
     In a network that has no such stage and only linear layers, a chain of linear layers is one
     stage, whatever their widths: each element of the row has one linear layer, whose inputs are the
@@ -254,10 +255,16 @@ def _share(rows: list[list[Named]], element: nn.Module) -> float:
 def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
     """The rows without those inside a block, and without single layers that are not blocks.
 
+    Modules with a single layer are blocks in all rows of their class, if they are in one of them:
+    the first stages of a VGG have two layers each, of which the first has another number of inputs.
     A block may be alone in one place and in a row in another. Its inside is omitted in both.
     """
-    stages = [row for row in stages if _weights(row[0][1]) > 1 or _units_are_blocks(model, row)]
-    classes = {type(row[0][1]) for row in stages}
+    classes = {
+        type(row[0][1])
+        for row in stages
+        if _weights(row[0][1]) > 1 or _units_are_blocks(model, row)
+    }
+    stages = [row for row in stages if type(row[0][1]) in classes]
     blocks = tuple(f"{name}." for name, m in model.named_modules() if name and type(m) in classes)
     return [row for row in stages if not row[0][0].startswith(blocks)]
 

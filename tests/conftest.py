@@ -58,3 +58,14 @@ def cifar() -> data.Dataset:
     if reason := _no_cifar():
         pytest.skip(reason)
     return data.load("cifar100")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """The record of one run on the digits, and the folder of its results."""
+    from digit_runs import digits
+
+    from ckasr.experiments import run
+
+    results = tmp_path_factory.mktemp("results")
+    return run(digits(), results, progress=None), results

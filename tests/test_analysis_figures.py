@@ -203,6 +203,25 @@ class TestCurves:
         np.testing.assert_allclose(accuracy.lines[3].get_ydata(), 100 * np.mean(curves, axis=0))
         assert "not computed while the baseline trains" in note(figure)
 
+    def test_the_term_that_was_measured_is_drawn_in_all_arms(self):
+        runs = cell(epochs=6)
+        for shift, run in enumerate(runs):
+            run["curves"]["term_measured"] = [shift + epoch / 10 for epoch in range(6)]
+        figure = training_curves(runs)
+        labels = [axis.get_ylabel().split("\n")[0] for axis in figure.axes]
+        assert labels[2:] == ["CKA-SR term", "CKA-SR term, measured", "gradient norm:"]
+        means = [line.get_ydata() for line in figure.axes[3].lines if line.get_linewidth() > 1]
+        wanted = [[mean + epoch / 10 for epoch in range(6)] for mean in (1, 4)]
+        np.testing.assert_allclose(means, wanted)
+        assert "In all arms it is measured after each epoch" in note(figure)
+
+    def test_an_older_record_has_no_line_there(self):
+        runs = cell(epochs=6)
+        for run in runs[3:]:
+            run["curves"]["term_measured"] = [1.0] * 6
+        measured = training_curves(runs).axes[3]
+        assert len([line for line in measured.lines if line.get_linewidth() > 1]) == 1
+
     def test_many_runs_are_a_band_around_their_mean(self):
         runs = pairs([0.4] * 6, [0.5] * 6, sparsity=0.95, epochs=3)
         figure = training_curves(runs)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from typer.testing import CliRunner
 
 from benchmarks import MODULES, NAMES, WHAT, figures, pairwise, store, targets, timing
@@ -113,12 +114,24 @@ def test_import_runs_in_fresh_processes():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_step_and_epoch_train(precision):
     """What the workers of these benchmarks call, without the workers."""
-    for call in (
-        plain_loop.step(**SMALL, batch_size=8),
-        step_benchmark.step(**SMALL, batch_size=8, precision=precision),
-    ):
-        for _ in range(3):  # past the end of an epoch of two batches
-            call()
+    sums: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        weights = [p.detach().double().sum() for p in optimizer.param_groups[0]["params"]]
+        sums.append(torch.stack(weights).sum().item())
+
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        for call in (
+            plain_loop.step(**SMALL, batch_size=8),
+            step_benchmark.step(**SMALL, batch_size=8, precision=precision),
+        ):
+            sums.clear()
+            for _ in range(3):  # past the end of an epoch of two batches
+                call()
+            assert len(set(sums)) == len(sums) == 3, "each call takes one step"
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("variants", ["_few_samples", "_whole_batch"])
@@ -405,7 +418,7 @@ def test_command_line_keeps_what_it_measured(tmp_path):
     ("arguments", "message"),
     [
         (["tern"], "benchmarks: unknown benchmark 'tern'; nearest: term (all: term, step, data"),
-        (["data", "--device", "tpu"], "benchmarks: no device 'tpu' here"),
+        (["data", "--device", "tpu"], "benchmarks: device 'tpu' is not supported: use cpu, cuda"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

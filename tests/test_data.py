@@ -177,7 +177,7 @@ def test_batches_are_channels_last_and_leave_the_images_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": "cutout"}, "augment='cutout' is unknown: choose none, crop, crop-flip"),
+        ({"augment": "cutout"}, "unknown augment 'cutout'.*all: none, crop, crop-flip"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"mean": (0.5,)}, "3 channels, mean has 1"),
         ({"images": torch.zeros(50, 8, 8, 3)}, "must be uint8"),

@@ -13,6 +13,8 @@ from ckasr.analysis.statistics import compare
 from ckasr.data import load
 from ckasr.experiments import Settings, run, sweep
 from ckasr.experiments.build import build_engine
+from ckasr.experiments.pools import Interleaved
+from ckasr.experiments.records import load_all
 from ckasr.experiments.run import OutOfTime
 from ckasr.experiments.sweep import groups
 from ckasr.training import Engine
@@ -101,8 +103,11 @@ def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
             assert not p[~sparse.state.masks[name]].any()
 
 
-def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path):
-    cells = [cell(epochs=1, seed=s, beta=b) for b in (0.0, 1e-3) for s in (0, 1)]
+def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path, monkeypatch):
+    # In this process: new ones would spend a minute on imports. Few samples: the order counts.
+    monkeypatch.setattr(sys.modules["ckasr.experiments.sweep"], "pool_of", Interleaved)
+    small = {"epochs": 1, "validation": 1000}
+    cells = [cell(**small, seed=s, beta=b) for b in (0.0, 1e-3) for s in (0, 1)]
     assert [[(c.seed, c.beta) for c in group] for group in groups(cells)] == [
         [(0, 0.0), (0, 1e-3)],
         [(1, 0.0), (1, 1e-3)],
@@ -112,7 +117,8 @@ def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path
     assert len(outcome.done) == 4
     begun = [line.split()[0] for line in lines if "sparsity 0.98" in line]
     assert set(begun[:2]) == {cells[0].id, cells[2].id}
-    with pytest.raises(ValueError, match="execution 'quick' is unknown"):
+    assert [record["execution"] for record in load_all(tmp_path)] == ["sparse"] * 4
+    with pytest.raises(ValueError, match="unknown execution 'quick'"):
         sweep(cells, tmp_path, execution="quick")
 
 

@@ -393,7 +393,10 @@ class TestGrowingL2:
         [{"schedule": "long"}, {"share": 0.0}, {"ceiling": -1.0}, {"learning_rate": 0.0}],
     )
     def test_bad_options_in_one_line(self, options, tmp_path):
-        with pytest.raises(ValueError, match=f"option {next(iter(options))} of method 'dlth'"):
+        ((name, value),) = options.items()
+        rule = "budgeted or published" if name == "schedule" else "positive"
+        message = f"^option {name}={value!r} of method 'dlth' must be {rule}$"
+        with pytest.raises(ValueError, match=message):
             digits(tmp_path, method="dlth", method_options=options)
 
 

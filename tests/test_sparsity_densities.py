@@ -90,7 +90,7 @@ def test_uniform_gives_every_layer_the_same():
         ({"a": (2, 2)}, -0.1, "erk", "density is -0.1: it must lie between 0 and 1"),
         ({"a": (2, 2)}, 1.5, "uniform", "density is 1.5"),
         ({"a": (2, 2)}, math.nan, "er", "density is nan"),
-        ({"a": (2, 2)}, 0.5, "ERK", "unknown distribution 'ERK'; choose one of: uniform, er, erk"),
+        ({"a": (2, 2)}, 0.5, "ERK", r"unknown distribution 'ERK' \(all: uniform, er, erk\)"),
         ({}, 0.5, "erk", "no layers"),
         ({"bias": (2,)}, 0.5, "erk", r"layer 'bias' is \(2,\)"),
         ({"a": (0, 2)}, 0.5, "erk", r"layer 'a' is \(0, 2\)"),

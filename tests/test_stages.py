@@ -191,14 +191,18 @@ def test_own_models(depth, blocks):
     assert stages == [[f"layer{s}.{b}" for b in range(blocks)] for s in (1, 2, 3)]
 
 
+def vgg_stages(*depths: int) -> list[list[str]]:
+    return [[f"features.{2 * s}.{k}" for k in range(depth)] for s, depth in enumerate(depths)]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("resmlp", [[f"blocks.{k}" for k in range(4)]]),
         ("lenet300", [["hidden.0", "hidden.1"]]),
-        # The rows of widths 64 and 128 have no two layers of one shape.
-        ("vgg16", [[f"features.{s}.{k}" for k in range(3)] for s in (4, 6, 8)]),
-        ("vgg19", [[f"features.{s}.{k}" for k in range(4)] for s in (4, 6, 8)]),
+        # Of width 64 and 128 no two layers are of one shape; the other widths make them blocks.
+        ("vgg16", vgg_stages(2, 2, 3, 3, 3)),
+        ("vgg19", vgg_stages(2, 2, 4, 4, 4)),
     ],
 )
 def test_own_models_without_convolutional_blocks(name, expected):

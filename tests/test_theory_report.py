@@ -8,7 +8,7 @@ import pytest
 
 import theory
 from theory.__main__ import main
-from theory.report import draw, save, stored, table
+from theory.report import draw, redraw, save, stored, table
 from theory.result import ALPHA, INCONCLUSIVE, PROVED, at_most, judge, rejects
 
 DOC = "Claim: c.\n\nStatement: s.\n\nAssumptions: none.\n"
@@ -85,11 +85,13 @@ def test_every_check_is_a_module_that_opens_with_its_claim():
         assert callable(module.figure)
 
 
-def test_figures_are_the_same_bytes_again(tmp_path):
-    v = theory.run(NAME, fast=True)
-    first, second = (draw(v, tmp_path / name) for name in "ab")
-    assert [path.suffix for path in first] == [".png", ".svg"]
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+def test_figures_are_redrawn_from_the_stored_results(tmp_path):
+    result = theory.run(NAME, fast=True)
+    save([result], tmp_path)
+    wanted = draw(result, tmp_path / "of the check")
+    found = redraw(tmp_path)
+    assert [path.name for path in found] == [f"{NAME}.png", f"{NAME}.svg"]
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in wanted]
 
 
 def test_table_keeps_within_its_width():

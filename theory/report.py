@@ -1,4 +1,9 @@
-"""What the runner and the notebooks do with results: the file, the figures, the tables."""
+"""What the runner and the notebooks do with results: the file, the figures, the tables.
+
+    python -m theory.report
+
+draws the figures of all stored results again.
+"""
 
 import json
 import shutil
@@ -24,6 +29,11 @@ def draw(result: Result, folder: Path) -> list[Path]:
     with style():
         figure = theory.load(result.name).figure(result)
     return [] if figure is None else write_figure(figure, folder / f"{result.name}.png")
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw the figures of all results stored in ``folder`` again; returns the files."""
+    return [path for result in stored(folder) for path in draw(result, folder)]
 
 
 def stored(folder: Path) -> list[Result]:
@@ -67,3 +77,8 @@ def table(results: Sequence[Result]) -> str:
         lines.append(form.format(*first, start))
         lines += [" " * indent + line for line in more]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for written in redraw(Path("results/theory")):
+        print(written)

@@ -19,7 +19,16 @@ from .statistics import (
     mean_and_sd,
     of_values,
 )
-from .tables import DIFFERENCE, INTERVAL, NOTHING, PAIRS, VERDICT, interval_text, markdown
+from .tables import (
+    DIFFERENCE,
+    INTERVAL,
+    NOTHING,
+    PAIRS,
+    VERDICT,
+    interval_text,
+    markdown,
+    points_text,
+)
 from .verdict import difference_shown, verdict_of
 
 SIZE = 5
@@ -75,16 +84,17 @@ class Check:
     def text(self) -> str:
         """The result in one or two sentences."""
         n = len(self.groups)
-        if not n or self.spread is None:
+        spread, smallest = self.spread, self.smallest_difference()
+        if not n or spread is None or smallest is None:
             return f"{self.whole.n} complete pairs: {SIZE} are needed for the first group"
         chance = 1 - CONFIDENCE**n
         return (
             f"{self.called} of {n} groups of {SIZE} pairs ({100 * self.called / n:.3g} %) are "
             f"called positive or negative, where {100 * (1 - CONFIDENCE):.3g} % are expected (one "
             f"or more of {n} by chance in {100 * chance:.0f} % of such checks). The differences "
-            f"of the {self.whole.n} pairs have a standard deviation of {100 * self.spread:.2f} "
+            f"of the {self.whole.n} pairs have a standard deviation of {100 * spread:.2f} "
             f"points; the smallest difference that {SIZE} pairs can show is "
-            f"{100 * self.smallest_difference():.2f} points"
+            f"{100 * smallest:.2f} points"
         )
 
 
@@ -150,7 +160,7 @@ def _row(comparison: Comparison, word: str) -> tuple[str, ...]:
     return (
         _seeds(comparison.seeds),
         str(comparison.n),
-        NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+        points_text(comparison.mean),
         interval_text(comparison.t_interval),
         word,
     )

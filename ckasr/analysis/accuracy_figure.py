@@ -58,7 +58,7 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
         _draw_accuracies(upper, group, arms)
         if from_zero:
             upper.axhline(
-                chance, **GUIDE | {"linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %"
+                chance, **{**GUIDE, "linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %"
             )
         pairs = _draw_differences(lower, group, arms) if rows == 2 else [""] * len(group)
         ticks = [

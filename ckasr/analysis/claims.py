@@ -14,7 +14,7 @@ from .aa import aa_checks
 from .cells import BASELINE, Arm, Record, cell_title, percent
 from .paper import CLAIM_TERMS, CLAIMS, SELECTION, lookup, paper_difference
 from .statistics import Comparison, paired_differences
-from .tables import NOTHING, VERDICT, interval_text, markdown
+from .tables import NOTHING, VERDICT, interval_text, markdown, points_text
 from .verdict import RULE, learned, place, verdict_on
 
 NOT_RUN = "not run yet"
@@ -88,10 +88,18 @@ class Statement:
 _ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
 
 
+def _appendix(where: Mapping[str, Any]) -> tuple[float, float]:
+    """The appendix's accuracies for these settings, in percent: without the term, and with it."""
+    without, official = (lookup(where, arm) for arm in (BASELINE, OFFICIAL))
+    if without is None or official is None:
+        raise LookupError(f"the appendix has no pair of numbers for {dict(where)}")
+    return without.percent, official.percent
+
+
 def _table_1(sparsity: float, profile: str | None, headline: str = "") -> Statement:
     """Random ERK pruning of ResNet20 on CIFAR-100."""
     where = {**_ERK20, "dataset": "cifar100", "sparsity": sparsity}
-    without, official = (lookup(where, arm).percent for arm in (BASELINE, OFFICIAL))
+    without, official = _appendix(where)
     return Statement(
         f"accuracy rises at {percent(sparsity)}: ResNet20, random ERK, CIFAR-100",
         "appendix, table 1",
@@ -231,7 +239,7 @@ def headline_table(folders: Mapping[str, Sequence[Record]]) -> str:
             several = f", {percent(sparsity)}" if len(best) > 1 else ""
             interval = "" if c.t_interval is None else f" {interval_text(c.t_interval)}"
             epochs = c.cell.settings["epochs"]
-            ours = f"{100 * c.mean:+.2f}{interval}, n = {c.n}, {epochs} epochs"
+            ours = f"{points_text(c.mean)}{interval}, n = {c.n}, {epochs} epochs"
             rows.append((head[0] + several, head[1], ours, _word(statement, c), _command(name)))
     run = [row for row in rows if NOT_RUN not in row]
     gains = [
@@ -252,7 +260,7 @@ def _paper_points(statement: Statement) -> str:
     """The gain that the paper states, in points."""
     gain = statement.gain
     if statement.appendix:
-        without, official = (lookup(statement.where, arm).percent for arm in (BASELINE, OFFICIAL))
+        without, official = _appendix(statement.where)
         gain = (official - without) / 100
     return "not known" if gain is None else f"{100 * gain:+.2f}"
 

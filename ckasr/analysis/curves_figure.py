@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ckasr.terms import find
+
 from .cells import BASELINE, Arm, Cell, Record, cell_title, only_cell, term_label
 from .statistics import half_width
 from .style import Look, blank, legend, looks, styled, widen, wrapped
@@ -30,6 +32,9 @@ class Panel(NamedTuple):
 def training_curves(records: Iterable[Record]) -> "Figure":
     """Loss, validation accuracy, the term and its share of the gradient, against the epoch.
 
+    The term is drawn as training computed it and, where the records have it, as it was measured in
+    the same way in all arms.
+
     Each arm is a thick line, the mean over its finished runs. Around it are its runs as thin lines,
     or, if there are more than `FEW`, a band: the 95 % Student-t interval of the mean. A cross ends
     a run that diverged. What no run has measured has no panel, and an arm without a measured value
@@ -42,7 +47,7 @@ def training_curves(records: Iterable[Record]) -> "Figure":
     shown = {
         name: panel
         for name, panel in _panels(cell).items()
-        if any(value is not None for run in _runs(cell) for value in run["curves"][name])
+        if any(value is not None for run in _runs(cell) for value in _values(run, name))
     }
     rows = -(-len(shown) // 2)
     figure = blank(6.4, 0.9 + 1.9 * rows)
@@ -72,8 +77,18 @@ def _panels(cell: Cell) -> dict[str, Panel]:
         "loss": Panel("training loss\n(cross-entropy, nats)", smallest_range=0.01),
         "validation_accuracy": Panel("validation\naccuracy (%)", 100, smallest_range=1.0),
         "term": Panel(f"{term}{before}\n(without factor β)", smallest_range=0.1),
+        "term_measured": Panel(
+            f"{find(BASELINE.term).label} term, measured\nin all arms (without β)",
+            smallest_range=0.1,
+        ),
         "gradient_ratio": Panel(f"gradient norm:\nβ {term} / loss", logarithmic=True),
     }
+
+
+def _values(run: Record, name: str) -> list[float | None]:
+    """A curve of a run. An older record does not have every curve: it was not measured."""
+    curves = run["curves"]
+    return curves.get(name, [None] * len(curves["epoch"]))
 
 
 def _note(cell: Cell, shown: Mapping[str, Panel]) -> str:
@@ -90,12 +105,16 @@ def _note(cell: Cell, shown: Mapping[str, Panel]) -> str:
     if any(run["status"] == "diverged" for run in _runs(cell)):
         note += " Cross: the run diverged."
     baseline = cell.arms.get(BASELINE, {}).values()
-    measured = any(value is not None for run in baseline for value in run["curves"]["term"])
+    measured = any(value is not None for run in baseline for value in _values(run, "term"))
     if "term" in shown and baseline and not measured:
+        note += " The term is not computed while the baseline trains"
         note += (
-            " The term is not computed while the baseline trains; the layer CKA after training is "
-            "measured in all arms."
+            "."
+            if "term_measured" in shown
+            else ("; the layer CKA after training is measured in all arms.")
         )
+    if "term_measured" in shown:
+        note += " In all arms it is measured after each epoch, in eval mode, on the same samples."
     return note
 
 
@@ -128,7 +147,7 @@ def _curve(run: Record, name: str) -> "np.ndarray":
     """A curve of a run, shape (epochs,), with NaN where nothing was measured."""
     import numpy as np
 
-    return np.array([np.nan if v is None else v for v in run["curves"][name]], dtype=float)
+    return np.array([np.nan if v is None else v for v in _values(run, name)], dtype=float)
 
 
 def _finished(runs: Iterable[Record]) -> list[Record]:

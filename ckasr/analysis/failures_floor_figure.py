@@ -52,7 +52,7 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
             draw_means(axis, [p + 0.2 * width for p in samples], means, look, arm.label)
     floor: Look = {"color": "#0072B2", "linewidth": 1.4}
     for place, cell in enumerate(cells):
-        label = "classes with a live path" if place == 0 else None
+        label = "classes with a live path" if place == 0 else ""
         axis.hlines(100 * live_share(cell), place - 0.42, place + 0.42, label=label, **floor)
     reports = [run["sparsity"] for cell in cells for a in cell.arms.values() for run in a.values()]
     chance = 100 / max(report["classes"] for report in reports)

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .paper import PUBLISHED, Published
 from .statistics import Comparison, compare, of_values, value_of
-from .tables import NOTHING, interval_text, markdown
+from .tables import NOTHING, interval_text, markdown, points_text
 from .verdict import COLLAPSE, verdict_on
 
 COLUMNS = (
@@ -233,7 +233,7 @@ def _row(cell: Cell, arm: Arm) -> tuple[str, ...]:
         _percent_mean([run["validation_accuracy"] for run in runs]),
         _percent_mean([run["test_accuracy"] for run in runs]),
         str(comparison.n) if comparison else NOTHING,
-        _points(comparison and comparison.mean),
+        points_text(comparison.mean if comparison else None),
         interval_text(comparison.t_interval if comparison else None),
         NOTHING if published is None else f"{published.percent:.2f}",
         NOTHING if gain is None or arm == BASELINE else f"{gain:+.2f}",
@@ -246,7 +246,7 @@ def _choice_row(choice: Choice) -> tuple[str, ...]:
         choice.rule,
         "; ".join(f"{setting_label(arm)}, beta {arm.beta:g}" for arm in choice.arms),
         str(comparison.n),
-        _points(comparison.mean),
+        points_text(comparison.mean),
         interval_text(comparison.t_interval),
         verdict_on(comparison, None) if choice.unbiased else "none: the runs were selected",
     )
@@ -282,7 +282,3 @@ def _paper_in_words() -> str:
 def _percent_mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{100 * mean(known):.2f}" if known else NOTHING
-
-
-def _points(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:+.2f}"

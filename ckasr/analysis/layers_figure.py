@@ -48,11 +48,11 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     heights = (4, 4, 2.6) if compared else (4, 2.6) if len(arms) > 1 else (4,)
     figure = blank(1.5 + 1.8 * max(2, len(arms)), 0.7 + 0.5 * sum(heights))
     axes = figure.subplots(len(heights), max(2, len(arms)), squeeze=False, height_ratios=heights)
-    _draw_matrices(figure, axes[0, : len(arms)], arms)
+    _draw_matrices(figure, list(axes[0, : len(arms)]), arms)
     if compared:
         _draw_similarity(axes[1, 0], arms)
-        _draw_changes(figure, axes[1, 1:], cell, arms)
-    _draw_weights(axes[-1, -len(arms) :], arms)
+        _draw_changes(figure, list(axes[1, 1:]), cell, arms)
+    _draw_weights(list(axes[-1, -len(arms) :]), arms)
     measured = next(iter(next(iter(arms.values())).values()))["layer_cka"]
     notes = [
         f"CKA {measured['estimator']}; {measured['samples']} {measured['split']} images in batches "
@@ -90,7 +90,7 @@ def _defined(arms: Mapping[Arm, Runs]) -> "np.ndarray":
     import numpy as np
 
     matrices = [matrix_of(run) for runs in arms.values() for run in runs.values()]
-    return np.isfinite(matrices).all(axis=0)
+    return np.asarray(np.isfinite(matrices).all(axis=0))
 
 
 def _mean(values: Any) -> Any:
@@ -180,7 +180,8 @@ def _draw_map(axis: "Axes", matrix: "np.ndarray", runs: Runs, **colours: Any) ->
     axis.tick_params(labelsize=6, length=0)
     axis.tick_params(axis="x", labelrotation=90)
     axis.tick_params(axis="y", labelrotation=0)
-    if axis.get_subplotspec().is_first_col():
+    place = axis.get_subplotspec()
+    if place is not None and place.is_first_col():
         staged = any(name[:1].isdigit() for name in names)
         axis.set_ylabel("layer (stage.block)" if staged else "layer")
     return axis.collections[0]

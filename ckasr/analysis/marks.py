@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .statistics import mean_and_sd, t_interval
+from .statistics import t_interval
 from .style import Look
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def draw_means(
         horizontal: whether the values are on the x axis.
         hollow: whether the marker is filled with white.
     """
-    means = [mean_and_sd(values)[0] for values in samples]
+    import numpy as np
+
+    means = [float(np.mean(values)) for values in samples]
     ends = [t_interval(values) for values in samples]
     errors = [
         [

@@ -13,7 +13,7 @@ from statistics import mean
 from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .statistics import Comparison, compare, compare_sides
 from .tables import NOTHING, markdown
-from .verdict import COLLAPSE, learned, too_little
+from .verdict import COLLAPSE, learned, usable_interval
 
 HOLDS = "holds here"
 IN_PART = "holds in part here"
@@ -124,7 +124,7 @@ class Part:
     @property
     def undecided(self) -> bool:
         """Whether there are too few pairs to say anything."""
-        return too_little(self.comparison)
+        return usable_interval(self.comparison) is None
 
     @property
     def met(self) -> bool:
@@ -239,7 +239,7 @@ def _with_quantity(cell: Cell, quantity: Quantity) -> Cell:
     """The cell with the quantity as a field of its records, without finished runs that lack it."""
 
     def added(runs: Mapping[int, Record]) -> dict[int, Record]:
-        found = {}
+        found: dict[int, Record] = {}
         for seed, run in runs.items():
             value = quantity.read(run)
             if value is not None or run["status"] != "finished":

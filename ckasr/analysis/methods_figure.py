@@ -79,7 +79,7 @@ def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: Mapping[Arm, Look
                 label=f"dense training{arm}: {100 * entry.accuracy:.1f} %",
             )
     chance = 100 / entries[0].report("classes")
-    axis.axvline(chance, **GUIDE | {"linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %")
+    axis.axvline(chance, **{**GUIDE, "linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %")
 
 
 def _draw_entry(

@@ -92,8 +92,8 @@ _OTHERS = {
 def _published() -> list[Published]:
     erk = ("resnet20", "random", "erk")
     numbers = [
-        Published("cifar100", *erk, sparsity, *arm, percent)
-        for arm, row in _CIFAR100.items()
+        Published("cifar100", *erk, sparsity, beta, variant, samples, every, percent)
+        for (beta, variant, samples, every), row in _CIFAR100.items()
         for sparsity, percent in zip(_SPARSITIES, row, strict=True)
     ]
     numbers.append(Published("cifar10", *erk, 0.95, 0.0, None, None, None, 84.16, "one run"))

@@ -8,8 +8,18 @@ from typing import Any
 
 from .cells import BASELINE, Arm, Cell, Record, cells, percent, title
 from .statistics import Comparison, compare_sides, of_values
-from .tables import DIFFERENCE, INTERVAL, NOTHING, PAIRS, SPARSITY, VERDICT, interval_text, markdown
-from .verdict import FEWEST_PAIRS, UNDECIDED, too_little
+from .tables import (
+    DIFFERENCE,
+    INTERVAL,
+    NOTHING,
+    PAIRS,
+    SPARSITY,
+    VERDICT,
+    interval_text,
+    markdown,
+    points_text,
+)
+from .verdict import FEWEST_PAIRS, UNDECIDED, usable_interval
 
 REFERENCE, OTHER = "fp32", "bf16"
 MARGIN = 0.01
@@ -70,9 +80,10 @@ class Row:
     @property
     def verdict(self) -> str:
         """The word of `LEGEND`."""
-        if too_little(self.comparison):
+        interval = usable_interval(self.comparison)
+        if interval is None:
             return UNDECIDED
-        low, high = self.comparison.t_interval
+        low, high = interval
         if low >= -MARGIN and high <= MARGIN:
             return SAME
         return LOWER if high < 0 else HIGHER if low > 0 else UNDECIDED
@@ -137,12 +148,12 @@ def _of_level(level: Mapping[str, Cell]) -> list[Row]:
 def _effect(without: Comparison, with_term: Comparison) -> Comparison:
     """The effect of the term in both precisions, for the seeds that have all four runs."""
     sides = [
-        {seed: pair for seed, *pair in zip(c.seeds, c.baseline, c.treated, strict=True)}
+        dict(zip(c.seeds, zip(c.baseline, c.treated, strict=True), strict=True))
         for c in (without, with_term)
     ]
     values = {
-        seed: tuple(w - b for b, w in zip(sides[0][seed], pair, strict=True))
-        for seed, pair in sides[1].items()
+        seed: (reference - sides[0][seed][0], other - sides[0][seed][1])
+        for seed, (reference, other) in sides[1].items()
         if seed in sides[0]
     }
     return of_values(
@@ -187,7 +198,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.quantity,
         *(f"{100 * mean(v):{sign}.2f}" if v else NOTHING for v in (c.baseline, c.treated)),
         str(c.n),
-        NOTHING if c.mean is None else f"{100 * c.mean:+.2f}",
+        points_text(c.mean),
         interval_text(c.t_interval),
         row.verdict,
     )

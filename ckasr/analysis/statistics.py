@@ -110,7 +110,8 @@ def compare_sides(
         sides: name -> seed -> record, the baseline first; the sides must differ in one thing only.
         outcome: the field of the record to compare.
     """
-    seeds, values, diverged, incomplete = [], [], [], []
+    values: dict[int, tuple[float, float]] = {}
+    diverged, incomplete = [], []
     for seed in sorted(set().union(*sides.values())):
         pair = {name: runs[seed] for name, runs in sides.items() if seed in runs}
         broken = [name for name, run in pair.items() if run["status"] == "diverged"]
@@ -126,9 +127,9 @@ def compare_sides(
         elif len({run.get("commit") for run in pair.values()}) > 1:
             incomplete.append(f"seed {seed}: different commits")
         else:
-            seeds.append(seed)
-            values.append(tuple(value_of(run, outcome) for run in pair.values()))
-    return of_values(cell, arm, dict(zip(seeds, values, strict=True)), diverged, incomplete)
+            baseline, treated = (value_of(run, outcome) for run in pair.values())
+            values[seed] = baseline, treated
+    return of_values(cell, arm, values, diverged, incomplete)
 
 
 def of_values(
@@ -179,7 +180,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 def t_interval(values: Sequence[float]) -> Interval | None:
     """Student-t interval of the mean; None for fewer than two values or no spread."""
     mean, sd = mean_and_sd(values)
-    if not sd or _all_equal(values):
+    if mean is None or not sd or _all_equal(values):
         return None
     half = half_width(sd, len(values))
     return mean - half, mean + half
@@ -223,11 +224,11 @@ def sign_flip_p(values: Sequence[float]) -> float | None:
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjusted p-values, in the same order; None stays, and is not counted."""
-    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
+    order = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * ps[index]))
+    for rank, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
         adjusted[index] = largest
     return adjusted
 

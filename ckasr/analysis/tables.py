@@ -107,7 +107,7 @@ def _row(
         compared = (NOTHING,) * 4
     else:
         compared = (
-            NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+            points_text(comparison.mean),
             interval_text(comparison.t_interval),
             _p(comparison.p),
             _p(holm_p),
@@ -120,7 +120,7 @@ def _row(
         f"{mean(report['dead_classes'] for report in reports):.3g} of {classes}",
         *compared,
         NOTHING if published is None else f"{published.percent:.2f}",
-        _paper_difference(cell, arm, comparison and comparison.t_interval),
+        _paper_difference(cell, arm, comparison.t_interval if comparison else None),
         NOTHING if comparison is None else verdict_of(comparison),
     )
 
@@ -138,7 +138,7 @@ def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
         f"{comparison.n} pairs",
         NOTHING,
         NOTHING,
-        NOTHING if comparison.mean is None else f"{100 * comparison.mean:+.2f}",
+        points_text(comparison.mean),
         interval_text(comparison.t_interval),
         NOTHING,
         NOTHING,
@@ -206,6 +206,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         for row in table
     ]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def points_text(difference: float | None) -> str:
+    """A difference of fractions in points, with its sign."""
+    return NOTHING if difference is None else f"{100 * difference:+.2f}"
 
 
 def interval_text(interval: Interval | None) -> str:

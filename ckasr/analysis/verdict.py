@@ -37,9 +37,10 @@ def verdict_on(comparison: Comparison, gain: float | None) -> str:
         comparison: the comparison to judge.
         gain: the paper's gain as a fraction; None: it has none.
     """
-    if too_little(comparison):
+    interval = usable_interval(comparison)
+    if interval is None:
         return UNDECIDED
-    low, high = comparison.t_interval
+    low, high = interval
     # Short schedules do not test the claim, which is about converged networks.
     if gain is None or gain <= 0 or comparison.cell.settings["schedule"] != "full":
         return "positive" if low > 0 else "negative" if high < 0 else "no difference shown"
@@ -69,14 +70,14 @@ def place(gain: float, interval: Interval) -> str:
     return "above" if gain > high else "below" if gain < low else "inside"
 
 
-def too_little(comparison: Comparison) -> bool:
-    """Whether nothing can be said: too few pairs, no interval, or too many diverged pairs."""
+def usable_interval(comparison: Comparison) -> Interval | None:
+    """The interval that a verdict reads.
+
+    None if nothing can be said: too few pairs, no interval, or too many diverged pairs.
+    """
     lost = len(comparison.diverged)
-    return (
-        comparison.t_interval is None
-        or comparison.n < FEWEST_PAIRS
-        or lost > MOST_DIVERGED * (comparison.n + lost)
-    )
+    too_many_lost = lost > MOST_DIVERGED * (comparison.n + lost)
+    return None if comparison.n < FEWEST_PAIRS or too_many_lost else comparison.t_interval
 
 
 def similarity_verdict(

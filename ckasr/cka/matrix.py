@@ -93,7 +93,8 @@ def _products_of_features(
     ``|X'Y|^2 - a'b + sum(r) sum(q) / ((n - 1) (n - 2)) - 2 r'q / (n - 2)``.
     """
     n = len(layers[0])
-    xs, scales = zip(*[rescale(flatten(f, widest_float(f.device))) for f in layers], strict=True)
+    rescaled = [rescale(flatten(f, widest_float(f.device))) for f in layers]
+    xs = [x for x, _ in rescaled]
     if estimator == "biased":
         xs = [x - x.mean(0, keepdim=True) for x in xs]  # so that the gradient is centred too
     upper = [[(x.T @ y).square().sum() for y in xs[i:]] for i, x in enumerate(xs)]
@@ -103,6 +104,7 @@ def _products_of_features(
             for i in range(len(xs))
         ]
     )
+    scales = torch.stack([scale for _, scale in rescaled])
     squares = torch.stack([x.square().sum(1) for x in xs])
     lengths, norms = squares.detach(), products.detach().diagonal()
     errors = lengths.sum(1).square()
@@ -119,7 +121,7 @@ def _products_of_features(
         )
     # The differences above add rounding errors of sums of n numbers in float64.
     own = (ROUNDING_ERRORS + n) * torch.finfo(products.dtype).eps * norms
-    return products, torch.maximum((ROUNDING_ERRORS * eps) ** 2 * errors, own), torch.stack(scales)
+    return products, torch.maximum((ROUNDING_ERRORS * eps) ** 2 * errors, own), scales
 
 
 def normalise(products: Tensor, floor: Tensor) -> Tensor:

@@ -31,9 +31,7 @@ class MinibatchCKA:
         self.estimator: Estimator = estimator
         self.samples = 0
         self.batches = 0
-        self._hsic: Tensor | None = None
-        self._floor: Tensor | None = None
-        self._scale: Tensor | None = None
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None  # HSIC, its floor, the scale
 
     @torch.no_grad()
     def update(self, features: Sequence[Tensor]) -> None:
@@ -48,18 +46,20 @@ class MinibatchCKA:
         """
         layers = check_layers(features, self.estimator)
         products, floor, scale = products_of(layers, self.estimator)
-        if self._hsic is None:
-            self._hsic, self._floor = torch.zeros_like(products), torch.zeros_like(floor)
-            self._scale = torch.zeros_like(scale)
-        if len(self._hsic) != len(products):
-            raise ValueError(f"{len(products)} layers given, {len(self._hsic)} before")
+        zeros = torch.zeros_like(products), torch.zeros_like(floor), torch.zeros_like(scale)
+        hsic, floors, first = zeros if self._sums is None else self._sums
+        if len(hsic) != len(products):
+            raise ValueError(f"{len(products)} layers given, {len(hsic)} before")
         # HSIC of all batches in the units of the first batch in which a layer is not constant.
-        self._scale = torch.where(self._scale > 0, self._scale, scale)
-        units = torch.where(scale == self._scale, 1, scale / self._scale).square()
+        first = torch.where(first > 0, first, scale)
+        units = torch.where(scale == first, 1, scale / first).square()
         n = len(layers[0])
         divisor = hsic_scale(n, self.estimator)
-        self._hsic = self._hsic + products * (units[:, None] * units[None, :]) / divisor
-        self._floor = self._floor + floor * units.square() / divisor
+        self._sums = (
+            hsic + products * (units[:, None] * units[None, :]) / divisor,
+            floors + floor * units.square() / divisor,
+            first,
+        )
         self.samples += n
         self.batches += 1
 
@@ -68,6 +68,7 @@ class MinibatchCKA:
 
         Raises ValueError if no minibatch was added.
         """
-        if self._hsic is None:
+        if self._sums is None:
             raise ValueError("no minibatch was added; call update(features) first")
-        return normalise(self._hsic, self._floor)
+        hsic, floor, _ = self._sums
+        return normalise(hsic, floor)

@@ -7,18 +7,20 @@ order seed changes the order and nothing else: each image keeps its crop and its
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ckasr import devices
+from ckasr.choices import check_choice
 from ckasr.tasks import IMAGE_CLASSIFICATION, Task
 
 from .batches import Batch, Indices
 from .sampling import keyed_generator
 
-AUGMENTS = ("none", "crop", "crop-flip")
+Augment = Literal["none", "crop", "crop-flip"]
+AUGMENTS: tuple[str, ...] = get_args(Augment)
 PADDING = 4
 """Black pixels on each side of an image before a random crop."""
 
@@ -90,8 +92,7 @@ class ImageBatches:
             raise ValueError(
                 f"images have {channels} channels, mean has {len(mean)}, std has {len(std)}"
             )
-        if augment not in AUGMENTS:
-            raise ValueError(f"augment={augment!r} is unknown: choose {', '.join(AUGMENTS)}")
+        check_choice("augment", augment, Augment)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
 

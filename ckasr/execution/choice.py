@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from ckasr import devices
+from ckasr.choices import check_choice
 from ckasr.sparsity import prunable
 
-EXECUTIONS = ("auto", "dense", "sparse")
+Execution = Literal["auto", "dense", "sparse"]
+EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 DENSEST = 0.2
 """Density up to which sparse execution is chosen. On ResNet20 it is 1.3 times as fast as dense
@@ -26,8 +29,7 @@ def choose(
     Raises:
         ValueError: if the execution is unknown, or if ``"sparse"`` is impossible.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
+    check_choice("execution", execution, Execution)
     if execution == "dense":
         return "dense", "asked for"
     device = devices.of(model)

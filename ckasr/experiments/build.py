@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import methods, models, terms
+from ckasr.cka import MIN_UNBIASED_SAMPLES
 from ckasr.data import Batches, Dataset, keyed_generator, split
 from ckasr.devices import Device
 from ckasr.stages import find_stages
 from ckasr.training import Engine, Recipe
+from ckasr.training.term_curve import TERM_SAMPLES, queued_term
 
 from .settings import Settings
 
@@ -51,6 +53,7 @@ def build_engine(
         settings.seed,
         validation,
         term_builder(settings, model),
+        term_meter(settings, model, training if validation is None else validation),
         owner=settings.id,
         execution=execution,
     )
@@ -128,6 +131,24 @@ def term_builder(settings: Settings, model: nn.Module) -> Callable[[nn.Module], 
         pairs=settings.pairs or None,
         stages=find_stages(model),
     )
+
+
+def term_meter(
+    settings: Settings, model: nn.Module, batches: Batches
+) -> Callable[[nn.Module], Tensor | None] | None:
+    """Return a function that measures the term of CKA-SR on the first samples of these batches.
+
+    It is the same function in all arms. None for a model in which no layers to compare are found,
+    or for fewer samples than the term needs.
+    """
+    try:
+        stages = find_stages(model)
+    except ValueError:
+        return None
+    inputs, _ = next(batches.in_order(TERM_SAMPLES))
+    if len(inputs) < MIN_UNBIASED_SAMPLES:
+        return None
+    return partial(queued_term, stages=stages, inputs=inputs, precision=settings.precision)
 
 
 def evaluation_batch(execution: str, device: Device) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ckasr import methods, models, terms
-from ckasr.data import ImageBatches, load
+from ckasr.data import Batches, load
 from ckasr.execution import sparse_execution
 from ckasr.models.resnet import DEPTHS
 from ckasr.sparsity import prunable, random_masks, report
@@ -217,18 +217,12 @@ def _context(model: str, method: str) -> methods.Context:
 
 
 @cache
-def _batches() -> ImageBatches:
+def _batches() -> Batches:
     """Three images of each class, 15 in a batch."""
     digits = load("digits")
     index = torch.cat([(digits.train_labels == c).nonzero()[:3, 0] for c in range(CLASSES)])
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
-    return ImageBatches(
-        digits.train_images[index],
-        digits.train_labels[index],
-        mean=digits.mean,
-        std=digits.std,
-        batch_size=15,
-    )
+    return digits.train_batches(index, batch_size=15, augment="none")
 
 
 COLUMNS: dict[str, Callable[[str], str]] = {

@@ -10,6 +10,7 @@ from ckasr.cka import MinibatchCKA
 from ckasr.data import Batch
 from ckasr.regularizer import find_stages
 from ckasr.sparsity import prunable, report
+from ckasr.sparsity.layers import weight_owners
 
 CKA_SAMPLES = 512
 """Samples that layer-by-layer CKA is measured on."""
@@ -109,12 +110,11 @@ def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
 
     The stem is taken as the input of the first block, whatever it is called.
     """
-    modules = dict(model.named_modules())
     try:
         blocks = [name for stage in find_stages(model) for name in stage]
     except ValueError:
-        names = dict.fromkeys(name.rpartition(".")[0] for name in prunable(model))
-        return {name: (modules[name], False) for name in names}
+        return {owner.layer: (owner.module, False) for owner in weight_owners(model).values()}
+    modules = dict(model.named_modules())
     return {"stem": (modules[blocks[0]], True)} | {b: (modules[b], False) for b in blocks}
 
 

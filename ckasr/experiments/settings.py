@@ -3,13 +3,26 @@
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ckasr import data, methods, models, terms
+from ckasr.choices import listed, one_of
+from ckasr.cka import Pairs, Variant
+from ckasr.data.images import Augment
+from ckasr.devices import Precision
+from ckasr.sparsity.densities import Distribution
 
 from . import identity
 from .identity import CKA_SR_FIELDS
 
+CHOICES: dict[str, Any] = {
+    "variant": Variant,
+    "pairs": Literal[Pairs, ""],
+    "distribution": Distribution,
+    "augment": Literal["default", Augment],
+    "precision": Precision,
+}
+"""Settings that take one of a few names, and the types that list the names."""
 MAX_EPOCHS = 10_000
 """Largest number of epochs per phase. The engine numbers epochs by 10 000 per phase to key random
 numbers."""
@@ -36,14 +49,14 @@ class Settings:
     method_options: Annotated[dict[str, Any], "options of the method, as name=value"] = field(
         default_factory=dict
     )
-    distribution: Annotated[str, "layer densities: uniform, er or erk"] = "erk"
+    distribution: Annotated[str, "layer densities: " + listed(Distribution)] = "erk"
     sparsity: Annotated[float, "share of zeros over all conv and linear weights"] = 0.0
     beta: Annotated[float, "weight of the term; 0: the baseline arm"] = 0.0
     term: Annotated[str, "added to the loss: " + ", ".join(terms.TERMS)] = "cka_sr"
-    variant: Annotated[str, "variant of the term: official, paper or aug"] = "official"
+    variant: Annotated[str, "variant of the term: " + listed(Variant)] = "official"
     samples: Annotated[int, "samples per batch that the term compares; 0: the whole batch"] = 8
     every: Annotated[int, "the term is added in one of this many steps"] = 5
-    pairs: Annotated[str, "within, all, adjacent, input; '': pairs of the variant"] = ""
+    pairs: Annotated[str, listed(Pairs) + "; '': pairs of the variant"] = ""
     epochs: Annotated[int, "epochs per phase"] = 160
     batch_size: Annotated[int, "samples per batch"] = 128
     learning_rate: Annotated[float, "learning rate at the start"] = 0.1
@@ -55,9 +68,11 @@ class Settings:
         0.75,
     )
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
-    augment: Annotated[str, "crop-flip, crop or none; default: the data set's own"] = "default"
+    augment: Annotated[str, listed(Augment) + "; default: the data set's own"] = "default"
     validation: Annotated[int, "training samples held out, not augmented; 0: none"] = 5000
-    precision: Annotated[str, "fp32, tf32 (convolutions on a GPU) or bf16 (autocast)"] = "fp32"
+    precision: Annotated[
+        str, listed(Precision) + "; tf32: convolutions on a GPU; bf16: autocast"
+    ] = "fp32"
     seed: Annotated[int, "seed of weights, masks, split, order, augmentation"] = 0
     order_seed: Annotated[int, "seed of another order of the samples; -1: that of seed"] = -1
 
@@ -94,19 +109,9 @@ class Settings:
             ),
             "decay": (0 < self.decay <= 1, "in (0, 1]"),
             "validation": (self.validation >= 0, "not negative"),
-            "variant": (self.variant in ("official", "paper", "aug"), "official, paper or aug"),
-            "pairs": (
-                self.pairs in ("", "within", "all", "adjacent", "input"),
-                "within, all, adjacent, input or empty",
-            ),
-            "distribution": (self.distribution in ("uniform", "er", "erk"), "uniform, er or erk"),
-            "augment": (
-                self.augment in ("default", "crop-flip", "crop", "none"),
-                "default, crop-flip, crop or none",
-            ),
+            **{name: one_of(getattr(self, name), choices) for name, choices in CHOICES.items()},
             "seed": (self.seed >= 0, "not negative"),
             "order_seed": (self.order_seed >= -1, "not negative, or -1: the order of the seed"),
-            "precision": (self.precision in ("fp32", "tf32", "bf16"), "fp32, tf32 or bf16"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:

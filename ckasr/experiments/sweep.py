@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ckasr.execution import EXECUTIONS
+from ckasr.choices import check_choice
+from ckasr.execution.choice import Execution
 from ckasr.storage import check_writable
 
 from . import records
@@ -179,8 +180,7 @@ def sweep(
     """
     if not minutes >= 0:
         raise ValueError(f"minutes={minutes} must be a number, not below 0")
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution {execution!r} is unknown: choose {', '.join(EXECUTIONS)}")
+    check_choice("execution", execution, Execution)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     start = time.monotonic()

@@ -6,14 +6,17 @@ network transformation. Random sparse training without it is method ``random``.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ckasr.choices import one_of
 from ckasr.sparsity import layer_densities, prunable, random_masks
 
 from .method import Context, Method, Phase, TrainingState
+
+Schedule = Literal["budgeted", "published"]
 
 PUBLISHED_GROWTH = 50_000
 PUBLISHED_HOLD = 40_000
@@ -45,15 +48,13 @@ class DLTH(Method):
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("budgeted", "published"):
-            raise ValueError(
-                f"option schedule of method 'dlth' is {self.schedule!r}: budgeted or published"
-            )
+        checks = {"schedule": one_of(self.schedule, Schedule)}
         for option in ("share", "ceiling", "learning_rate"):
-            if not 0 < getattr(self, option) < math.inf:
+            checks[option] = (0 < getattr(self, option) < math.inf, "positive")
+        for option, (fine, rule) in checks.items():
+            if not fine:
                 raise ValueError(
-                    f"option {option} of method 'dlth' is {getattr(self, option)}: it must be "
-                    "positive"
+                    f"option {option}={getattr(self, option)!r} of method 'dlth' must be {rule}"
                 )
         self._weights: list[Tensor] = []
         self._outside: list[Tensor] = []
@@ -84,9 +85,9 @@ class DLTH(Method):
             return
         if not self._weights:
             masks = self.ticket(context)
-            for name, weight in prunable(context.model).items():
-                self._weights.append(weight)
-                self._outside.append(torch.empty_like(weight).copy_(~masks[name]))
+            for name, parameter in prunable(context.model).items():
+                self._weights.append(parameter)
+                self._outside.append(torch.empty_like(parameter).copy_(~masks[name]))
         # Add the gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 also acts on
         # weights that the forward pass does not use, which autograd leaves without a gradient.
         gradients = []

@@ -7,14 +7,18 @@ weight that grows starts at zero with zero momentum, and the next step's gradien
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from ckasr.choices import one_of
 from ckasr.sparsity import topk_masks
 
 from .gmp import kept_magnitudes
 from .method import Context, TrainingState
 from .random import Random
+
+Anneal = Literal["cosine", "constant"]
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Dynamic(Random):
             "every": (self.every >= 1, "at least 1"),
             "fraction": (0 < self.fraction < 1, "in (0, 1)"),
             "end": (0 <= self.end <= 1, "in [0, 1]"),
-            "anneal": (self.anneal in ("cosine", "constant"), "cosine or constant"),
+            "anneal": one_of(self.anneal, Anneal),
         }
         for option, (fine, rule) in checks.items():
             if not fine:

@@ -15,15 +15,20 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ckasr.choices import one_of
 from ckasr.data import keyed_generator
+from ckasr.sparsity.layers import weight_owners
 
 from .finetune import Finetuned
 from .method import Context, Phase, TrainingState
+
+Unit = Literal["weight", "filter"]
+DualPer = Literal["phase", "step"]
 
 TEMPERATURE = 2 / 3
 LOW, HIGH = -0.1, 1.1
@@ -52,7 +57,7 @@ class _Gated:
     """Mixin of a layer whose weight is multiplied by its gate in every forward pass."""
 
     training: bool
-    weight: nn.Parameter
+    weight: Tensor
     log_alpha: nn.Parameter
 
     def gated_weight(self) -> Tensor:
@@ -129,12 +134,12 @@ class L0(Finetuned):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = {
-            "unit": (self.unit in ("weight", "filter"), "weight or filter"),
+            "unit": one_of(self.unit, Unit),
             "strength": (self.strength >= 0, "at least 0"),
             "droprate": (0 < self.droprate < 1, "in (0, 1)"),
             "rate": (self.rate > 0, "positive"),
             "dual_rate": (0 < self.dual_rate < math.inf, "positive"),
-            "dual_per": (self.dual_per in ("phase", "step"), "phase or step"),
+            "dual_per": one_of(self.dual_per, DualPer),
         }
         for option, (fine, rule) in checks.items():
             if not fine:
@@ -266,12 +271,13 @@ class L0(Finetuned):
     def _add_gates(self, context: Context) -> None:
         shapes = context.shapes()
         self._weights = sum(math.prod(shape) for shape in shapes.values())
-        names = list(shapes)
+        owners = list(weight_owners(context.model).values())
         if self.unit == "filter":
-            names = names[:-1]  # a class cannot be pruned; the classifier is the last layer
+            owners = owners[:-1]  # a class cannot be pruned; the classifier is the last layer
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
-        for name in names:
-            layer: Any = context.model.get_submodule(name.removesuffix(".weight"))
+        for owner in owners:
+            name = owner.name
+            layer: Any = owner.module
             if type(layer) not in _GATED:
                 raise ValueError(
                     f"layer {name!r} is a {type(layer).__name__}: method 'l0' has gates for plain "

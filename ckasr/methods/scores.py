@@ -6,7 +6,6 @@ change the ranking, even if the model itself casts to a smaller type. They do no
 floating-point type become float64; integers, such as tokens, stay as they are.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ckasr import devices
+from ckasr.names import nearest
 from ckasr.sparsity import paths, prunable
 from ckasr.sparsity.layers import unwrapped
 
@@ -52,11 +52,15 @@ def score(
         ValueError: for a missing batch, a model without a conv or linear layer, scores that are not
             finite, and a model through which SynFlow has no linear flow.
     """
-    functions = {"magnitude": magnitude, "snip": snip, "grasp": grasp, "synflow": synflow}
-    needs = {"magnitude": (), "synflow": ("inputs",)}.get(method, ("inputs", "targets"))
+    functions: dict[str, Callable[..., Scores]] = {
+        "magnitude": magnitude,
+        "snip": snip,
+        "grasp": grasp,
+        "synflow": synflow,
+    }
     if method not in functions:
-        near = difflib.get_close_matches(method, functions, n=1, cutoff=0.3) or list(functions)
-        raise LookupError(f"no score called {method!r}; nearest: {', '.join(near)}")
+        raise LookupError(f"no score called {method!r}{nearest(method, functions)}")
+    needs = {"magnitude": (), "synflow": ("inputs",)}.get(method, ("inputs", "targets"))
     given = {"inputs": inputs, "targets": targets}
     for name in needs:
         if given[name] is None:
@@ -139,7 +143,9 @@ def grasp(
     with copy.pure():  # entered again, so that dropout repeats its random numbers
         for part in _losses(copy, loss, inputs, targets, chunk, temperature):
             of_chunk = torch.autograd.grad(part, create_graph=True, **copy.wanted)
-            inner = sum((g * h).sum() for g, h in zip(gradients, of_chunk, strict=True))
+            inner = part.new_zeros(())
+            for g, h in zip(gradients, of_chunk, strict=True):
+                inner = inner + (g * h).sum()
             torch._foreach_add_(products, torch.autograd.grad(inner, **copy.wanted))
     return copy.scores(h.mul(w) for h, w in zip(products, copy.values, strict=True))
 

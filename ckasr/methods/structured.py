@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ckasr.choices import one_of
 from ckasr.data import data_root
 from ckasr.models import load_pretrained
 from ckasr.sparsity import Masks, dense_masks, prunable
@@ -25,6 +26,9 @@ from ckasr.sparsity.layers import CONVOLUTIONS
 
 from .finetune import Finetuned
 from .method import Context, Phase, TrainingState
+
+Criterion = Literal["l1", "bn", "group"]
+TermPhases = Literal["pretrain", "finetune", "both"]
 
 Removed = dict[str, list[int]]
 """Channels to remove, by the layer that computes them. Whatever depends on them is removed too."""
@@ -64,8 +68,8 @@ class Structured(Finetuned):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = {
-            "criterion": (self.criterion in ("l1", "bn", "group"), "l1, bn or group"),
-            "term": (self.term in ("pretrain", "finetune", "both"), "pretrain, finetune or both"),
+            "criterion": one_of(self.criterion, Criterion),
+            "term": one_of(self.term, TermPhases),
             "gamma_l1": (self.gamma_l1 >= 0, "at least 0"),
         }
         if self.weights:

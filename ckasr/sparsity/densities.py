@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from ckasr.names import check_choice
+from ckasr.choices import check_choice
 
 Distribution = Literal["uniform", "er", "erk"]
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
@@ -42,7 +42,7 @@ def layer_densities(shapes: Shapes, density: float, distribution: str) -> dict[s
     """
     check_density(density)
     sizes = _sizes(shapes)
-    check_choice("distribution", distribution, DISTRIBUTIONS)
+    check_choice("distribution", distribution, Distribution)
     if distribution == "uniform" or density in (0, 1):
         return {name: float(density) for name in shapes}
     raw = {name: _raw_density(shape, distribution) for name, shape in shapes.items()}

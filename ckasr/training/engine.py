@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ckasr import devices
 from ckasr.data import Batches, keyed_generator
@@ -34,11 +34,13 @@ CURVES = (
     "loss",
     "term",
     "gradient_ratio",
+    "term_measured",
     "validation_accuracy",
     "execution",
     "seconds",
 )
-"""What is recorded after each epoch."""
+"""What is recorded after each epoch. ``term`` is the mean over the steps that added it to the loss;
+``term_measured`` is measured in the same way in all arms (``term_curve.py``)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Engine:
         seed: seed of the random numbers of the method.
         validation: batches on which to measure the accuracy after each epoch, or None.
         make_term: adds a term (``ckasr.terms``) to a model; None for a baseline.
+        measure_term: measures the term of a model after each epoch (``queued_term``), without
+            effect on the training; None: it is not measured.
         checkpoint: file in which to keep the state between epochs, or None.
         owner: id of the run. A checkpoint of another run is refused.
         capture: how a step is captured (``captured.py``); None: it is not captured; ``"auto"``: as
@@ -106,6 +110,7 @@ class Engine:
     seed: int
     validation: Batches | None = None
     make_term: Callable[[nn.Module], Term] | None = None
+    measure_term: Callable[[nn.Module], Tensor | None] | None = None
     checkpoint: Path | None = None
     owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
@@ -258,6 +263,7 @@ class Engine:
             measured = queued_accuracy(
                 context.model, self.validation.in_order(), self.recipe.precision, context.task
             )
+        term = None if self.measure_term is None else self.measure_term(context.model)
         yield None
         entry: dict[str, Any] = {
             "phase": phase.name,
@@ -266,6 +272,7 @@ class Engine:
             "loss": step.loss_sum.item() / step.steps,
             "term": step.term_sum.item() / step.term_steps if step.term_steps else None,
             "gradient_ratio": None if step.gradient_ratio is None else step.gradient_ratio.item(),
+            "term_measured": None if term is None else term.item(),
             "validation_accuracy": None if measured is None else measured.item(),
         }
         entry["seconds"] = time.perf_counter() - start
@@ -298,9 +305,12 @@ class Engine:
         checkpoint.save(self.checkpoint, state, self.owner)
 
     def _restore(self, saved: dict[str, Any]) -> Masks:
-        if saved["curves"].keys() != set(CURVES):
+        curves = saved["curves"]
+        if "term_measured" not in curves:  # a checkpoint from before it was measured
+            curves["term_measured"] = [None] * len(curves["epoch"])
+        if curves.keys() != set(CURVES):
             raise KeyError("curves")
         self.method.restore(saved["method"], self.context)
         self.context.model.load_state_dict(saved["model"])
-        self.curves = saved["curves"]
+        self.curves = curves
         return Masks(self.context.model, saved["masks"])

@@ -14,6 +14,7 @@ WHAT = {
     "layers and on the given number of samples of 9 layers; and what it adds to a network of 9 "
     "layers at the given batch size. The ends of each curve; the figure shows the rest.",
     "shrink": "Inference on one batch in float32.",
+    "structured": "Inference on one batch in float32, before and after filter pruning.",
     "sparse": "One training step on a batch of 128 augmented images in float32; for evaluation, "
     "5,000 images.",
 }

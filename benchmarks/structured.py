@@ -1,0 +1,100 @@
+"""Inference with a network before and after filter pruning.
+
+The speed of a small network depends on its channels, not on the values of its weights, so the
+networks here are not trained: channels are removed from a network with random weights by the
+criterion of the method. Which channels a trained network loses can differ.
+"""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ckasr import models
+from ckasr.execution import INFERENCE
+from ckasr.methods import Context, Phase, TrainingState, create
+from ckasr.sparsity import dense_masks
+
+from .data import batches
+from .step import warmup
+from .timing import Timing, interleaved
+
+DENSE, MASKED, SMALL = "dense", "masked", "small network"
+
+
+def measure(
+    device: torch.device,
+    rounds: int,
+    names: tuple[str, ...] = ("resnet56",),
+    sparsities: tuple[float, ...] = (0.5, 0.75),
+    batch_sizes: tuple[int, ...] = (128, 1),
+    criterion: str = "group",
+) -> list[Timing]:
+    """Time inference on batches of 128 images and of one image, in float32.
+
+    Args:
+        device: device of the networks.
+        rounds: number of measured rounds.
+        names: names of networks that can lose channels.
+        sparsities: shares of the weights that are removed with their channels.
+        batch_sizes: numbers of images.
+        criterion: option of the method ``structured``.
+    """
+    images = next(batches(max(batch_sizes), device, max(batch_sizes), "none").in_order())[0]
+    timings = []
+    for name in names:
+        for sparsity in sparsities:
+            variants = networks(name, sparsity, device, criterion)
+            for size in batch_sizes:
+                x = images[:size].contiguous(memory_format=torch.channels_last)
+                timings += interleaved(
+                    f"structured {name}, sparsity {sparsity:g}, batch {size}",
+                    {label: _Inference(network, x) for label, network in variants.items()},
+                    rounds=rounds,
+                    device=device,
+                    warmup=warmup(device),
+                    calls=max(1, 16 // size),  # one image takes only milliseconds
+                    images=size,
+                )
+    return timings
+
+
+def networks(
+    name: str, sparsity: float, device: torch.device, criterion: str = "group"
+) -> dict[str, nn.Module]:
+    """Return the networks by variant, in eval mode.
+
+    ``dense`` has all its weights, ``masked`` has those of the removed channels at zero, and
+    ``small network`` does not have them. The last two compute the same.
+    """
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
+    data = batches(8, device, 4, "none")
+    context = Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
+    method = create("structured", {"criterion": criterion})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = TrainingState(dense_masks(model), optimizer, Phase("pretrain", 1), len(data))
+    method.end_phase(context, state)  # the model loses its channels
+    original, masks = method.counted(context, state.masks)
+    original.to(device, memory_format=torch.channels_last).eval()
+    on_device = {key: mask.to(device) for key, mask in masks.items()}
+    return {
+        DENSE: original,
+        MASKED: INFERENCE["masked"](original, on_device),
+        SMALL: model.eval(),
+    }
+
+
+class _Inference:
+    def __init__(self, network: nn.Module, x: torch.Tensor) -> None:
+        self.network, self.x = network, x
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        return self.network(self.x)
+
+
+def multiply_adds(network: nn.Module, device: torch.device) -> int:
+    """Return the multiply-adds of one image of 32x32 pixels."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32, device=device))
+    return counter.get_total_flops() // 2

@@ -9,6 +9,7 @@ below that number by at most the weights of one channel.
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -323,7 +324,10 @@ def _rehearse(context: Context) -> None:
 
 def _torch_pruning() -> ModuleType:
     try:
-        import torch_pruning
+        with warnings.catch_warnings():
+            # It imports tqdm, which in Jupyter asks for ipywidgets; no progress bar is shown here.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import torch_pruning
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "method 'structured' needs the package torch-pruning: pip install 'ckasr[structured]'"

@@ -111,10 +111,13 @@ def epoch(
     ]
 
     def call() -> None:
-        for _ in ("queued", "ended"):
-            for epochs, stream in runs:
+        running = list(runs)
+        while running:
+            for run in list(running):
+                epochs, stream = run
                 with stream:
-                    next(epochs)
+                    if next(epochs) is not None:  # the entry of an epoch that has ended
+                        running.remove(run)
 
     return call
 

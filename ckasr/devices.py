@@ -33,6 +33,9 @@ class Device:
     """Whether a training step can be captured as a graph and replayed."""
     runs_share_process: ClassVar[bool] = False
     """Whether runs side by side share one process; otherwise each has a process of its own."""
+    interleaved_steps: ClassVar[int] = 0
+    """Number of steps that a run queues before the next run in its process may queue some; 0: the
+    steps of a whole epoch."""
     has_sparse_kernels: ClassVar[bool] = True
     """Whether sparse execution has kernels for this device."""
 
@@ -118,6 +121,9 @@ class GPU(Device):
     precisions = get_args(Precision)
     can_capture = True
     runs_share_process = True
+    # Few, because the launch queue holds a small part of an epoch: a run that fills the queue makes
+    # the host wait, and the streams of the other runs are idle meanwhile.
+    interleaved_steps = 8
     has_sparse_kernels = False
 
     @property

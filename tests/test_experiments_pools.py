@@ -44,7 +44,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_runs_in_turn_end_as_each_does_alone(tmp_path: Path):
+@pytest.mark.parametrize("steps", [0, 3], ids=["epochs", "steps"])
+def test_interleaved_runs_end_as_each_does_alone(tmp_path: Path, monkeypatch, steps):
+    monkeypatch.setattr(devices.Device, "interleaved_steps", steps)
     lines: list[str] = []
     records = {}
     with Interleaved(3, tmp_path / "turns", "cpu", None, lines.append) as pool:

@@ -85,7 +85,7 @@ class _Base:
 class Interleaved(_Base):
     """Runs that share this process, each with a stream of its own on a GPU.
 
-    Each run queues an epoch, then the next run does, so the GPU has work of all of them and the
+    Each run queues some steps, then the next run does, so the GPU has work of all of them and the
     host waits for none. The result of a run is the same as alone. On a CPU, a run has one thread,
     as in ``Workers``: sums over more threads round differently, and then the last run of a sweep
     could not be compared with the others.

@@ -87,7 +87,8 @@ def run_interleaved(
 ) -> Generator[None, None, records.Record]:
     """Like ``run``, but a generator, so that several runs can share a process.
 
-    It yields after each epoch is queued on the device and returns the record. Each call of ``next``
+    It yields whenever it has queued steps on the device (``Engine.queued_epochs``) and returns the
+    record. Each call of ``next``
     must be inside the same ``Device.stream``.
 
     Args:

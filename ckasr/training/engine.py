@@ -136,9 +136,10 @@ class Engine:
         return (entry for entry in self.queued_epochs() if entry is not None)
 
     def queued_epochs(self) -> Iterator[dict[str, Any] | None]:
-        """Like ``epochs``, but also yield None as soon as an epoch is queued on the device.
+        """Like ``epochs``, but also yield None while an epoch is queued on the device.
 
-        Several engines can share a process: at each None the next engine queues an epoch on its own
+        It yields None after every ``Device.interleaved_steps`` steps and at the end of the epoch.
+        Several engines can share a process: at each None the next engine queues steps on its own
         stream, before this one waits for the end of its epoch.
         """
         context, method = self.context, self.method
@@ -256,6 +257,11 @@ class Engine:
             if sparse is not None and state.masks.version != version:
                 version = state.masks.version
                 sparse.update()
+            every = self.device.interleaved_steps
+            if every and step.steps % every == 0:
+                # The engines share the global random generators, which each seeds for its epoch.
+                with torch.random.fork_rng(self.device.generators()):
+                    yield None
         if sparse is not None:
             sparse.enabled = True
         measured = None

@@ -1,11 +1,17 @@
-"""The reading door: `examples/train.py` runs as a newcomer would run it."""
+"""The examples run as a newcomer would run them."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train.py"
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SCRIPT = EXAMPLES / "train.py"
+IN_PROCESSES = EXAMPLES / "train_ddp.py"
 PRINTED = r"test accuracy (\d+\.\d\d)% \(sd \d+\.\d\d%, n = \d+\), \d+ s per run"
 
 
@@ -31,3 +37,22 @@ def test_its_header_quotes_both_arms_as_the_script_prints_them():
 
 def test_it_is_read_in_a_sitting():
     assert len(SCRIPT.read_text().splitlines()) <= 90
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_processes_keep_equal_weights_and_learn_the_digits():
+    """The script compares the weights of its processes itself, and fails if they differ."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(IN_PROCESSES), "--epochs", "2"]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    match = re.fullmatch(r"test accuracy (\d+\.\d\d)%, 2 processes", done.stdout.strip())
+    assert match, done.stdout
+    assert float(match[1]) > 50
+
+
+def test_the_script_for_several_processes_asks_for_torchrun():
+    command = [sys.executable, str(IN_PROCESSES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "start it with torchrun" in done.stderr

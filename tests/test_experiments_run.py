@@ -338,3 +338,10 @@ def test_a_run_that_another_process_finished_meanwhile_is_read(finished, tmp_pat
     monkeypatch.setattr(run_module, "claim", late)
     monkeypatch.setattr(run_module, "_train", None)
     assert run(digits(), tmp_path, progress=None) == record
+
+
+def test_several_processes_of_torchrun_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun started 2: start it without torchrun"):
+        run(Settings(dataset="digits", epochs=1, validation=0), tmp_path, progress=None)
+    assert not list(tmp_path.iterdir())

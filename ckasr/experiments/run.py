@@ -1,6 +1,7 @@
 """The one door: settings in, record out. Notebooks, command line and workflow all enter here."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
@@ -54,8 +55,8 @@ def run(
     Raises:
         OutOfTime: if the deadline has passed. The checkpoint is kept.
         ClaimedError: if another process trains the same run into the same folder.
-        ValueError, LookupError, FileNotFoundError: for bad settings or missing data, before
-            anything is written.
+        ValueError, LookupError, FileNotFoundError: for bad settings or missing data, and under
+            torchrun with several processes, before anything is written.
     """
     epochs = run_interleaved(
         settings,
@@ -95,6 +96,11 @@ def run_interleaved(
         sharing: number of runs in this process.
         settings, results, device, progress, deadline, data, execution: as in ``run``.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"a run trains in one process, but torchrun started {processes}: start it without "
+            "torchrun; examples/train_ddp.py trains in several processes"
+        )
     folder = results / "checkpoints"
     if (record := records.load(results, settings.id)) is not None:
         # The checkpoint is left if the process was killed just after it wrote the record.

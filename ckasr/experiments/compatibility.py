@@ -3,8 +3,8 @@
     python -m ckasr.experiments.compatibility              # all models
     python -m ckasr.experiments.compatibility vit vgg16    # some
 
-Outcomes are kept in results/compatibility.json after each cell, so that the command can be stopped
-and goes on where it was; delete that file after a change of the code. The table is
+The outcome of each cell is written to results/compatibility.json at once, so that an interrupted
+command resumes where it stopped. Delete that file after a change of the code. The table is
 results/compatibility.md.
 """
 

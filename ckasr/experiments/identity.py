@@ -1,10 +1,10 @@
-"""The name of a run's record: a hash of its settings in which no default has a say.
+"""The id of a run: a hash of its settings that does not depend on the current default values.
 
-Records are found by this name, so the same settings must always get the same name, and other
-settings another one. Defaults change: were a setting left out of the hash because it has the
-default of the day, then a new default would get the name of the old one, and a record would be
-read as a run that never was. So what is left out of the hash, and what a setting that a record
-does not hold stands for, is written down here and is not taken from the defaults.
+Records are found by this id, so equal settings must always have the same id, and different settings
+different ids. If settings with their default value were left out of the hash, then a changed
+default would give new runs the ids of old ones. Therefore the values that are left out of the hash
+are listed here, and are not taken from the defaults. The same values complete a record that is
+older than a setting.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any
 CKA_SR_FIELDS = ("beta", "term", "variant", "samples", "every", "pairs")
 """The settings in which the two arms of a comparison may differ."""
 
-# Never change a value in these tables: it would rename records. Whoever adds a setting, or adds
-# an option to a method that is listed here, also adds the value that stands for what was done
-# before, and all old names stay valid. A new method needs no entry, and a changed default none.
+# Never change a value in these tables, because that would change the ids of existing records. If
+# you add a setting, or an option to a method that is listed here, add the value that describes the
+# behaviour before; then all old ids stay valid. A new method or a changed default needs no entry.
 SETTINGS: dict[str, Any] = {
     "dataset": "cifar100",
     "model": "resnet20",
@@ -74,25 +74,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 ALWAYS_HASHED = {("grasp", "train_mode")}
-"""Options that are part of the hash whatever their value. Names from before this table existed
-left GraSP's ``train_mode`` out where it was ``False``; those names are not in use any more."""
+"""Options that are part of the hash whatever their value. Before this table existed, ids left out
+GraSP's ``train_mode`` where it was ``False``; those ids are no longer in use."""
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's settings with those that it does not hold, each with the value it stands for.
-
-    Since when this module exists, records hold all of them; older ones do not.
-    """
+    """Return the settings of a record, completed by those that are newer than the record."""
     whole = {**SETTINGS, "method_options": {}, **settings}
     known = OPTIONS.get(whole["method"], {})
     return {**whole, "method_options": {**known, **whole["method_options"]}}
 
 
 def run_id(settings: Mapping[str, Any]) -> str:
-    """Name of the record of a run: 12 hexadecimal digits, a hash of its settings.
+    """Return the id of a run: 12 hexadecimal digits, a hash of its settings.
 
-    settings: all of them, as `Settings.to_dict` gives them. Left out of the hash is what has the
-    value in the tables above.
+    Settings and options with the value in the tables above are left out of the hash.
+
+    Args:
+        settings: all settings, as `Settings.to_dict` returns them.
     """
     method = settings["method"]
     known = OPTIONS.get(method, {})
@@ -101,14 +100,14 @@ def run_id(settings: Mapping[str, Any]) -> str:
         for name, value in settings["method_options"].items()
         if name not in known or value != known[name] or (method, name) in ALWAYS_HASHED
     }
-    # Without a term its other settings are not read.
+    # Without a term, the settings of the term have no effect.
     unread = {"method_options", "schedule", *([] if settings["beta"] else CKA_SR_FIELDS)}
-    told = {
+    hashed = {
         name: value
         for name, value in settings.items()
         if name not in unread and (name not in SETTINGS or value != SETTINGS[name])
     }
     if options:
-        told["method_options"] = options
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+        hashed["method_options"] = options
+    text = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

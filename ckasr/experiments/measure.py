@@ -133,7 +133,7 @@ def weight_statistics(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str
     - ``effective_rank``: participation ratio of the squared singular values of a layer's matrix
       ``(out, in * kernel)``, mean over layers.
 
-    The result is empty if no weight is left.
+    The result is empty if no weight is kept.
     """
     values, scaled, hoyer, ranks = [], [], [], []
     for name, weight in prunable(model).items():

@@ -32,7 +32,7 @@ Ended = list[tuple[Settings, records.Record | None]]
 
 
 class Pool(Protocol):
-    """What a sweep gives its cells to."""
+    """Trains the cells of a sweep, several at a time."""
 
     @property
     def running(self) -> int:
@@ -46,7 +46,7 @@ class Pool(Protocol):
 
 
 def default_jobs(device: str) -> int:
-    """Return how many runs go side by side on a device unless told otherwise."""
+    """Return the default number of parallel runs on a device."""
     return devices.find(device).default_jobs
 
 

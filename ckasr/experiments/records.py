@@ -1,8 +1,8 @@
-"""Run records: one JSON file a finished run, and JSON-lines files to carry many of them about.
+"""Run records: one JSON file per finished run, and JSON-lines files that hold many records.
 
-A record is believed only if it is what a run writes: UTF-8 JSON, named by the hash of its settings,
-each field of its type and in its range. The fields of `REQUIRED` must be there; the others may be
-missing, in which case a table or figure that needs them leaves the record out.
+A record is valid only if a run could have written it: it is UTF-8 JSON, its file is named by the
+hash of its settings, and each field has its type and range. The fields of `REQUIRED` must be
+present. Other fields may be missing; a table or figure that needs one leaves the record out.
 """
 
 import json
@@ -23,29 +23,29 @@ Record = dict[str, Any]
 
 
 def path_of(results: Path, run_id: str) -> Path:
-    """Where the record of a run lies. Raises ValueError for an id that is not 12 hex digits."""
+    """Return the path of a run's record. Raises ValueError if the id is not 12 hex digits."""
     if not re.fullmatch(r"[0-9a-f]{12}", str(run_id)):
         raise ValueError(f"{run_id!r} is no run id: it must be 12 hex digits")
     return results / "records" / f"{run_id}.json"
 
 
 def save(record: Record, results: Path) -> Path:
-    """Write one record, whole or not at all."""
+    """Write one record atomically and return its path."""
     path = path_of(results, record["id"])
     write_text(path, json.dumps(record, indent=None, allow_nan=False) + "\n")
     return path
 
 
 def load(results: Path, run_id: str) -> Record | None:
-    """The record of a run, or None if it has none. Raises ValueError for one that is not valid."""
+    """Return the record of a run, or None if there is none. Raises ValueError if it is invalid."""
     path = path_of(results, run_id)
     return _read(path) if path.exists() else None
 
 
 def load_all(results: Path) -> list[Record]:
-    """All valid records under ``results``, ordered by what they ran.
+    """Return all valid records under ``results``, sorted by their settings.
 
-    Every other ``.json`` file of the folder is named in a RuntimeWarning and left out.
+    Any other ``.json`` file in the folder is left out, with a RuntimeWarning that names it.
     """
     records = []
     for path in sorted((results / "records").glob("*.json")):
@@ -57,18 +57,22 @@ def load_all(results: Path) -> list[Record]:
 
 
 def export_lines(results: Path, target: Path) -> int:
-    """Write all records into one JSON-lines file; returns how many."""
+    """Write all records into one JSON-lines file and return their number."""
     records = load_all(results)
     write_text(target, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
     return len(records)
 
 
 def merge_lines(source: Path, results: Path) -> tuple[int, int]:
-    """Take the records of a JSON-lines file in; returns how many were new, and how many known.
+    """Add the records of a JSON-lines file; return the numbers of new and of known records.
 
-    A valid record that is there already stays as it is. Of two lines with the same id the first is
-    taken; a second one that differs is named in a RuntimeWarning. Raises ValueError, before
-    anything is written, for lines that are no records, with their numbers.
+    A valid record that exists already is not changed. Of two lines with the same id, the first is
+    added; if the second differs, a RuntimeWarning names it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is not a valid record. The message has the numbers of these lines, and
+            nothing is written.
     """
     if not source.is_file():
         raise FileNotFoundError(f"no file {source} to merge records from")
@@ -113,7 +117,7 @@ def _read(path: Path) -> Record:
 
 
 def _parse(text: bytes, where: str) -> Record:
-    """The record a text holds; a ValueError of one line that begins with ``where`` if none."""
+    """Return the record in a text. Raises a one-line ValueError that starts with ``where``."""
     try:
         record = json.loads(text.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError:
@@ -133,7 +137,7 @@ def _no_number(name: str) -> None:
 
 
 def _problem(record: Record) -> str | None:
-    """What is wrong with a record of our schema; None: nothing."""
+    """Return what is wrong with a record of this schema, or None if it is valid."""
     if missing := [name for name in REQUIRED if name not in record]:
         return f"{', '.join(missing)} missing"
     for name, (fine, rule) in FIELDS.items():
@@ -145,7 +149,7 @@ def _problem(record: Record) -> str | None:
     except (ValueError, LookupError) as error:
         return f"settings: {error}"
     written = settings.to_dict()
-    # Options are compared by the id: a method's default may stand in the record or not.
+    # The id compares the options, because a record may contain or omit an option with its default.
     if wrong := [n for n in given if n != "method_options" and given[n] != written[n]]:
         return f"its setting {wrong[0]} is {given[wrong[0]]!r}, a run has {written[wrong[0]]!r}"
     if settings.id != record["id"]:
@@ -218,7 +222,7 @@ def _layer_cka(value: Any) -> bool:
 
 
 def _weights(value: Any) -> bool:
-    """Statistics of the weights; empty where no weight is left."""
+    """Statistics of the kept weights; empty if no weight is kept."""
     if not isinstance(value, dict):
         return False
     bars = value.get("histogram")
@@ -252,10 +256,10 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "execution": (lambda v: isinstance(v, str), "a text"),
     "runs_in_process": (_count, "a count"),
 }
-"""Name of a field -> its test, and what the test asks for."""
+"""For each field, a check of its value and a description of valid values."""
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    s = {**Settings().to_dict(), **record["settings"]}  # one older than a setting has its default
+    s = {**Settings().to_dict(), **record["settings"]}  # for records older than a setting
     names = ("dataset", "model", "method", "epochs", "sparsity", "beta", "seed")
     return (*(s[name] for name in names), record["id"])

@@ -1,4 +1,7 @@
-"""The one door: settings in, record out. Notebooks, command line and workflow all enter here."""
+"""One run: it takes settings and returns a record.
+
+Notebooks, the command line and the workflow all train through this module.
+"""
 
 import math
 import os
@@ -24,7 +27,7 @@ from .provenance import commit, environment
 from .settings import Settings
 
 
-class OutOfTime(Exception):  # noqa: N818 - no error: the checkpoint is kept, the run goes on later
+class OutOfTime(Exception):  # noqa: N818 - not an error: the run resumes from its checkpoint
     """The deadline has passed. The run stopped after an epoch and resumes from its checkpoint."""
 
 

@@ -1,4 +1,4 @@
-"""What terms without random numbers share: the layers, samples and steps of CKA-SR."""
+"""The base class of terms without random numbers, with the layers, samples and steps of CKA-SR."""
 
 from typing import Any
 

@@ -13,8 +13,8 @@ from .deterministic import Deterministic
 class L2Features(Deterministic):
     """The mean over layers of the mean square of a layer's features, not centred.
 
-    Layers, samples and steps are those of CKA-SR. The term makes features small and says nothing
-    about their similarity.
+    Layers, samples and steps are those of CKA-SR. The term makes features small and does not
+    depend on their similarity.
 
     Raises ValueError for ``pairs`` and for a variant other than ``official``, because the term has
     neither.

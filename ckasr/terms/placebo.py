@@ -1,4 +1,4 @@
-"""What placebos share: the CKA-SR term, and new random numbers for every step with the term."""
+"""The base class of placebos: CKA-SR with new random numbers in every step with the term."""
 
 from typing import Any, ClassVar
 
@@ -9,9 +9,9 @@ from ckasr.regularizer import CKASR
 
 
 class Placebo(CKASR):
-    """CKA-SR with random numbers. A subclass says what they are and what they do.
+    """CKA-SR with random numbers. A subclass defines them and their effect.
 
-    They depend on the name of the term, the seed, the epoch and the step alone, so a resumed run
+    The numbers depend on the name of the term, the seed, the epoch and the step alone, so a resumed run
     repeats them. The global random generator is not used.
 
     Args:

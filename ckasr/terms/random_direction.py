@@ -9,7 +9,7 @@ from .placebo import Placebo
 
 
 class RandomDirection(Placebo):
-    """A term whose gradient is random, of the norm that the gradient of CKA-SR has here.
+    """A term whose gradient is random and has the norm of the gradient of CKA-SR.
 
     The norms are equal for each parameter, over its weights that are not pruned. Pruned ones, which
     are exactly 0, have the gradient 0; entries of vectors (biases, batch norm) all count as kept.

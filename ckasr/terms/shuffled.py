@@ -12,7 +12,7 @@ class Shuffled(Placebo):
     """CKA-SR after the samples of each layer were permuted, each layer by its own permutation.
 
     Hooks, cost, layers, samples and scale are those of CKA-SR, but sample i of one layer meets
-    another sample of the next layer, so the term says nothing about the similarity of the layers.
+    another sample of the next layer, so the term does not measure the similarity of the layers.
     For the variant ``official`` the value of each pair of layers, and so its gradient, has mean 0
     over the permutations, because the unbiased estimator of HSIC has. For ``paper`` and ``aug`` the
     mean keeps the bias of their estimator.

@@ -183,9 +183,12 @@ class GPU(Device):
 
 
 GPU_JOBS = 4
-"""Default number of parallel runs on a GPU. On an H200, six ResNet20 in parallel with batch size 128
-took 1.16 s per model and epoch of 45,000 CIFAR images in fp32, and 0.72 s in tf32; six ResNet32 of
-twice the width took 1.70 s in tf32 (one measurement each). No other number of runs was measured."""
+"""Default number of parallel runs on a GPU.
+
+On an H200, six ResNet20 in parallel with batch size 128 took 1.16 s per model and epoch of 45,000
+CIFAR images in fp32, and 0.72 s in tf32; six ResNet32 of twice the width took 1.70 s in tf32 (one
+measurement each). No other number of runs was measured.
+"""
 
 BACKENDS: dict[str, type[Device]] = {backend.kind: backend for backend in (Device, GPU)}
 

@@ -11,8 +11,8 @@ from ckasr.regularizer import CKASR
 class Placebo(CKASR):
     """CKA-SR with random numbers. A subclass defines them and their effect.
 
-    The numbers depend on the name of the term, the seed, the epoch and the step alone, so a resumed run
-    repeats them. The global random generator is not used.
+    The numbers depend on the name of the term, the seed, the epoch and the step alone, so a resumed
+    run repeats them. The global random generator is not used.
 
     Args:
         seed: seed of the random numbers.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import data, models
+from ckasr.analysis import learned, methods_table, runs_table, write_all
+from ckasr.analysis.tables import DEAD_CLASSES, EFFECTIVE, UNKNOWN_PATHS
 from ckasr.data import Batch, registry
 from ckasr.data.sampling import keyed_generator
 from ckasr.experiments import Settings, records, run
@@ -343,3 +345,23 @@ def test_a_folder_of_images_is_one_file_and_is_read_batch_by_batch(tmp_path):
     assert record["sparsity"]["kept"] == record["sparsity"]["weights"] / 2
     assert record["sparsity"]["effective"] >= record["sparsity"]["nominal"]
     assert record["test_accuracy"] in {k / 8 for k in range(9)}
+
+
+def test_tables_say_why_the_paths_of_a_network_are_not_known(tmp_path):
+    base = texts()
+    cells = [
+        replace(base, method=method, beta=beta, seed=seed, sparsity=sparsity)
+        for method in ("random", "magnitude")
+        for beta in (0.0, 1e-2)
+        for seed in (0, 1)
+        for sparsity in (0.5, 0.9985)
+    ]
+    found = [run(cell, tmp_path, device="cpu", progress=None) for cell in cells]
+    assert {record["sparsity"]["classes"] for record in found} == {2}
+    assert any(path.suffix == ".png" for path in write_all(found, tmp_path))
+    for table in (runs_table(found), methods_table(found)):
+        header = next(line for line in table.splitlines() if line.startswith("| sparsity"))
+        assert EFFECTIVE not in header
+        assert DEAD_CLASSES not in header
+        assert f"{UNKNOWN_PATHS}: the inputs are torch.int64" in table
+    assert not learned(found), "one epoch: the accuracy of two classes is below 100 %"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .cells import Cell, Record, groups, percent, slug, title
 from .marks import NOTE, draw_means, draw_seeds
+from .statistics import report_mean
 from .style import GUIDE, Look, blank, legend, looks, save, styled, wrapped
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
     floor: Look = {"color": "#0072B2", "linewidth": 1.4}
     for place, cell in enumerate(cells):
         label = "classes with a live path" if place == 0 else ""
-        axis.hlines(100 * live_share(cell), place - 0.42, place + 0.42, label=label, **floor)
+        if (share := live_share(cell)) is None:
+            continue
+        axis.hlines(100 * share, place - 0.42, place + 0.42, label=label, **floor)
     reports = [run["sparsity"] for cell in cells for a in cell.arms.values() for run in a.values()]
     chance = 100 / max(report["classes"] for report in reports)
     dotted: Look = {**GUIDE, "linestyle": (0, (1, 3))}
@@ -72,10 +75,14 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
     return figure
 
 
-def live_share(cell: Cell) -> float:
-    """Mean share of classes that a path of kept weights reaches, over all runs; from 0 to 1."""
-    reports = [run["sparsity"] for runs in cell.arms.values() for run in runs.values()]
-    return sum(1 - report["dead_classes"] / report["classes"] for report in reports) / len(reports)
+def live_share(cell: Cell) -> float | None:
+    """Mean share of classes that a path of kept weights reaches, over all runs; from 0 to 1.
+
+    None if the paths of the network cannot be followed.
+    """
+    runs = [run for arm in cell.arms.values() for run in arm.values()]
+    dead = report_mean(runs, "dead_classes")
+    return None if dead is None else 1 - dead / runs[0]["sparsity"]["classes"]
 
 
 def floor_groups(records: Iterable[Record]) -> list[list[Cell]]:
@@ -83,7 +90,11 @@ def floor_groups(records: Iterable[Record]) -> list[list[Cell]]:
     return [
         group
         for group in groups(records)
-        if any(cell.settings["sparsity"] > BEYOND and live_share(cell) < 1 for cell in group)
+        if any(
+            cell.settings["sparsity"] > BEYOND and share is not None and share < 1
+            for cell in group
+            for share in [live_share(cell)]
+        )
     ]
 
 

@@ -9,8 +9,17 @@ from .cells import BASELINE, Arm, Cell, Record, families, family_title, percent
 from .paper import SELECTION, deviations, lookup
 from .paper import SOURCE as APPENDIX
 from .references import SOURCE, TERMS, Reference, reference
-from .statistics import mean_and_sd, value_of
-from .tables import ACCURACY, DEAD_CLASSES, EFFECTIVE, NOTHING, PAPER, SPARSITY, markdown
+from .statistics import mean_and_sd, report_mean, value_of
+from .tables import (
+    ACCURACY,
+    DEAD_CLASSES,
+    EFFECTIVE,
+    NOTHING,
+    PAPER,
+    SPARSITY,
+    UNKNOWN_PATHS,
+    markdown,
+)
 
 COLUMNS = (
     SPARSITY,
@@ -104,8 +113,13 @@ class Entry:
         return self.epochs / self.cell.settings["epochs"]
 
     @property
-    def dead_layers(self) -> list[str]:
-        """Layers without a path from input to output, with any seed."""
+    def dead_layers(self) -> list[str] | None:
+        """Layers without a path from input to output, with any seed.
+
+        None if the paths of the network cannot be followed.
+        """
+        if any("dead_layers" not in run["sparsity"] for run in self.runs):
+            return None
         named = [name for run in self.runs for name in run["sparsity"]["dead_layers"]]
         return list(dict.fromkeys(named))
 
@@ -126,9 +140,9 @@ class Entry:
         left = mean(1 - run["sparsity"]["nominal"] for run in self.runs)
         return abs(left / (1 - self.sparsity) - 1) > TOLERANCE
 
-    def report(self, field: str) -> float:
-        """Mean over seeds of a number of the sparsity report."""
-        return mean(run["sparsity"][field] for run in self.runs)
+    def report(self, field: str) -> float | None:
+        """Mean over seeds of a number of the sparsity report; see `report_mean`."""
+        return report_mean(self.runs, field)
 
 
 def method_families(records: Iterable[Record]) -> list[list[Entry]]:
@@ -170,6 +184,8 @@ def _family_table(entries: Sequence[Entry]) -> str:
         lines.append(f"- Diverged, not in the mean: {'; '.join(broken)}")
     if missed:
         lines.append(f"- Not the sparsity that was asked for, not comparable: {'; '.join(missed)}")
+    reasons = {run["sparsity"].get("not_followed") for entry in entries for run in entry.runs}
+    lines += [f"- {UNKNOWN_PATHS}: {reason}" for reason in sorted(reasons - {None})]
     lines += _gates(entries)
     if max(len(entry.runs) for entry in entries) == 1:
         lines.append("- One seed per method: only large differences mean anything")
@@ -204,15 +220,17 @@ def _row(entry: Entry) -> tuple[str, ...]:
     held_out = [value for r in entry.runs if (value := r.get("validation_accuracy")) is not None]
     appendix = lookup(settings, entry.arm)
     other = _synaptic_flow(entry)
+    effective, dead = entry.report("effective"), entry.report("dead_classes")
+    layers = entry.dead_layers
     return (
         percent(entry.sparsity),
         entry.label,
         f"{accuracy} ({len(entry.accuracies)})",
         f"{100 * mean(held_out):.2f}" if held_out else NOTHING,
-        f"{100 * entry.report('nominal'):.2f} %",
-        f"{100 * entry.report('effective'):.2f} %",
-        f"{entry.report('dead_classes'):.3g} of {entry.runs[0]['sparsity']['classes']}",
-        f"{len(entry.dead_layers)}",
+        f"{100 * mean(run['sparsity']['nominal'] for run in entry.runs):.2f} %",
+        NOTHING if effective is None else f"{100 * effective:.2f} %",
+        NOTHING if dead is None else f"{dead:.3g} of {entry.runs[0]['sparsity']['classes']}",
+        NOTHING if layers is None else f"{len(layers)}",
         f"{entry.epochs:.4g} ({entry.cost:.3g} ×)",
         f"{mean(run['seconds'] for run in entry.runs) / 60:.1f}",
         NOTHING if appendix is None else f"{appendix.percent:.2f}",

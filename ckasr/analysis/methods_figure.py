@@ -78,7 +78,7 @@ def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: Mapping[Arm, Look
                 linestyle=(0, (4, 2)),
                 label=f"dense training{arm}: {100 * entry.accuracy:.1f} %",
             )
-    chance = 100 / entries[0].report("classes")
+    chance = 100 / entries[0].runs[0]["sparsity"]["classes"]
     axis.axvline(chance, **{**GUIDE, "linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %")
 
 
@@ -94,7 +94,7 @@ def _draw_entry(
         draw_seeds(axis, y, values, look, horizontal=True)
     label = entry.arm.label if len(arms) > 1 and not entry.missed else None
     draw_means(axis, [y], [values], look, label, horizontal=True, hollow=entry.missed)
-    counts = {"layer": len(entry.dead_layers), "class": entry.report("dead_classes")}
+    counts = {"layer": len(entry.dead_layers or []), "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
         low, high = t_interval(values) or (min(values), max(values))

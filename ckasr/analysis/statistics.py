@@ -169,6 +169,16 @@ def value_of(record: Record, outcome: str = "test_accuracy") -> float:
     return value
 
 
+def report_mean(runs: Iterable[Record], field: str) -> float | None:
+    """Mean over runs of a number of the sparsity report.
+
+    None if a report does not have the number, because the paths of the network cannot be followed.
+    """
+    values = [run["sparsity"].get(field) for run in runs]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
 def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation; None if there are too few values."""
     import numpy as np

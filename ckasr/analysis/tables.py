@@ -1,7 +1,6 @@
 """Markdown tables of what the records say, with the paper's numbers beside them."""
 
 from collections.abc import Iterable, Sequence
-from statistics import mean
 
 from .cells import BASELINE, Arm, Cell, Record, families, percent, studies, title
 from .paper import (
@@ -13,7 +12,7 @@ from .paper import (
     lookup,
     paper_difference,
 )
-from .statistics import Comparison, Interval, compare, holm, mean_and_sd, value_of
+from .statistics import Comparison, Interval, compare, holm, mean_and_sd, report_mean, value_of
 from .verdict import RULE, place, verdict_of, verdict_on_claim
 
 NOTHING = "-"
@@ -22,6 +21,7 @@ SPARSITY = "sparsity"
 ACCURACY = "test accuracy, % ± sd (n)"
 EFFECTIVE = "effective sparsity"
 DEAD_CLASSES = "dead classes"
+UNKNOWN_PATHS = "effective sparsity and dead classes are not known, the paths cannot be followed"
 PAIRS = "pairs"
 DIFFERENCE = "difference, points"
 INTERVAL = "95 % interval"
@@ -100,8 +100,8 @@ def _row(
     accuracy = NOTHING if average is None else f"{100 * average:.2f}"
     if sd is not None:
         accuracy += f" ± {100 * sd:.2f}"
-    reports = [run["sparsity"] for run in runs]
-    classes = reports[0]["classes"]
+    effective, dead = report_mean(runs, "effective"), report_mean(runs, "dead_classes")
+    classes = runs[0]["sparsity"]["classes"]
     published = lookup(cell.settings, arm)
     if comparison is None:
         compared = (NOTHING,) * 4
@@ -116,8 +116,8 @@ def _row(
         percent(cell.settings["sparsity"]),
         arm.label,
         f"{accuracy} ({len(values)})",
-        f"{100 * mean(report['effective'] for report in reports):.2f} %",
-        f"{mean(report['dead_classes'] for report in reports):.3g} of {classes}",
+        NOTHING if effective is None else f"{100 * effective:.2f} %",
+        NOTHING if dead is None else f"{dead:.3g} of {classes}",
         *compared,
         NOTHING if published is None else f"{published.percent:.2f}",
         _paper_difference(cell, arm, comparison.t_interval if comparison else None),
@@ -170,6 +170,10 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
             broken = [str(seed) for seed, run in runs.items() if run["status"] == "diverged"]
             if broken:
                 say(f"diverged, not in the mean: seed {', '.join(broken)}", cell, arm)
+            for run in runs.values():
+                if reason := run["sparsity"].get("not_followed"):
+                    say(f"{UNKNOWN_PATHS}: {reason}", cell, arm)
+                    break
     for c in comparisons:
         if c.diverged:
             say(f"pairs lost to divergence: {', '.join(c.diverged)}", c.cell, c.arm)

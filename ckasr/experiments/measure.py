@@ -20,7 +20,7 @@ HISTOGRAM_LIMIT = 0.3
 
 
 def sparsity_report(
-    model: nn.Module, masks: Mapping[str, Tensor], example: Tensor
+    model: nn.Module, masks: Mapping[str, Tensor], example: Tensor, classes: int
 ) -> dict[str, object]:
     """Return ``ckasr.sparsity.report``, or only its counts if paths cannot be followed.
 
@@ -31,22 +31,24 @@ def sparsity_report(
         model: the model.
         masks: masks of its prunable weights.
         example: a batch of one input.
+        classes: number of classes.
     """
     if not example.is_floating_point():
-        return _counts(masks, f"the inputs are {example.dtype}")
+        return _counts(masks, classes, f"the inputs are {example.dtype}")
     try:
         return report(model, masks, example.shape[1:])
     except ValueError as error:
-        return _counts(masks, str(error))
+        return _counts(masks, classes, str(error))
 
 
-def _counts(masks: Mapping[str, Tensor], reason: str) -> dict[str, object]:
+def _counts(masks: Mapping[str, Tensor], classes: int, reason: str) -> dict[str, object]:
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     total = sum(mask.numel() for mask in masks.values())
     return {
         "weights": total,
         "kept": sum(kept.values()),
         "nominal": 1 - sum(kept.values()) / total,
+        "classes": classes,
         "layers": {
             name: {"shape": list(mask.shape), "kept": kept[name]} for name, mask in masks.items()
         },

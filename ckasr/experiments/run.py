@@ -172,7 +172,7 @@ def _train(
         "curves": _finite(engine.curves),
         "validation_accuracy": None,
         "test_accuracy": None,
-        "sparsity": sparsity_report(*counted, example),
+        "sparsity": sparsity_report(*counted, example, dataset.num_classes),
         "measured": engine.method.measured(),
         "layer_cka": None,
         "weights": None,

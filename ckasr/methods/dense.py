@@ -1,4 +1,4 @@
-"""Dense training: no weight is pruned; the reference of every comparison."""
+"""Dense training: no weight is pruned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .method import Context, Method
 
 @dataclass
 class Dense(Method):
-    """Trains all weights. Raises ValueError if a sparsity is asked for."""
+    """Trains all weights. Raises ValueError if the sparsity of the run is not 0."""
 
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "prunes nothing"

@@ -1,4 +1,4 @@
-"""Magnitude pruning at initialisation: the weights that were drawn largest stay."""
+"""Magnitude pruning at initialisation: the weights with the largest initial magnitude are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class SparseExecution:
         self.followed: set[str] = set()
         """Names of the masked weights that the kernels compute with."""
         self.dense: list[str] = []
-        """Names of the masked weights whose layers run as before."""
+        """Names of the masked weights whose layers are computed by PyTorch."""
         try:
             import numba  # noqa: F401
         except ModuleNotFoundError:

@@ -78,7 +78,7 @@ def kept(weights, like):
 
 @jit
 def gather(out, x, offset, weight, first, end, at, n):
-    """out = sum of weight[k] * (plane of x at offset[k]) for first <= k < end, where first < end."""
+    """out = sum of weight[k] * (plane of x at offset[k]) for first <= k < end; first < end."""
     k = first
     if end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at

@@ -14,7 +14,7 @@ class Dense(Method):
     """Trains all weights. Raises ValueError if the sparsity of the run is not 0."""
 
     name: ClassVar[str] = "dense"
-    summary: ClassVar[str] = "prunes nothing"
+    summary: ClassVar[str] = "prunes no weights"
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
         if context.sparsity:

@@ -40,7 +40,9 @@ class DLTH(Method):
     """
 
     name: ClassVar[str] = "dlth"
-    summary: ClassVar[str] = "random weights, after a growing L2 emptied them (Bai et al. 2022)"
+    summary: ClassVar[str] = (
+        "prunes random weights after a growing L2 penalty on them (Bai et al. 2022)"
+    )
     uses_distribution: ClassVar[bool] = True
 
     schedule: str = "budgeted"

@@ -31,7 +31,7 @@ class GMP(Method):
 
     name: ClassVar[str] = "gmp"
     summary: ClassVar[str] = (
-        "smallest weights of each layer, gradually during training (Zhu & Gupta 2017)"
+        "prunes the smallest weights of each layer gradually during training (Zhu & Gupta 2017)"
     )
     uses_distribution: ClassVar[bool] = True
 

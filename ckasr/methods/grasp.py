@@ -34,7 +34,10 @@ class GraSP(Method):
     """
 
     name: ClassVar[str] = "grasp"
-    summary: ClassVar[str] = "what hurts the gradient's norm least, before training (Wang 2020)"
+    summary: ClassVar[str] = (
+        "prunes weights whose removal reduces the norm of the gradient least, before training "
+        "(Wang et al. 2020)"
+    )
 
     samples: int = 10
     temperature: float = 200.0

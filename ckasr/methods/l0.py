@@ -123,9 +123,7 @@ class L0(Finetuned):
     """
 
     name: ClassVar[str] = "l0"
-    summary: ClassVar[str] = (
-        "weights or filters, by gates that train with them (Louizos et al. 2018)"
-    )
+    summary: ClassVar[str] = "prunes weights or filters by trained gates (Louizos et al. 2018)"
 
     unit: str = "weight"
     strength: float = 1.0

@@ -29,7 +29,8 @@ class L1(Finetuned):
 
     name: ClassVar[str] = "l1"
     summary: ClassVar[str] = (
-        "smallest weights, after training with an L1 penalty; then fine-tuning (Han et al. 2015)"
+        "prunes the smallest weights after training with an L1 penalty, then fine-tunes "
+        "(Han et al. 2015)"
     )
 
     strength: float = 1e-5

@@ -39,7 +39,9 @@ class LTH(Method):
     """
 
     name: ClassVar[str] = "lth"
-    summary: ClassVar[str] = "smallest weights after each of several trainings (Frankle 2019, 2020)"
+    summary: ClassVar[str] = (
+        "prunes the smallest weights after each of several trainings (Frankle et al. 2019, 2020)"
+    )
 
     rate: float = 0.2
     levels: str = ""

@@ -22,7 +22,7 @@ class Random(Method):
     """Prunes random weights before training. The number of kept weights of each layer is exact."""
 
     name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "random weights, before training (Liu et al. 2022)"
+    summary: ClassVar[str] = "prunes random weights before training (Liu et al. 2022)"
     uses_distribution: ClassVar[bool] = True
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:

@@ -23,8 +23,8 @@ class RigL(Dynamic):
 
     name: ClassVar[str] = "rigl"
     summary: ClassVar[str] = (
-        "random weights; the smallest are exchanged for those of largest gradient "
-        "(Evci et al. 2020)"
+        "prunes random weights; exchanges the smallest weights for those with the largest "
+        "gradients (Evci et al. 2020)"
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class SET(Dynamic):
 
     name: ClassVar[str] = "set"
     summary: ClassVar[str] = (
-        "random weights; the smallest are exchanged for random ones (Mocanu et al. 2018)"
+        "prunes random weights; exchanges the smallest weights for random ones (Mocanu et al. 2018)"
     )
 
     def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:

@@ -28,7 +28,9 @@ class SNIP(Method):
     """
 
     name: ClassVar[str] = "snip"
-    summary: ClassVar[str] = "lowest |weight x gradient|, before training (Lee et al. 2019)"
+    summary: ClassVar[str] = (
+        "prunes weights with the lowest |weight x gradient| before training (Lee et al. 2019)"
+    )
 
     samples: int = 10
     train_mode: bool = True

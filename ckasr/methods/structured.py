@@ -58,8 +58,8 @@ class Structured(Finetuned):
 
     name: ClassVar[str] = "structured"
     summary: ClassVar[str] = (
-        "filters of a trained network, by L1, batch-norm scale or group norm; then fine-tuning "
-        "(Fang et al. 2023)"
+        "prunes filters of a trained network by L1, batch-norm scale or group norm, then "
+        "fine-tunes (Fang et al. 2023)"
     )
 
     criterion: str = "group"

@@ -26,7 +26,10 @@ class SynFlow(Method):
     """
 
     name: ClassVar[str] = "synflow"
-    summary: ClassVar[str] = "least synaptic flow, in 100 steps before training (Tanaka 2020)"
+    summary: ClassVar[str] = (
+        "prunes weights with the least synaptic flow in 100 steps before training "
+        "(Tanaka et al. 2020)"
+    )
 
     steps: int = 100
 

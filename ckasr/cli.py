@@ -88,7 +88,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         def wrapped(**arguments: Any) -> None:
             own_names = {parameter.name for parameter in own}
             values = {k: v for k, v in arguments.items() if k not in own_names}
-            # The options of a method stay text here; the method converts them to their types.
+            # The options of a method are text here; the method converts them to their types.
             values["method_options"] = _words(values["method_options"])
             texts = [text for text in values["milestones"] if text]
             values["milestones"] = [

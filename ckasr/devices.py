@@ -136,9 +136,9 @@ class GPU(Device):
     def set_process_flags(self) -> None:
         """Set ``torch.backends.cudnn.allow_tf32`` to False and ``cudnn.benchmark`` to True.
 
-        The first flag turns off TF32 in convolutions, which is torch's default, so that precision
-        fp32 is exact. The second flag lets cuDNN time its kernels once and use the fastest one,
-        which saves time because every batch has the same shape.
+        The first flag disables TF32 in convolutions, which is torch's default, so that precision
+        fp32 means fp32 arithmetic. The second flag lets cuDNN time its kernels once and use the
+        fastest one, which saves time because every batch has the same shape.
         """
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True

@@ -126,6 +126,6 @@ def check_some_pair(names: list[str], groups: list[list[Tensor]]) -> None:
     """
     if all(len(group) == 1 for group in groups):
         raise ValueError(
-            f"no two of the layers {', '.join(names)} have one resolution, so the term is "
-            "constant: name others, or compare across resolutions with pairs='all'"
+            f"no two of the layers {', '.join(names)} have the same resolution, so the term is "
+            "constant: name other layers, or compare across resolutions with pairs='all'"
         )

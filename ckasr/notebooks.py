@@ -156,8 +156,8 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
 def _parameter(line: str, where: str) -> Parameter:
     wrong = ValueError(
-        f"{where}: {line.strip()!r} is no parameter; write one a line, "
-        f"'name: type = default  # help', the type one of {', '.join(TYPES)}"
+        f"{where}: {line.strip()!r} is no parameter; write one per line as "
+        f"'name: type = default  # help', with one of the types {', '.join(TYPES)}"
     )
     try:
         (node,) = ast.parse(line).body
@@ -283,11 +283,12 @@ def execute(
             )
         except failed as error:
             raise ChildProcessError(
-                f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
+                f"{notebook.name}: {error.ename}: {error.evalue} (the traceback is in {output})"
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
             raise ChildProcessError(
-                f"{notebook.name}: {error}: often for want of memory (what ran is in {output})"
+                f"{notebook.name}: {error}; the cause is often a lack of memory (the executed cells "
+                f"are in {output})"
             ) from None
     if result is not None and _stamp(result) in (None, before):
         raise ChildProcessError(f"{notebook.name} ended without writing {result} (see {output})")

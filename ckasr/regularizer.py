@@ -355,8 +355,8 @@ class CKASR:
             else:
                 why = (
                     "call the model itself, not a copy, in train mode before reg(), and name only "
-                    "layers that every forward pass runs. A model that was compiled and has run "
-                    "before CKASR was made must be compiled anew: torch.compiler.reset()"
+                    "layers that every forward pass runs. If a compiled model has run before CKASR "
+                    "was created, call torch.compiler.reset(), so that it is compiled again"
                 )
             raise RuntimeError(
                 f"no forward pass of {', '.join(missing)} since the last step: {why}"
@@ -376,7 +376,7 @@ class CKASR:
                 "the layers that are compared"
             )
         if len(without) == len(self._modules):
-            raise RuntimeError("all layers of the term are frozen: it would train nothing")
+            raise RuntimeError("all layers of the term are frozen, so the term would have no effect")
 
 
 class _Hook:

@@ -272,7 +272,7 @@ class Folder:
         )
         for split, found in ((train, train_files), (test, test_files)):
             if not found:
-                raise FileNotFoundError(f"no {self.name}: {split} holds no image")
+                raise FileNotFoundError(f"no {self.name}: {split} contains no image")
         return FolderDataset(self.name, train_files, test_files, len(classes), self.recipe)
 
 

@@ -163,8 +163,8 @@ class L0(Finetuned):
         if self._budget(context) < 0:
             raise ValueError(
                 f"sparsity {context.sparsity} leaves {context.kept} weights, fewer than the "
-                f"classifier's {context.kept - self._budget(context)}, which have no gate: ask for "
-                "less, or for unit=weight"
+                f"classifier's {context.kept - self._budget(context)}, which have no gate: choose a "
+                "lower sparsity, or unit=weight"
             )
         return super().prepare(context)
 
@@ -233,9 +233,9 @@ class L0(Finetuned):
         if context.sparsity and self._open_before_cut > 1.1 * context.density:
             warnings.warn(
                 f"method 'l0': {self._open_before_cut:.1%} of the weights still had an open gate "
-                f"when training ended, and {context.density:.1%} were asked for: the rest is cut "
-                "now, by log alpha, which training has not prepared; train longer, or raise "
-                "option dual_rate",
+                f"when training ended, but the density of the run is {context.density:.1%}: the "
+                "gates with the lowest log alpha are closed now, without training; train longer, "
+                "or raise option dual_rate",
                 RuntimeWarning,
                 stacklevel=2,
             )

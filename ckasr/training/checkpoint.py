@@ -46,13 +46,14 @@ def load(path: Path | None, device: torch.device, owner: str = "") -> dict[str, 
     except Exception as error:
         raise ValueError(
             f"checkpoint {path} cannot be read ({type(error).__name__}): delete it to start the "
-            "run anew"
+            "run from the beginning"
         ) from error
     if not isinstance(state, dict) or state.get("owner") != owner:
         found = state.get("owner") if isinstance(state, dict) else None
-        of = f"of run {found}" if found else "of no run that is named in it"
+        of = f"of run {found}" if found else "without the id of a run"
         raise ValueError(
-            f"checkpoint {path} is {of}, not of run {owner}: delete it to start the run anew"
+            f"checkpoint {path} is {of}, not of run {owner}: delete it to start the run from the "
+            "beginning"
         )
     return state
 
@@ -68,6 +69,6 @@ def restoring(path: Path | None) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"checkpoint {path} does not fit this run ({type(error).__name__}): it is of another "
-            "version of ckasr, or altered; delete it to start the run anew"
+            f"checkpoint {path} does not fit this run ({type(error).__name__}): another version of "
+            "ckasr has written it, or it was altered; delete it to start the run from the beginning"
         ) from error

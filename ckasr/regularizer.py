@@ -376,7 +376,9 @@ class CKASR:
                 "the layers that are compared"
             )
         if len(without) == len(self._modules):
-            raise RuntimeError("all layers of the term are frozen, so the term would have no effect")
+            raise RuntimeError(
+                "all layers of the term are frozen, so the term would have no effect"
+            )
 
 
 class _Hook:

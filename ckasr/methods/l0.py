@@ -163,8 +163,8 @@ class L0(Finetuned):
         if self._budget(context) < 0:
             raise ValueError(
                 f"sparsity {context.sparsity} leaves {context.kept} weights, fewer than the "
-                f"classifier's {context.kept - self._budget(context)}, which have no gate: choose a "
-                "lower sparsity, or unit=weight"
+                f"classifier's {context.kept - self._budget(context)}, which have no gate: choose "
+                "a lower sparsity, or unit=weight"
             )
         return super().prepare(context)
 

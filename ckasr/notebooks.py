@@ -287,8 +287,8 @@ def execute(
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
             raise ChildProcessError(
-                f"{notebook.name}: {error}; the cause is often a lack of memory (executed cells are "
-                f"in {output})"
+                f"{notebook.name}: {error}; the cause is often a lack of memory (executed cells "
+                f"are in {output})"
             ) from None
     if result is not None and _stamp(result) in (None, before):
         raise ChildProcessError(f"{notebook.name} ended without writing {result} (see {output})")

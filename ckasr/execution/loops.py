@@ -198,7 +198,7 @@ def constant(out, b, floor, mask):
 
 @jit
 def sum_and_product(g, y):
-    """The sums of g and of g y."""
+    """Return the sums of g and of g y."""
     s = g.dtype.type(0)
     q = s
     for i in range(g.size):
@@ -209,7 +209,7 @@ def sum_and_product(g, y):
 
 @jit
 def product(g, y):
-    """The sum of g y."""
+    """Return the sum of g y."""
     q = g.dtype.type(0)
     for i in range(g.size):
         q += g[i] * load(y[i])
@@ -218,7 +218,7 @@ def product(g, y):
 
 @jit
 def total(g):
-    """The sum of g."""
+    """Return the sum of g."""
     s = g.dtype.type(0)
     for i in range(g.size):
         s += g[i]

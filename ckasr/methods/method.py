@@ -84,7 +84,7 @@ class Context:
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every prunable weight, by name."""
+        """Return the shape of every prunable weight, by name."""
         return {name: tuple(weight.shape) for name, weight in prunable(self.model).items()}
 
     def check_sparsity(self) -> None:

@@ -96,6 +96,7 @@ class _GramForward(_Gram):
 
 
 def gram_of(x: Tensor) -> Tensor:
+    """Return ``X X'``, of shape ``(n, n)``, for a matrix ``X`` of shape ``(n, d)``."""
     return (_Gram if torch.compiler.is_compiling() else _GramForward).apply(x)
 
 
@@ -128,6 +129,7 @@ def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
 
 
 def check_bandwidth(bandwidth: float) -> None:
+    """Raise ValueError unless the bandwidth is positive and finite."""
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
 
@@ -156,6 +158,7 @@ def rbf_exponents(features: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
 
 
 def eye(gram: Tensor) -> Tensor:
+    """Return a bool matrix ``(n, n)``, True on the diagonal, for Gram matrices ``(..., n, n)``."""
     return torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
 
 

@@ -17,6 +17,7 @@ MIN_UNBIASED_SAMPLES = 4
 
 
 def check_samples(n: int, estimator: str) -> None:
+    """Raise ValueError for an unknown estimator, or if ``n`` is too small for the estimator."""
     check_choice("estimator", estimator, Estimator)
     if estimator == "unbiased" and n < MIN_UNBIASED_SAMPLES:
         raise ValueError(

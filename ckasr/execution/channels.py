@@ -49,6 +49,7 @@ class Channels:
 
     @property
     def zero(self) -> Tensor:
+        """Whether each channel is 0 for every input."""
         return self.nonnegative & self.nonpositive
 
 

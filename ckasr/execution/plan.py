@@ -81,6 +81,7 @@ class Source:
 
     @cached_property
     def phases_base(self) -> Indices:
+        """First position of each phase."""
         return self.phases.base(np.arange(len(self.channel)))
 
     def base(self, whole: Planes) -> Indices:
@@ -88,6 +89,7 @@ class Source:
         return whole.base(self.channel) if self.stride == 1 else self.phases_base
 
     def step(self, whole: Planes) -> int:
+        """Return the distance between two tiles of a plane; ``whole`` is the layout of the input."""
         return whole.step if self.stride == 1 else self.phases.step
 
 

@@ -42,6 +42,7 @@ class Grid:
 
     @cached_property
     def row(self) -> int:
+        """Number of points of a row with its border."""
         return self.width + self.border
 
     @cached_property
@@ -61,6 +62,7 @@ class Grid:
 
     @cached_property
     def tile_images(self) -> int:
+        """Number of images of a tile."""
         power = max(0, round(math.log2(TILE_POINTS / self.image)))
         return min(1 << power, self.images)
 
@@ -71,6 +73,7 @@ class Grid:
 
     @cached_property
     def tiles(self) -> int:
+        """Number of tiles of a plane."""
         return -(-self.images // self.tile_images)
 
     @cached_property
@@ -81,6 +84,7 @@ class Grid:
 
     @cached_property
     def numpy(self) -> np.dtype:
+        """Type in which the kernels compute."""
         return np.dtype(str(self.dtype).removeprefix("torch."))
 
     @cached_property
@@ -120,15 +124,18 @@ class Planes:
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         grid = self.grid
         return 2 * grid.guard + max(self.channels, 1) * self.pitch
 
     @cached_property
     def strides(self) -> tuple[int, int, int, int]:
+        """Strides of the tensor (N, C, H, W), in points."""
         return self.grid.image, self.pitch, self.grid.row, 1
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the tensor, (N, C, H, W)."""
         return self.grid.images, self.channels, self.grid.height, self.grid.width
 
     def base(self, channels: np.ndarray) -> np.ndarray:
@@ -164,13 +171,16 @@ class Tiled:
 
     @cached_property
     def step(self) -> int:
+        """Distance between two tiles of a plane, in points."""
         return max(self.planes, 1) * self.grid.tile
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         return self.step * self.grid.tiles
 
     def base(self, slots: np.ndarray) -> np.ndarray:
+        """Return the first positions of planes from their indices; -1 (no plane) is kept as -1."""
         return np.where(slots < 0, -1, slots * self.grid.tile)
 
 
@@ -183,13 +193,16 @@ class Scratch:
 
     @cached_property
     def pitch(self) -> int:
+        """Distance between two planes, in points."""
         return -(-(self.grid.tile + self.grid.guard) // 16) * 16
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         return self.grid.guard + max(self.planes, 1) * self.pitch
 
     def base(self, slots: np.ndarray) -> np.ndarray:
+        """Return the first positions of planes from their indices."""
         return self.grid.guard + slots * self.pitch
 
 
@@ -221,10 +234,12 @@ class Buffers:
         """Addresses of outputs that had not been changed in place when their backward ran."""
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        """Return an array of the pool with this key, or a new array of this size and type."""
         free = self._free.setdefault(key, [])
         return free.pop() if free else zeros(size, dtype)
 
     def give(self, key: object, memory: np.ndarray) -> None:
+        """Give an array back to the pool."""
         self._free.setdefault(key, []).append(memory)
 
     def lend(self, key: object, memory: np.ndarray, view: np.ndarray) -> Tensor:
@@ -256,6 +271,7 @@ class Lease:
         self._taken: list[tuple[object, np.ndarray]] = []
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        """Return an array as `Buffers.take`, and keep it until this object is deleted."""
         memory = self.buffers.take(key, size, dtype)
         self._taken.append((key, memory))
         return memory

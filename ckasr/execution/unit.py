@@ -48,10 +48,12 @@ class Convolution:
 
     @cached_property
     def channels(self) -> int:
+        """Number of output channels."""
         return self.layer.weight.shape[0]
 
     @cached_property
     def input_channels(self) -> int:
+        """Number of input channels."""
         return self.layer.weight.shape[1] * self.geometry()[1]
 
     @property

@@ -51,6 +51,7 @@ class Clip(torch.autograd.Function):
 
 
 def reach(value: Tensor) -> Reach:
+    """Mark a tensor as depending on the input."""
     return value.as_subclass(Reach)
 
 

@@ -89,7 +89,7 @@ class Source:
         return whole.base(self.channel) if self.stride == 1 else self.phases_base
 
     def step(self, whole: Planes) -> int:
-        """Return the distance between two tiles of a plane; ``whole`` is the layout of the input."""
+        """Return the distance between two tiles of a plane. ``whole`` is the input's layout."""
         return whole.step if self.stride == 1 else self.phases.step
 
 

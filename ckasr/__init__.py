@@ -1,4 +1,4 @@
-"""CKA-SR (arXiv 2307.07389) for any PyTorch loop, and the sparse training it is tested on."""
+"""The regularizer CKA-SR (arXiv 2307.07389) for any PyTorch training loop, and sparse training."""
 
 import importlib
 from typing import Any
@@ -42,7 +42,7 @@ _PACKAGES = (
 
 
 def __getattr__(name: str) -> Any:
-    """Packages on first use (``ckasr.models``), so that ``import ckasr`` costs little."""
+    """Import a package such as ``ckasr.models`` at its first use, so ``import ckasr`` is fast."""
     if name in _PACKAGES:
         return importlib.import_module(f"ckasr.{name}")
     if name == "sparse_execution":

@@ -1,4 +1,4 @@
-"""Checks of arguments that take one of a few names, or a count."""
+"""Checks of arguments: one of a few names, or an integer with a lower limit."""
 
 from numbers import Integral
 from typing import Any, get_args
@@ -15,7 +15,7 @@ def check_choice(what: str, value: object, choices: Any) -> None:
         choices: a ``Literal`` type.
 
     Raises:
-        ValueError: for any other value, with the nearest names.
+        ValueError: for any other value; the message lists similar names.
     """
     names = get_args(choices)
     if value not in names:
@@ -39,8 +39,8 @@ def check_count(what: str, value: object, least: int, alternative: str = "") -> 
     Args:
         what: name of the argument, for the message.
         value: its value.
-        least: smallest value that is allowed.
-        alternative: what else the argument may be, for the message.
+        least: smallest allowed value.
+        alternative: other allowed values, for the message.
 
     Raises:
         ValueError: for a value that is not an integer, or below ``least``.

@@ -30,7 +30,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and download data sets.
 app.add_typer(records_app, name="records")
 app.add_typer(data_app, name="data")
 
-Results = Annotated[Path, typer.Option(help="Folder that holds records/ and checkpoints/.")]
+Results = Annotated[Path, typer.Option(help="Folder that contains records/ and checkpoints/.")]
 Execution = Annotated[
     str,
     typer.Option(
@@ -48,7 +48,11 @@ README_TABLE = "<!-- claims: make figures -->", "<!-- end of claims -->"
 
 
 def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: a command has one typed option per setting, and gets them as ``values``."""
+    """Return a decorator that adds one typed option per setting to a command.
+
+    The command receives the options as the dict ``values``. Settings whose names are in
+    ``leave_out`` have no option.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [
@@ -84,7 +88,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
         def wrapped(**arguments: Any) -> None:
             own_names = {parameter.name for parameter in own}
             values = {k: v for k, v in arguments.items() if k not in own_names}
-            # As text: the method converts its options to their types.
+            # The options of a method are text here; the method converts them to their types.
             values["method_options"] = _words(values["method_options"])
             texts = [text for text in values["milestones"] if text]
             values["milestones"] = [
@@ -113,7 +117,7 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=_say_version)
     ] = False,
 ) -> None:
-    """CKA-SR (arXiv 2307.07389): sparse training that anyone can rerun, check and trust."""
+    """Reproduce CKA-SR (arXiv 2307.07389), a regularizer for sparse training."""
 
 
 @app.command()
@@ -164,9 +168,10 @@ def sweep(
     device: Device = "auto",
     execution: Execution = "auto",
 ) -> None:
-    """Run all runs of a grid that have no record yet, in order of importance, within a time budget.
+    """Train all runs of a grid that have no record yet, the most important first.
 
-    The default grid is the headline comparison of results/PLAN.md.
+    A run that would exceed the time budget is not started. The default grid is the main comparison
+    of results/PLAN.md.
     """
     weights = _numbers("--betas", betas, float)
     cells = grid(
@@ -219,7 +224,7 @@ def terms() -> None:
 
 @app.command()
 def table(results: Results = DEFAULT_RESULTS) -> None:
-    """Print the tables of all records: accuracies, paired differences, the paper's numbers."""
+    """Print the tables of all records: accuracies, paired differences and the paper's numbers."""
     from ckasr.analysis import all_tables
 
     print("\n".join(all_tables(_records(results)).values()))
@@ -229,13 +234,15 @@ def table(results: Results = DEFAULT_RESULTS) -> None:
 def figures(
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder that holds records/; by default all in results/."),
+        typer.Option(
+            help="Folder that contains records/; by default, all such folders in results/."
+        ),
     ] = None,
 ) -> None:
-    """Rebuild every figure and table from the records alone; nothing is trained.
+    """Rebuild every figure and table from the records. Nothing is trained.
 
-    For all folders in results/, also the table of the paper's claims, results/claims.md, and its
-    short form in README.md.
+    Without --results, the command also rebuilds results/claims.md, which is the table of the
+    paper's claims, and its short form in README.md.
     """
     from ckasr import analysis
 
@@ -290,7 +297,7 @@ def notebook(
         ),
     ] = None,
 ) -> None:
-    """Execute one notebook with papermill. An unknown parameter is an error."""
+    """Execute one notebook with papermill. An unknown parameter causes an error."""
     print(notebooks.execute(path, output, _options(parameter or [])))
 
 
@@ -302,7 +309,7 @@ def export(target: Path, results: Results = DEFAULT_RESULTS) -> None:
 
 @records_app.command("merge")
 def merge(source: Path, results: Results = DEFAULT_RESULTS) -> None:
-    """Add the records of a JSON-lines file. Records that are there already stay as they are."""
+    """Add the records of a JSON-lines file. Existing records are not changed."""
     new, known = records.merge_lines(source, results)
     print(f"{new} new records in {results / 'records'}, {known} were there")
 
@@ -356,7 +363,7 @@ def _accuracy(record: records.Record) -> str:
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` words as a dict; values that are Python literals are evaluated."""
+    """Convert ``name=value`` words to a dict; values that are Python literals are evaluated."""
     import ast
 
     options: dict[str, Any] = {}
@@ -369,7 +376,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _words(words: Sequence[str]) -> dict[str, str]:
-    """``name=value`` words as a dict of texts."""
+    """Convert ``name=value`` words to a dict of strings. Raises ValueError for other words."""
     options: dict[str, str] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -380,11 +387,14 @@ def _words(words: Sequence[str]) -> dict[str, str]:
 
 
 MOST_SEEDS = 10_000
-"""Largest number of seeds in a range: a longer range is a typing error, and fills the memory."""
+"""Largest number of seeds in a range. A longer range is probably a typing error."""
 
 
 def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """The numbers in a text, separated by commas; integers may be a range, ``first-last``."""
+    """Return the comma-separated numbers of a text; integers may be a range ``first-last``.
+
+    Raises ValueError, with the name of the option, for any other text.
+    """
     numbers: list[Any] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -410,9 +420,10 @@ _UsageError: Any = typer.BadParameter.__base__
 def main() -> None:
     """Run the command line.
 
-    An error that the user can fix is printed as one line, ``ckasr: ...``, on standard error, and so
-    are warnings. With CKASR_DEBUG=1 the traceback is shown. The exit status is 0 for success, 1 for
-    an error, 2 for a wrong command line, and 130 after Ctrl-C.
+    An error that the user can correct is printed to standard error as one line, ``ckasr: ...``.
+    Warnings are printed in the same way. If CKASR_DEBUG=1 is set, the traceback is printed instead.
+    The exit status is 0 for success, 1 for an error, 2 for a wrong command line, and 130 after
+    Ctrl-C.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -420,7 +431,7 @@ def main() -> None:
             sys.exit(app(prog_name="ckasr", standalone_mode=False) or 0)
         except _UsageError as error:
             message = error.format_message()
-            if "\n" in message or not message:  # the help, where no command was given
+            if "\n" in message or not message:  # the help text, if no command was given
                 print(message, file=sys.stderr)
                 sys.exit(error.exit_code)
             _fail(message[:1].lower() + message[1:].rstrip("."), error.exit_code)

@@ -1,7 +1,8 @@
-"""Devices: everything that differs between a CPU and a GPU.
+"""Devices: all code that differs between a CPU and a GPU.
 
-``Device`` is a CPU, and ``GPU`` overrides what is different on a CUDA device. To add a backend,
-write one more subclass here and add it to ``BACKENDS``; no other file knows a device by its type.
+``Device`` is a CPU. Its subclass ``GPU`` overrides the methods that differ on a CUDA device. To add
+a backend, write another subclass in this file and add it to ``BACKENDS``. No other file depends on
+the type of a device.
 """
 
 import os
@@ -22,7 +23,7 @@ class Device:
     """A CPU.
 
     Args:
-        place: the device as torch knows it.
+        place: the torch device.
     """
 
     kind: ClassVar[str] = "cpu"
@@ -32,9 +33,9 @@ class Device:
     can_capture: ClassVar[bool] = False
     """Whether a training step can be captured as a graph and replayed."""
     runs_share_process: ClassVar[bool] = False
-    """Whether runs side by side share one process; otherwise each has a process of its own."""
+    """Whether parallel runs share one process. Otherwise each run has its own process."""
     interleaved_steps: ClassVar[int] = 0
-    """Number of steps that a run queues before the next run in its process may queue some; 0: the
+    """Number of steps that a run queues before the next run in its process queues some; 0: the
     steps of a whole epoch."""
     has_sparse_kernels: ClassVar[bool] = True
     """Whether sparse execution has kernels for this device."""
@@ -47,12 +48,12 @@ class Device:
 
     @property
     def name(self) -> str:
-        """Name of the hardware, as records hold it."""
+        """Name of the hardware, as it is written to records."""
         return f"{_processor()}, {torch.get_num_threads()} thread(s)"
 
     @property
     def default_jobs(self) -> int:
-        """Number of runs side by side: one per core, because this beats more threads per run."""
+        """Default number of parallel runs: one per core, which is faster than threads in a run."""
         return os.cpu_count() or 1
 
     def check_precision(self, precision: str) -> None:
@@ -63,25 +64,29 @@ class Device:
             )
 
     def set_process_flags(self) -> None:
-        """Set the global flags of torch that a training on this device relies on: none on a CPU."""
+        """Set the global flags of torch that training on this device needs. A CPU needs none."""
 
     def set_precision(self, precision: str) -> None:
-        """Set the global flags of torch that a precision needs: none on a CPU.
+        """Set the global flags of torch that a precision needs. A CPU needs none.
 
-        Runs of different precisions may share a process, so a step calls this before its first
-        operation.
+        Every training step calls this method before its first operation, because runs of different
+        precisions can share a process.
         """
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
-        """Return torch's autocast to bfloat16 for precision bf16; for others, it is disabled."""
+        """Return torch's autocast context to bfloat16. It is disabled for precisions but bf16."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=precision == "bf16")
 
     def stream(self) -> AbstractContextManager[Any]:
-        """Return a new stream of work, as a context manager. It sets nothing else."""
+        """Return a context manager whose operations run on a new stream. A CPU has no streams."""
         return nullcontext()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], Any]:
-        """Capture the device operations of ``work`` without running them; return their replay."""
+        """Capture the device operations of ``work`` without running them.
+
+        Returns a function that runs the captured operations. Raises NotImplementedError on a device
+        that cannot capture.
+        """
         raise NotImplementedError(f"{self} cannot capture a step")
 
     def send(self, tensor: Tensor) -> Tensor:
@@ -92,17 +97,17 @@ class Device:
         """Wait until all queued work is done."""
 
     def reset_peak_memory(self) -> None:
-        """Start counting the peak memory anew, where that is possible."""
+        """Reset the peak memory, on devices that support this. On a CPU it does nothing."""
 
     def peak_memory(self) -> int:
-        """Return the largest memory in use so far, in bytes; on a CPU that of the process."""
+        """Return the peak memory in bytes. On a CPU it is the peak memory of the process."""
         import resource  # not on Windows
 
         scale = 1 if platform.system() == "Darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
     def free_memory(self) -> int | None:
-        """Return the bytes that a new run may use, or None if the system does not tell."""
+        """Return the free memory in bytes, or None if the system does not report it."""
         try:
             lines = Path("/proc/meminfo").read_text().splitlines()
             return next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
@@ -110,7 +115,7 @@ class Device:
             return None
 
     def generators(self) -> list[torch.device]:
-        """Return the devices, besides the CPU, whose random generators a computation here uses."""
+        """Return the devices, except the CPU, whose random generators a computation here uses."""
         return []
 
 
@@ -137,9 +142,9 @@ class GPU(Device):
     def set_process_flags(self) -> None:
         """Set ``torch.backends.cudnn.allow_tf32`` to False and ``cudnn.benchmark`` to True.
 
-        The first makes fp32 mean fp32, where torch's default is TF32 in convolutions. The second
-        lets cuDNN time its kernels once and take the fastest, which pays because every batch has
-        the same shape.
+        The first flag disables TF32 in convolutions, which is torch's default, so that precision
+        fp32 means fp32 arithmetic. The second flag lets cuDNN time its kernels once and use the
+        fastest one, which saves time because every batch has the same shape.
         """
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
@@ -147,7 +152,7 @@ class GPU(Device):
     def set_precision(self, precision: str) -> None:
         """Set ``torch.backends.cudnn.allow_tf32``: True for precision tf32, False for others.
 
-        A captured graph keeps the kernels that it was captured with.
+        The flag has no effect on a CUDA graph that has been captured already.
         """
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
@@ -162,7 +167,7 @@ class GPU(Device):
         return graph.replay
 
     def send(self, tensor: Tensor) -> Tensor:
-        # From pinned memory, because any other copy makes the host wait.
+        # Only a copy from pinned memory does not make the host wait.
         return tensor.pin_memory().to(self.place, non_blocking=True)
 
     def synchronize(self) -> None:
@@ -194,10 +199,14 @@ BACKENDS: dict[str, type[Device]] = {backend.kind: backend for backend in (Devic
 
 
 def find(name: str) -> Device:
-    """Return the device of a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``.
+    """Return the device with a given name.
 
-    ``auto`` is a GPU if there is one. Raises ValueError for a name that is not supported and for a
-    device that torch does not see.
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``, which is a GPU if there is one and
+            the CPU otherwise.
+
+    Raises:
+        ValueError: for a name that is not supported, and for a device that torch does not find.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,9 +223,10 @@ def find(name: str) -> Device:
 
 
 def of(thing: nn.Module | Tensor | torch.device | str) -> Device:
-    """Return the device that a model, a tensor or a torch device is on.
+    """Return the device of a model or a tensor, or the device for a torch device.
 
-    Raises ValueError for a type of device that has no backend here.
+    Raises:
+        ValueError: for a type of device that is not in ``BACKENDS``.
     """
     if isinstance(thing, nn.Module):
         thing = next(thing.parameters())

@@ -1,4 +1,4 @@
-"""The features of a layer: which tensor of its output, which dimension counts samples, the copy."""
+"""Features of a layer: find the tensor and its sample dimension, and copy its first samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,16 +21,18 @@ _SEQUENCE_LAYERS = (
 class FirstSamples(torch.autograd.Function):
     """Return ``x`` and a copy of its first samples along a dimension.
 
-    Slicing would do the same, but its backward writes the rows into zeros of the full size and adds
-    those to the gradient, which takes more than twice as long. Here the rows are added to a copy of
-    the gradient, as autograd may have passed the same tensor to other branches or hooks.
+    Slicing has the same result, but its backward writes the rows into zeros of the full size and
+    adds those to the gradient, which takes more than twice as long. Here the backward adds the rows
+    to a copy of the gradient. A copy is needed because autograd may use the same gradient tensor in
+    other branches or hooks.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, dim: int, count: int) -> tuple[Tensor, Tensor]:
-        # detach, not view_as: the next layer may work in place, which a view from here forbids.
+        # detach instead of view_as, because the next layer may work in place, and autograd forbids
+        # in-place operations on a view that a custom Function returns.
         return x.detach(), x.narrow(dim, 0, count).clone()
 
     @staticmethod
@@ -55,14 +57,14 @@ class FirstSamples(torch.autograd.Function):
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether a module runs with substituted parameters, or as a replica of DataParallel."""
+    """Return whether a module runs with substituted parameters, or as a DataParallel replica."""
     parameter = next(module.parameters(), None)
     substituted = parameter is not None and not isinstance(parameter, nn.Parameter)
     return substituted or getattr(module, "_is_replica", False)
 
 
 def own_batch_dim(module: nn.Module) -> int | None:
-    """The sample dimension of a sequence layer of torch.nn, from batch_first; None for others."""
+    """Return the sample dimension of a sequence layer of torch.nn; None for any other layer."""
     if not isinstance(module, _SEQUENCE_LAYERS):
         return None
     flags = (getattr(layer, "batch_first", None) for layer in module.modules())
@@ -70,9 +72,14 @@ def own_batch_dim(module: nn.Module) -> int | None:
 
 
 def tensor_of(name: str, output: Any) -> Tensor:
-    """The feature tensor in the output of a layer: the output itself, or its first entry.
+    """Return the feature tensor in the output of a layer: the output itself, or its first entry.
 
-    Raises ValueError if neither is a tensor.
+    Args:
+        name: name of the layer, for the error message.
+        output: output of the layer: a tensor, or a tuple, list or mapping.
+
+    Raises:
+        ValueError: if neither the output nor its first entry is a tensor.
     """
     x = output
     if isinstance(output, Mapping):
@@ -87,7 +94,17 @@ def tensor_of(name: str, output: Any) -> Tensor:
 
 
 def check_one_resolution(stage: Sequence[str], group: Sequence[Tensor]) -> None:
-    """Check the outputs of a stage that was found: channels first or last, the rest must agree."""
+    """Check that the outputs of a stage have one resolution.
+
+    The outputs may have their channels first or last; the other dimensions must agree.
+
+    Args:
+        stage: names of the layers of a stage from ``find_stages``.
+        group: their outputs, tensors ``(n, ...)``.
+
+    Raises:
+        ValueError: if the resolutions differ.
+    """
     shapes = {tuple(feature.shape[1:]) for feature in group}
     if len({shape[1:] for shape in shapes}) > 1 and len({shape[:-1] for shape in shapes}) > 1:
         raise ValueError(
@@ -98,9 +115,17 @@ def check_one_resolution(stage: Sequence[str], group: Sequence[Tensor]) -> None:
 
 
 def check_some_pair(names: list[str], groups: list[list[Tensor]]) -> None:
-    """Check that layers that are grouped by resolution have a pair to compare."""
+    """Check that layers that are grouped by resolution form at least one pair.
+
+    Args:
+        names: names of all layers.
+        groups: their outputs, one list per resolution.
+
+    Raises:
+        ValueError: if every group has a single layer.
+    """
     if all(len(group) == 1 for group in groups):
         raise ValueError(
-            f"no two of the layers {', '.join(names)} have one resolution, so the term is "
-            "constant: name others, or compare across resolutions with pairs='all'"
+            f"no two of the layers {', '.join(names)} have the same resolution, so the term is "
+            "constant: name other layers, or compare across resolutions with pairs='all'"
         )

@@ -1,4 +1,4 @@
-"""The layers that CKA-SR compares: by name, by a predicate, or found in the module tree."""
+"""Choice of the layers that CKA-SR compares: by name, by a predicate, or by the module tree."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from ckasr.names import nearest
 from ckasr.stages import find_stages
 
 Predicate = Callable[[str, nn.Module], bool]
-"""Whether to take a layer, from its name and module."""
+"""Function ``(name, module) -> bool`` that returns whether to compare a layer."""
 
 
 def choose_stages(
@@ -16,16 +16,17 @@ def choose_stages(
     stages: Sequence[Sequence[str]] | None,
     layers: Sequence[str] | Predicate | None,
 ) -> list[list[str]]:
-    """The names of the layers to compare, one list per stage.
+    """Return the names of the layers to compare, one list per stage.
 
     Args:
         model: the network.
-        stages: names of layers by stage; None if not given.
-        layers: names of layers in one list, or a predicate; None if not given. If neither is given,
-            the stages are found by :func:`ckasr.find_stages`.
+        stages: names of layers by stage, or None.
+        layers: names of layers in one list, or a predicate, or None. If both arguments are None,
+            :func:`ckasr.find_stages` finds the stages.
 
     Raises:
-        ValueError: if both are given, if they are not lists of names, or if no stage is found.
+        ValueError: if both arguments are given, if one is not of the types above, or if no stage
+            is found.
     """
     if stages is not None and layers is not None:
         raise ValueError("give stages or layers, not both")
@@ -44,11 +45,15 @@ def choose_stages(
 
 
 def named_layers(model: nn.Module, stages: list[list[str]]) -> dict[str, nn.Module]:
-    """The modules of these names. A module with several names may be given by any of them.
+    """Return the modules of the given names. A module with several names may have any of them.
+
+    Args:
+        model: the network.
+        stages: names of layers, one list per stage.
 
     Raises:
-        LookupError: for an unknown name, with the nearest names.
-        ValueError: if a module is named twice, or if there is no name at all.
+        LookupError: for an unknown name; the message lists similar names.
+        ValueError: if a module is named twice, or if there is no name.
     """
     known = dict(model.named_modules(remove_duplicate=False))
     found: dict[str, nn.Module] = {}
@@ -68,7 +73,15 @@ def named_layers(model: nn.Module, stages: list[list[str]]) -> dict[str, nn.Modu
 
 
 def check_pairs(stages: list[list[str]], pairs: str) -> None:
-    """Check that every layer has another one to be compared with. Raises ValueError."""
+    """Check that every layer can be compared with another one.
+
+    Args:
+        stages: names of layers, one list per stage.
+        pairs: ``"within"``, ``"all"``, ``"adjacent"`` or ``"input"`` (see ``CKASR``).
+
+    Raises:
+        ValueError: if a group of layers that are compared has a single layer.
+    """
     if pairs == "input":
         return
     groups = stages if pairs == "within" else [[name for stage in stages for name in stage]]

@@ -1,17 +1,18 @@
-"""The part of an error message that helps with an unknown name."""
+"""The end of an error message about an unknown name."""
 
 import difflib
 from collections.abc import Iterable
 
 _MOST = 40
-"""Number of names up to which a message lists them all."""
+"""Largest number of names that a message lists in full."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: the known names closest to ``name``, then all of them.
+    """Return the end of an error message: the known names most similar to ``name``, then all names.
 
-    ``"; nearest: snip (all: dense, random, snip)"``. The first part is left out where no name is
-    close. Of more than 40 names, the second part gives the first three and the number.
+    An example is ``"; nearest: snip (all: dense, random, snip)"``. The first part is omitted if no
+    name is similar. If there are more than 40 names, the second part gives the first three names
+    and the number of names.
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)

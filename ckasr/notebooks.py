@@ -1,9 +1,10 @@
-"""Notebooks as steps of a reproduction: papermill behind one small wrapper.
+"""Run notebooks with papermill, with checks of their parameters and of their results.
 
-A notebook has one cell tagged ``parameters``, a line each, `name: type = default  # help`, and ends
-by writing `<results>/<its name>.json` with `finish`. That file, not an exit code, says that it is
-done: papermill reports success when a cell calls ``sys.exit`` and keeps a parameter's default when
-its name is misspelt, so the wrapper checks the names, the types and the file itself.
+A notebook has one cell with the tag ``parameters``. Each line of this cell declares one parameter:
+``name: type = default  # help``. The last cell calls `finish`, which writes the result of the
+notebook to ``<results>/<notebook name>.json``. A notebook counts as finished only if it has written
+this file, because papermill also reports success when a cell calls ``sys.exit``. Papermill ignores
+a misspelt parameter name and uses the default, so this module checks the names and the types.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ TYPES = (*SCALARS, *(f"list[{kind}]" for kind in SCALARS))
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell; `kind` is one of `TYPES`."""
+    """One parameter of a notebook.
+
+    Args:
+        name: name of the parameter.
+        kind: type of the parameter, one of `TYPES`.
+        default: default value.
+        help: description of the parameter.
+    """
 
     name: str
     kind: str
@@ -43,7 +51,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of a profile and the parameters it runs with."""
+    """One notebook of a profile.
+
+    Args:
+        notebook: path of the notebook.
+        parameters: parameters that differ from the defaults of the notebook.
+    """
 
     notebook: Path
     parameters: dict[str, Any]
@@ -51,7 +64,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Profile:
-    """A file of workflow/: what it runs in which order, and the data sets it needs."""
+    """The content of a profile, a TOML file in ``workflow/``.
+
+    Args:
+        name: name of the profile.
+        about: description in one line.
+        datasets: names of the data sets that the notebooks read.
+        steps: notebooks in the order of execution.
+    """
 
     name: str
     about: str
@@ -61,7 +81,14 @@ class Profile:
 
 @dataclass(frozen=True)
 class Finished:
-    """One executed notebook: where its result and its executed copy lie, seconds of wall time."""
+    """One executed notebook.
+
+    Args:
+        name: name of the notebook, without suffix.
+        result: path of the result, a JSON file.
+        executed: path of the executed copy.
+        seconds: wall time in seconds.
+    """
 
     name: str
     result: Path
@@ -70,23 +97,43 @@ class Finished:
 
 
 def resolve(path: str | Path) -> Path:
-    """`path` from the repository's root: the same in JupyterLab, in a batch run and on a shell."""
+    """Return an absolute path. A relative path is relative to the root of the repository.
+
+    The result does not depend on the current directory, which differs between JupyterLab, papermill
+    and a shell.
+    """
     return ROOT / Path(path).expanduser()
 
 
 def finish(results: str | Path, name: str, values: Mapping[str, Any]) -> Path:
-    """Write `values` to `<results>/<name>.json` in one piece: a notebook's last act, its result."""
+    """Write the result of a notebook to ``<results>/<name>.json``, and return this path.
+
+    The file is written completely or not at all. A notebook calls this function in its last cell.
+
+    Args:
+        results: folder of the results; a relative path is relative to the root of the repository.
+        name: name of the notebook.
+        values: the result, as JSON values.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON does not have.
+        OSError: if the file cannot be written.
+    """
     target = resolve(results) / f"{name}.json"
     write_text(target, json.dumps(values, indent=1, allow_nan=False) + "\n")
     return target
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares, by name.
+    """Return the parameters that a notebook declares, by name.
 
-    Raises FileNotFoundError for a missing notebook and ValueError for one that is no notebook, has
-    not exactly one cell tagged ``parameters``, or holds another line in it than
-    `name: type = default  # help`.
+    Args:
+        notebook: path of the notebook.
+
+    Raises:
+        FileNotFoundError: if the notebook does not exist.
+        ValueError: if the file is not a notebook, if it does not have exactly one cell with the tag
+            ``parameters``, or if a line of this cell is not ``name: type = default  # help``.
     """
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -109,8 +156,8 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
 def _parameter(line: str, where: str) -> Parameter:
     wrong = ValueError(
-        f"{where}: {line.strip()!r} is no parameter; write one a line, "
-        f"'name: type = default  # help', the type one of {', '.join(TYPES)}"
+        f"{where}: {line.strip()!r} is no parameter; write one per line as "
+        f"'name: type = default  # help', with one of the types {', '.join(TYPES)}"
     )
     try:
         (node,) = ast.parse(line).body
@@ -129,10 +176,17 @@ def _parameter(line: str, where: str) -> Parameter:
 
 
 def convert(value: Any, kind: str) -> Any:
-    """`value` as the plain Python `kind` (one of `TYPES`); ValueError where that would change it.
+    """Convert a value to a plain Python type.
 
-    NumPy scalars and arrays, tensors, tuples and paths become what they stand for. papermill would
-    hand them to the notebook as text, silently.
+    NumPy scalars and arrays, tensors, tuples and paths are converted to numbers, lists and strings.
+    Without the conversion, papermill would pass them to the notebook as text.
+
+    Args:
+        value: the value.
+        kind: the type, one of `TYPES`.
+
+    Raises:
+        ValueError: if the conversion would change the value.
     """
     plain = value.tolist() if hasattr(value, "tolist") else value
     plain = os.fspath(plain) if isinstance(plain, os.PathLike) else plain
@@ -151,11 +205,17 @@ def convert(value: Any, kind: str) -> Any:
 
 
 def check(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` in the notebook's own types, after a look at what they mean.
+    """Check the parameters of a notebook, and return them with the types that it declares.
 
-    Raises ValueError for an unknown name, a wrong type, or a value that no run could have: a
-    parameter named as a setting is in that setting's range. LookupError for an unknown data set,
-    model or method.
+    A parameter with the name of a setting of `Settings` must have a valid value of that setting.
+
+    Args:
+        notebook: path of the notebook.
+        parameters: values by name.
+
+    Raises:
+        ValueError: for an unknown name, a wrong type, or an invalid value.
+        LookupError: for an unknown data set, model or method.
     """
     known = declared(notebook)
     checked = {}
@@ -178,17 +238,25 @@ def execute(
     result: Path | None = None,
     log: TextIO | None = None,
 ) -> Path:
-    """Run `notebook` with `parameters`, write the executed copy to `output`, return that path.
+    """Execute a notebook, write the executed copy, and return the path of this copy.
 
-    Relative paths count from the current directory: `output` and the parameter `results`, given or
-    not, alike. The kernel is this Python, whatever kernel the notebook's metadata names.
+    The kernel is the Python interpreter of this process. The kernel that the metadata of the
+    notebook names is ignored.
 
-    result: the file the notebook must have written anew when it ends. log: where what the notebook
-    prints goes as it prints it, beside the executed copy (None: standard output).
+    Args:
+        notebook: path of the notebook.
+        output: path of the executed copy, relative to the current directory.
+        parameters: values by name. If the notebook has a parameter ``results``, its value or its
+            default is relative to the current directory.
+        result: file that the notebook must write; None: no file is expected.
+        log: stream to which the output of the notebook is also written; None: standard output.
 
-    Raises ValueError for an unknown parameter or a wrong type (before anything runs),
-    ModuleNotFoundError without papermill, ChildProcessError where a cell fails, the kernel dies
-    or the result is not there.
+    Raises:
+        ValueError: for an unknown parameter, a wrong type or an invalid value, before anything
+            runs.
+        LookupError: for an unknown data set, model or method.
+        ModuleNotFoundError: if papermill is not installed.
+        ChildProcessError: if a cell fails, if the kernel dies, or if ``result`` was not written.
     """
     checked = check(notebook, parameters)
     if results := declared(notebook).get("results"):
@@ -197,7 +265,8 @@ def execute(
     pm, failed, config = _papermill()
     before = _stamp(result)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Sockets in a folder of their own: over TCP or in a shared folder parallel runs can meet.
+    # Each run has its own folder of sockets. With TCP ports or a shared folder, kernels of runs in
+    # parallel could use the same addresses.
     with tempfile.TemporaryDirectory(prefix="ckasr-", dir=_socket_root()) as sockets:
         try:
             pm.execute_notebook(
@@ -214,11 +283,12 @@ def execute(
             )
         except failed as error:
             raise ChildProcessError(
-                f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
+                f"{notebook.name}: {error.ename}: {error.evalue} (the traceback is in {output})"
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
             raise ChildProcessError(
-                f"{notebook.name}: {error}: often for want of memory (what ran is in {output})"
+                f"{notebook.name}: {error}; the cause is often a lack of memory (executed cells "
+                f"are in {output})"
             ) from None
     if result is not None and _stamp(result) in (None, before):
         raise ChildProcessError(f"{notebook.name} ended without writing {result} (see {output})")
@@ -226,10 +296,14 @@ def execute(
 
 
 def _socket_root() -> str:
-    """A temporary folder whose path is short enough for sockets: TMPDIR, or else /tmp."""
+    """Return a temporary folder whose path is short enough for sockets: TMPDIR, or else /tmp.
+
+    Raises OSError if there is none.
+    """
     roots = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
     for root in roots:
-        # An address holds 103 bytes on macOS and 107 on Linux, "/ckasr-xxxxxxxx/k-5" among them.
+        # The path of a socket may have 103 bytes on macOS and 107 on Linux. It ends in
+        # "/ckasr-xxxxxxxx/k-5".
         if len(os.fsencode(root)) <= 80 and os.access(root, os.W_OK | os.X_OK):
             return root
     raise OSError(
@@ -239,9 +313,10 @@ def _socket_root() -> str:
 
 
 def _this_python() -> type:
-    """A kernel manager that knows one kernel, this interpreter.
+    """Return the class of a kernel manager whose only kernel is the interpreter of this process.
 
-    A kernel named python3 that the user has installed may be another Python, without ckasr.
+    A kernel named ``python3`` that the user has installed can be another interpreter, which may not
+    have ckasr.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
@@ -249,7 +324,7 @@ def _this_python() -> type:
 
     class ThisPython(AsyncKernelManager):
         async def _async_interrupt_kernel(self) -> None:
-            # At the shutdown there is nothing to interrupt, and an idle kernel prints an error.
+            # An idle kernel that is interrupted during shutdown prints an error message.
             if not self.shutting_down:
                 await super()._async_interrupt_kernel()
 
@@ -261,9 +336,13 @@ def _this_python() -> type:
 
 
 def _papermill() -> tuple[Any, Any, Any]:
-    """papermill, its error, traitlets' Config; imported here, as the rest does without Jupyter."""
+    """Return papermill, its exception class, and the Config class of traitlets.
+
+    They are imported here because the rest of this module does not need Jupyter. Raises
+    ModuleNotFoundError if one of them is not installed.
+    """
     try:
-        import ipykernel  # noqa: F401  (where it is missing, the kernel only seems to die)
+        import ipykernel  # noqa: F401  (without it, papermill reports a dead kernel)
         import papermill
         from papermill.exceptions import PapermillExecutionError
         from traitlets.config import Config
@@ -282,16 +361,23 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
 
 
 def profiles() -> dict[str, Path]:
-    """The profiles that come with the project, by name."""
+    """Return the paths of the profiles in ``workflow/``, by name."""
     return {path.stem: path for path in sorted((ROOT / "workflow").glob("*.toml"))}
 
 
 def read_profile(profile: str | Path) -> Profile:
-    """The profile of that name in workflow/, or in the file of that path.
+    """Read and check a profile.
 
-    Everything in it is checked here: that the notebooks exist and have these parameters with these
-    types, and that each data set a notebook is given is on the profile's list. LookupError for an
-    unknown name, ValueError for the rest.
+    The notebooks must exist and have the given parameters with the right types. Every data set that
+    a notebook reads must be in the list ``datasets`` of the profile.
+
+    Args:
+        profile: name of a profile in ``workflow/``, or path of a ``.toml`` file.
+
+    Raises:
+        LookupError: for an unknown profile, data set, model or method.
+        FileNotFoundError: for a missing notebook.
+        ValueError: for any other error in the file.
     """
     path = Path(profile) if Path(profile).suffix == ".toml" else profiles().get(str(profile))
     if path is None or not path.is_file():
@@ -317,13 +403,16 @@ def read_profile(profile: str | Path) -> Profile:
 
 
 def cells(step: Step) -> list[Settings]:
-    """The runs a notebook of a grid trains with these parameters; none for another notebook.
+    """Return the settings of all runs that a notebook trains.
 
-    Raises what `Settings` raises for an impossible value, for any notebook.
+    The list is empty for a notebook without the parameter ``sparsities``, which trains no grid of
+    runs. Parameters with the names of settings are common to all runs. The grid is the product of
+    ``sparsities``, ``seeds``, ``methods``, ``betas`` (with 0 for the baseline) and, if the notebook
+    has them, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and ``intervals``.
 
-    Parameters named as settings are the grid's base; `sparsities`, `seeds`, `methods`, the `betas`
-    of the arms beside the baseline and, where there are some, `terms`, `precisions`,
-    `order_seeds`, `sample_counts` and `intervals` (of the term) span it.
+    Raises:
+        ValueError: for a value that `Settings` does not allow.
+        LookupError: for an unknown data set, model or method.
     """
     given = {p.name: p.default for p in declared(step.notebook).values()} | step.parameters
     known = {item.name for item in fields(Settings)}
@@ -345,10 +434,15 @@ def cells(step: Step) -> list[Settings]:
 
 
 def with_related(runs: Sequence[Settings], results: str | Path) -> list[records.Record]:
-    """The records of these runs, and those in `results` to be read beside them.
+    """Return the records of these runs, and of related runs in the same folder.
 
-    These differ from one of the runs in nothing but the seed and the settings of the term: the
-    CKA-SR arm beside a placebo, or the seeds that another profile left in the same folder.
+    A run is related if it differs from one of the given runs only in the seed and in the settings
+    of the term. Examples are the runs with CKA-SR for a placebo, and the runs of another profile
+    with other seeds.
+
+    Args:
+        runs: settings of the runs.
+        results: folder of the results.
     """
     wanted = {replace(run.baseline(), seed=0).id for run in runs}
     found = records.load_all(resolve(results))
@@ -361,10 +455,15 @@ def with_related(runs: Sequence[Settings], results: str | Path) -> list[records.
 
 
 def cost(runs: Sequence[Settings], results: str | Path) -> str:
-    """What a notebook of a grid says before it runs: how many runs, and about how long they take.
+    """Return one line of Markdown: how many runs are to be trained, and an estimate of the time.
 
-    The time is that of the known runs of the same data set, model and method: those in `results`,
-    or else those that come with the project. A method without a run counts as random pruning.
+    The estimate is based on finished runs of the same data set, model and method: those in
+    ``results``, or else those in the repository. A method without a finished run is estimated as
+    random pruning.
+
+    Args:
+        runs: settings of the runs.
+        results: folder of the results.
     """
     folder = resolve(results)
     planned = plan(runs, folder)
@@ -388,11 +487,21 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:
-    """Execute every notebook of `profile` in order, into `results`; stop at the first that fails.
+    """Execute every notebook of a profile in order, and stop at the first one that fails.
 
-    Nothing is written before the profile, papermill and every data set have been found good; a set
-    that is missing is downloaded where there is a network. Executed copies go to
-    `<results>/executed/`. log: progress lines (None: standard output).
+    The profile, the import of papermill and all data sets are checked before anything is written.
+    A missing data set is downloaded. Executed copies are written to ``<results>/executed/``.
+
+    Args:
+        profile: name of a profile in ``workflow/``, or path of a ``.toml`` file.
+        results: folder of the results.
+        log: stream for progress lines; None: standard output.
+
+    Raises:
+        ConnectionError: if a data set cannot be downloaded.
+        ChildProcessError: if a notebook fails.
+        LookupError, ValueError, FileNotFoundError, ModuleNotFoundError: see `read_profile` and
+            `execute`.
     """
     plan = read_profile(profile)
     _papermill()
@@ -403,7 +512,16 @@ def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) 
 
 
 def run_steps(steps: Sequence[Step], results: Path, *, log: TextIO | None = None) -> list[Finished]:
-    """Execute each step into `results`, with a progress line before and after it."""
+    """Execute notebooks, and print a progress line before and after each of them.
+
+    Args:
+        steps: notebooks and their parameters.
+        results: folder of the results.
+        log: stream for progress lines; None: standard output.
+
+    Raises:
+        ChildProcessError: if a notebook fails; the notebooks after it are not executed.
+    """
     results = results.resolve()
     finished = []
     for number, step in enumerate(steps, start=1):

@@ -52,35 +52,37 @@ class CKASR:
         beta: weight of the term; 1e-4 on CIFAR and 1e-5 on ImageNet in the paper. A number, or a
             0-dim tensor, which may be changed in place.
         variant: ``"official"``, ``"paper"`` or ``"aug"``; see :func:`ckasr.cka_sr_loss`.
-        samples: number of samples of the batch to use, the first ones, as in the authors' code;
-            None for the whole batch.
+        samples: number of samples of each batch to use, from the first one on, as in the authors'
+            code; None for the whole batch.
         every: period in steps. The term is computed on the first step and then on every
             ``every``-th step; on other steps ``reg()`` returns 0.
-        pairs: layers to compare: ``"within"`` a stage, ``"all"``, ``"adjacent"``, or each with the
-            model's ``"input"``; None for the default of the variant.
+        pairs: pairs of layers to compare. ``"within"``: the layers of each stage; ``"all"``: all
+            layers; ``"adjacent"``: each layer with the next one; ``"input"``: each layer with the
+            model's input; None: the default of the variant.
         stages: names of layers by stage, ``[["layer1.0", "layer1.1"], ["layer2.0", ...]]``. By
-            default, the repeated blocks of the network (:func:`find_stages`). If they can no longer
-            be found later, as after whole filters were pruned, pass what was found before.
-        layers: instead of stages, a list of names or a predicate ``(name, module) -> bool``. Layers
-            of equal resolution (shape without the channels) form a stage.
-        rescale: whether to multiply beta by ``every``, so that the mean strength does not depend on
-            ``every``. The authors do not.
-        batch_dim: sample dimension of the layers' outputs and of the model's input. By default 0,
-            and 1 for layers of ``torch.nn`` with ``batch_first=False``. Where this is ambiguous
-            (other layers of a model with such layers, or outputs with another number of rows than
-            the model's input), an error asks for it.
+            default, the repeated blocks of the network (:func:`find_stages`). Pass the stages that
+            were found earlier if the network has changed so that they can no longer be found, for
+            example after filter pruning.
+        layers: list of layer names, or predicate ``(name, module) -> bool``, instead of ``stages``.
+            Layers of equal resolution (shape without the channels) form a stage.
+        rescale: whether to multiply beta by ``every``, so that the mean strength of the term does
+            not depend on ``every``. The authors' code does not do this.
+        batch_dim: sample dimension of the layers' outputs and of the model's input. By default it
+            is 0, and 1 for layers of ``torch.nn`` with ``batch_first=False``. A ValueError is
+            raised where this is ambiguous: for other layers of a model with such layers, and for
+            outputs whose number of rows differs from that of the model's input.
 
     Raises:
         ValueError: for invalid arguments; at a step, for fewer than 4 samples, for stages that were
             found but mix resolutions, and for an ambiguous sample dimension.
-        LookupError: for an unknown layer.
-        RuntimeError: at a step, if a layer did not run since the last step, or ran without
+        LookupError: for the name of a layer that the model does not have.
+        RuntimeError: at a step, if a layer has not run since the last step, or has run without
             gradients (``torch.no_grad``, checkpointing with ``use_reentrant=True``).
 
     One call of ``reg()`` in train mode counts as one step. The call uses the last forward pass of
-    the model; if a layer runs twice in this pass, the last run counts. After the call, neither
-    activations nor the graph are kept. The hooks refer to the CKASR object weakly: when it is
-    deleted, they do nothing.
+    the model; if a layer runs twice in this pass, its last output is used. After the call, the
+    CKASR object keeps neither the activations nor the autograd graph. The hooks hold a weak
+    reference to the CKASR object and do nothing after it is deleted.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class CKASR:
             check_count("samples", samples, MIN_UNBIASED_SAMPLES, ", or None for the whole batch")
         if batch_dim is not None:
             check_count("batch_dim", batch_dim, 0)
-        # Hooks are compiled together with their module, so they must not refer to its wrapper.
+        # torch.compile compiles hooks with their module, so a hook must not refer to the wrapper.
         model = getattr(model, "_orig_mod", model)
         self.model = model
         self.beta = beta
@@ -117,7 +119,8 @@ class CKASR:
         self.rescale = rescale
         self.batch_dim = batch_dim
         self.term: Tensor | None = None
-        """Value of the term at the last step, detached, before beta; None if it was skipped."""
+        """Value of the term at the last step, detached, without the factor beta; None if the last
+        step had no term."""
         self._found = isinstance(stages, Stages) or (stages is None and layers is None)
         self._by_resolution = layers is not None
         self.stages = choose_stages(model, stages, layers)
@@ -128,14 +131,14 @@ class CKASR:
         )
         self._features: dict[str, Tensor] = {}
         self._batch: int | None = None
-        # Layers can also run outside the forward pass of the model: checkpointing runs them again
-        # in the backward pass, after the term is computed. These runs are not recorded.
+        # Checkpointing runs layers again in the backward pass, after the term is computed. Runs
+        # outside the forward pass of the model are not recorded.
         self._recording = True
         self._model_called = False
         self._foreign = False
         self._step = 0
-        # The hooks read a flag, not the step: under torch.compile, a counter would cause a new
-        # graph at every step, while a flag causes two graphs in total.
+        # The hooks read a flag instead of the step count: under torch.compile, a counter would
+        # cause a new graph at every step, while a flag causes two graphs in total.
         self._due = True
         first = _ModelHook(_INPUT, self)
         self._hooks: list[_Hook] = [first]
@@ -148,17 +151,20 @@ class CKASR:
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def __call__(self) -> Tensor:
-        """The term times beta, a scalar; 0 on a skipped step. Counts one step in train mode."""
+        """Return the term times beta as a scalar, or 0 on a skipped step.
+
+        In train mode, the call counts as one step.
+        """
         value = self.compute()
         if self.model.training:
             self.advance()
         return value
 
     def compute(self) -> Tensor:
-        """Like ``reg()``, but without counting the step.
+        """Return the same value as ``reg()``, but do not count a step.
 
-        For loops that count steps with :meth:`advance`, as a CUDA graph that is replayed runs no
-        Python.
+        A captured training step uses this method together with :meth:`advance`, because the replay
+        of a CUDA graph runs no Python code.
         """
         if not self._handles:
             raise RuntimeError("this CKASR was removed from its model; make a new one")
@@ -177,11 +183,10 @@ class CKASR:
         self._due = self._step % self.every == 0
 
     def reset(self, epoch: int = 0) -> None:
-        """Count steps from 0 again, so that the next step has the term.
+        """Set the step count to 0, so that the next step has the term.
 
         Args:
-            epoch: number of the epoch that starts, for random terms of ``ckasr.terms``. CKA-SR does
-                not depend on it.
+            epoch: number of the epoch that starts. Only the random terms of ``ckasr.terms`` use it.
         """
         self._step = 0
         self._due = True
@@ -207,7 +212,7 @@ class CKASR:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A CKASR that is copied or pickled together with its model works in the copy."""
+        """Return the state without features, so that a copy with its model can be used at once."""
         return self.__dict__ | {"_features": {}, "term": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -225,7 +230,7 @@ class CKASR:
 
     @property
     def active(self) -> bool:
-        """Whether the coming step has the term."""
+        """Whether the next step has the term."""
         return self._due
 
     def _zero(self) -> Tensor:
@@ -233,7 +238,7 @@ class CKASR:
         return torch.zeros((), device=None if parameter is None else parameter.device)
 
     def _acts(self, module: nn.Module) -> bool:
-        """Whether this forward pass of a module belongs to a step that has the term."""
+        """Return whether this forward pass of a module belongs to a step that has the term."""
         if not (self._due and self.model.training):
             return False
         if is_foreign(module):
@@ -242,7 +247,7 @@ class CKASR:
         return True
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start a forward pass of the model: drop the features of an earlier one."""
+        """Start a forward pass of the model: delete the features of the last one."""
         if not self._acts(model):
             return
         self._features = {}
@@ -267,14 +272,14 @@ class CKASR:
     def _record(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Any:
-        """Copy the first samples of a layer's output; returns its replacement, or None."""
+        """Copy the first samples of a layer's output. Return the new output, or None to keep it."""
         if not (self._acts(module) and self._recording):
             return None
         x = tensor_of(name, out)
         dim = self._dim(name, x)
         count = self._count(x, dim)
-        # If the output is an input of the layer, or a view of another tensor, then later in-place
-        # operations reach that tensor through autograd only if the output itself is passed on.
+        # If the output is an input of the layer, or a view of another tensor, it must be passed on
+        # unchanged: only then does autograd apply later in-place operations to that tensor too.
         shared = x is not out or x._is_view() or any(x is v for v in (*args, *kwargs.values()))
         if shared or torch.compiler.is_compiling():
             passed, first = None, x.narrow(dim, 0, count).clone()
@@ -287,7 +292,7 @@ class CKASR:
         return x.shape[dim] if self.samples is None else min(self.samples, x.shape[dim])
 
     def _dim(self, name: str, x: Tensor) -> int:
-        """The sample dimension of a layer's output."""
+        """Return the sample dimension of a layer's output."""
         own = own_batch_dim(self.model if name == _INPUT else self._modules[name])
         dim = own or 0 if self.batch_dim is None else self.batch_dim
         problem = None
@@ -311,7 +316,7 @@ class CKASR:
         return dim
 
     def _value(self, groups: list[list[Tensor]]) -> Tensor:
-        """The term before beta. The other terms of ``ckasr.terms`` replace this formula."""
+        """Return the term without the factor beta. Other terms of ``ckasr.terms`` override this."""
         return cka_sr_loss(groups, self.variant, pairs=self.pairs)
 
     def _grouped(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
@@ -350,8 +355,8 @@ class CKASR:
             else:
                 why = (
                     "call the model itself, not a copy, in train mode before reg(), and name only "
-                    "layers that every forward pass runs. A model that was compiled and has run "
-                    "before CKASR was made must be compiled anew: torch.compiler.reset()"
+                    "layers that every forward pass runs. If a compiled model has run before CKASR "
+                    "was created, call torch.compiler.reset(), so that it is compiled again"
                 )
             raise RuntimeError(
                 f"no forward pass of {', '.join(missing)} since the last step: {why}"
@@ -371,14 +376,16 @@ class CKASR:
                 "the layers that are compared"
             )
         if len(without) == len(self._modules):
-            raise RuntimeError("all layers of the term are frozen: it would train nothing")
+            raise RuntimeError(
+                "all layers of the term are frozen, so the term would have no effect"
+            )
 
 
 class _Hook:
-    """A hook of a CKASR on a module.
+    """A forward hook of a CKASR object on a module.
 
-    A copy of the hook, made by copying or pickling the model, belongs to no CKASR and does nothing,
-    unless a CKASR is copied together with the model and takes the hook over.
+    If a model is copied or pickled without its CKASR object, the copies of the hooks have no owner
+    and do nothing. A CKASR object that is copied with the model becomes the owner of the copies.
     """
 
     def __init__(self, name: str, owner: CKASR | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Finds the repeated blocks of a network, grouped by stage, from its module tree."""
+"""Find the repeated blocks of a network in its module tree, grouped by stage."""
 
 from collections.abc import Iterator
 from itertools import groupby, pairwise
@@ -10,15 +10,15 @@ Stride = tuple[str, tuple[float, ...]]
 
 
 class Stages(list[list[str]]):
-    """Names of layers, one list per stage, as :func:`find_stages` found them in the module tree.
+    """Names of layers, one list per stage, as :func:`find_stages` returns them.
 
-    :class:`ckasr.CKASR` checks them against the shapes of the first step, also if they are passed
-    as ``stages=``. Names in a plain list are the caller's own choice and are not checked.
+    :class:`ckasr.CKASR` checks these stages against the shapes of the first step, also if they are
+    passed as ``stages=``. It does not check a plain list of lists, which is the caller's choice.
     """
 
 
 def find_stages(model: nn.Module) -> Stages:
-    """Names of the repeated (usually residual) blocks of a model, one list per stage.
+    """Return the names of the repeated (usually residual) blocks of a model, one list per stage.
 
     A *row* is a sequence of at least two modules of one class which have submodules. It is found
     inside a ``Sequential``, ``ModuleList`` or ``ModuleDict``, or inside a module whose children
@@ -27,16 +27,16 @@ def find_stages(model: nn.Module) -> Stages:
     stage. Stages with a single block are omitted.
 
     If the elements of a row consist of such rows, as the stages of a ConvNeXt or Swin Transformer
-    do, the inner rows are taken. Otherwise the outer row is taken, and nothing inside it. No block
-    that is returned is part of another one. Modules with a single weight each, such as convolution
-    and norm, are blocks if two of them in one row have the same shapes, as in a VGG.
+    do, the inner rows are returned. Otherwise the outer row is returned, and nothing inside it. No
+    returned block is part of another one. Modules with a single weight each, such as a convolution
+    with its norm, are blocks if two of them in one row have the same shapes, as in a VGG.
 
-    In a network that has no such stage and only linear layers, a chain of linear layers is one
+    If a network has no such stage and contains only linear layers, a chain of linear layers is one
     stage, whatever their widths: each element of the row has one linear layer, whose inputs are the
     outputs of the previous one.
 
-    The module tree does not show in which order modules run, nor what functional operations do.
-    The result is therefore a proposal, which :class:`ckasr.CKASR` checks against the shapes of the
+    The module tree shows neither the order in which modules run nor the functional operations.
+    The result may therefore be wrong, and :class:`ckasr.CKASR` checks it against the shapes of the
     first step.
 
     Args:
@@ -44,7 +44,7 @@ def find_stages(model: nn.Module) -> Stages:
 
     Raises:
         ValueError: if no stage is found, or if it is unclear which of two rows contains the blocks.
-            The message lists what was found, and how to name the layers.
+            The message lists the modules and explains how to name the layers.
     """
     model = getattr(model, "_orig_mod", model)  # the module inside a compiled model
     return _names(model, _pruned(model, _search("", model)) or _linear_chains(model))
@@ -65,7 +65,7 @@ def _names(model: nn.Module, stages: list[list[Named]]) -> Stages:
 
 
 def _search(name: str, module: nn.Module) -> list[list[Named]]:
-    """The stages below a module, in the order of its children."""
+    """Return the stages below a module, in the order of its children."""
     found: list[list[Named]] = []
     for run in _runs(name, module):
         below = [_search(*element) for element in run]
@@ -77,7 +77,7 @@ def _search(name: str, module: nn.Module) -> list[list[Named]]:
 
 
 def _runs(name: str, module: nn.Module) -> Iterator[list[Named]]:
-    """The children of a module; in a sequence, neighbours of one class are grouped."""
+    """Yield the children of a module in groups: in a sequence, adjacent children of one class."""
     children = list(_children(name, module))
     if _is_sequence(module):
         for _, group in groupby(
@@ -90,7 +90,7 @@ def _runs(name: str, module: nn.Module) -> Iterator[list[Named]]:
 
 
 def _children(name: str, module: nn.Module) -> Iterator[Named]:
-    """Named children; a Sequential inside a Sequential is replaced by its own children."""
+    """Yield named children; a Sequential inside a Sequential is replaced by its own children."""
     for key, child in module.named_children():
         path = f"{name}.{key}" if name else key
         if _is_chain(module) and _is_chain(child):
@@ -119,7 +119,7 @@ def _composite(module: nn.Module) -> bool:
 
 
 def _may_be_block(module: nn.Module) -> bool:
-    """Whether a module can be a block: a plain sequence of layers cannot, as it has no skip."""
+    """Return whether a module can be a block. A plain container cannot: it has no skip."""
     return _composite(module) and not _is_container(module) and _weights(module) > 0
 
 
@@ -130,17 +130,18 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _weights(module: nn.Module) -> int:
-    """Number of weight matrices and kernels in a module."""
+    """Return the number of weight matrices and kernels in a module."""
     own = (p for m in module.modules() for p in m.parameters(recurse=False))
     return sum(parameter.dim() > 1 for parameter in own)
 
 
 def _split(run: list[Named]) -> list[list[Named]]:
-    """A row split before every block that lowers the resolution; parts of two or more blocks.
+    """Split a row before every block that lowers the resolution; omit parts with a single block.
 
-    A convolutional block lowers the resolution if it has a stride. A block with linear layers may
+    A convolutional block lowers the resolution if it has a stride. A block with linear layers can
     also have a stride inside its attention, at the same place in every block, which does not change
-    its own resolution; it lowers the resolution if the stride is new or its width changes.
+    the resolution of the block. Such a block lowers the resolution if it has a stride that the
+    previous block does not have, or if its width changes.
     """
     stages: list[list[Named]] = []
     before: set[Stride] = set()
@@ -160,7 +161,7 @@ def _split(run: list[Named]) -> list[list[Named]]:
 
 
 def _linear_chains(model: nn.Module) -> list[list[Named]]:
-    """Rows of linear layers that feed each other; none if the model has other weights."""
+    """Return chains of linear layers; an empty list if the model has other weights."""
     linear = sum(isinstance(module, nn.Linear) for module in model.modules())
     return _chains_below("", model) if linear == _weights(model) else []
 
@@ -176,7 +177,7 @@ def _chains_below(name: str, module: nn.Module) -> list[list[Named]]:
 
 
 def _feed_each_other(run: list[Named]) -> bool:
-    """Whether each element has one linear layer, with as many inputs as the last has outputs."""
+    """Return whether each element has one linear layer that can read the previous one's output."""
     if any(_weights(element) != 1 for _, element in run):
         return False
     layers = [m for _, element in run for m in element.modules() if isinstance(m, nn.Linear)]
@@ -184,10 +185,10 @@ def _feed_each_other(run: list[Named]) -> bool:
 
 
 def _strides(block: nn.Module) -> set[Stride]:
-    """Layers of a block whose stride is not 1: their names in the block, and the strides.
+    """Return the names, inside a block, of layers whose stride is not 1, with these strides.
 
-    They are found by the attribute ``stride``, which custom layers have too. Upsampling layers also
-    change the resolution and are found by their ``scale_factor``.
+    A layer has a stride if it has the attribute ``stride``, which custom layers have too.
+    Upsampling layers also change the resolution; they have the attribute ``scale_factor``.
     """
     found: set[Stride] = set()
     for name, layer in block.named_modules():
@@ -201,12 +202,12 @@ def _strides(block: nn.Module) -> set[Stride]:
 
 
 def _holds_blocks(run: list[Named], below: list[list[list[Named]]]) -> bool:
-    """Whether the elements of a row are stages that consist of blocks, and not blocks.
+    """Return whether the elements of a row are stages that consist of blocks, and not blocks.
 
-    They are stages if one of them has containers of equal blocks in two places, as a network in an
-    ensemble has, or if such a container makes up most of it. If the outer elements are equal to
-    each other, as the layers of a transformer are, the container must make up the whole element:
-    lists of heads or experts do not.
+    An element is a stage if it has containers of equal blocks in two places, like a network in an
+    ensemble, or if one such container holds most of its parameters. If the elements are equal to
+    each other, like the layers of a transformer, the container must hold all parameters of the
+    element, so that a list of attention heads or experts is not taken for blocks.
 
     Rows of single layers (convolution and norm) are the inside of a block if the block contains
     anything else.
@@ -234,30 +235,31 @@ def _fanout(module: nn.Module) -> int:
 
 
 def _fills(row: list[Named], name: str, element: nn.Module) -> bool:
-    """Whether the container of a row, inside ``element``, contains only modules of one class."""
+    """Return whether the container of a row, inside ``element``, has modules of one class only."""
     container = row[0][0].rpartition(".")[0].removeprefix(name).removeprefix(".")
     return len({type(child) for child in element.get_submodule(container).children()}) == 1
 
 
 def _repeats(row: list[Named]) -> bool:
-    """Whether two blocks of a row have parameters of the same shapes."""
+    """Return whether two blocks of a row have parameters of the same shapes."""
     shapes = [tuple(p.shape for p in block.parameters()) for _, block in row]
     return len(set(shapes)) < len(shapes)
 
 
 def _share(rows: list[list[Named]], element: nn.Module) -> float:
-    """Share of a module's parameters that are in these rows."""
+    """Return the share of a module's parameters that are in these rows."""
     inside = {p for row in rows for _, block in row for p in block.parameters()}
     total = sum(p.numel() for p in element.parameters())
     return sum(p.numel() for p in inside) / total
 
 
 def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
-    """The rows without those inside a block, and without single layers that are not blocks.
+    """Remove rows that are inside a block, and rows of single layers that are not blocks.
 
-    Modules with a single layer are blocks in all rows of their class, if they are in one of them:
-    the first stages of a VGG have two layers each, of which the first has another number of inputs.
-    A block may be alone in one place and in a row in another. Its inside is omitted in both.
+    If modules with a single layer are blocks in one row, they are blocks in all rows of their
+    class: the first stages of a VGG have two layers each, of which the first has another number of
+    inputs. A block can be alone in one place and in a row in another; in both places, the rows
+    inside it are removed.
     """
     classes = {
         type(row[0][1])
@@ -270,10 +272,10 @@ def _pruned(model: nn.Module, stages: list[list[Named]]) -> list[list[Named]]:
 
 
 def _units_are_blocks(model: nn.Module, row: list[Named]) -> bool:
-    """Whether modules with a single layer each are repeated, and not the inside of a block.
+    """Return whether modules with a single layer each are blocks, and not the inside of a block.
 
-    The module that contains them is a block if the model has several of its class, unless it
-    contains nothing else.
+    They are blocks if they are repeated and the module that contains them is not a block. That
+    module is a block if the model has several of its class, unless it contains nothing else.
     """
     name = row[0][0].rpartition(".")[0]
     while name and _is_container(model.get_submodule(name)):

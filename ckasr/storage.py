@@ -11,19 +11,20 @@ from uuid import uuid4
 
 
 class ClaimedError(OSError):
-    """The lock is held already, by this process or by another one."""
+    """Raised if the lock is already held, by this process or by another one."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Context manager that yields a temporary path, and renames it to ``path`` at the end.
 
-    A reader sees either the old file or the new one, never a part of it. Temporary names are
-    unique, so several processes can write the same file at the same time; the file that is renamed
-    last stays. If the block raises, the temporary file is removed and ``path`` stays as it was.
+    A reader finds either the old file or the new one, never a part of it. Temporary names are
+    unique, so several processes can write the same file at the same time; the last one to finish
+    determines the content. If the block raises, the temporary file is removed and ``path`` is not
+    changed.
 
     Raises:
-        OSError: With the path in the message, if the file cannot be written.
+        OSError: if the file cannot be written. The message contains the path.
     """
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
@@ -44,9 +45,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_between(path: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marks of a text file, which stay, each on a line of its own.
+    """Replace the text between two marks in a text file. The marks themselves are kept.
 
-    Raises ValueError where the file does not hold each mark exactly once, in this order.
+    Args:
+        path: the file.
+        begin: mark before the text.
+        end: mark after the text.
+        text: the new text.
+
+    Raises:
+        ValueError: if the file does not contain each mark exactly once, in this order.
     """
     before, opened, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
@@ -58,7 +66,7 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
 def check_writable(folder: Path) -> None:
     """Raise OSError if files cannot be created in ``folder``, which need not exist yet.
 
-    Nothing is created. Call it before a long computation whose result goes there.
+    This function creates nothing. Call it before a long computation that will write to the folder.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -71,13 +79,13 @@ def check_writable(folder: Path) -> None:
 def claim(path: Path) -> Iterator[None]:
     """Context manager that holds the lock file ``path``.
 
-    The operating system releases the lock when the process ends, also if it is killed. After the
-    block the file is removed, and so are the folders that were created for it, if they are empty.
-    On a file system without locks there is a RuntimeWarning, and the block runs without a lock.
+    The operating system releases the lock when the process ends, even if it is killed. After the
+    block, the file is removed, and so are the folders that were created for it, if they are empty.
+    On a file system without locks, a RuntimeWarning is issued and the block runs without a lock.
 
     Raises:
-        ClaimedError: If the lock is held already.
-        OSError: If the lock file cannot be created.
+        ClaimedError: if the lock is already held.
+        OSError: if the lock file cannot be created.
     """
     import fcntl  # not on Windows
 

@@ -1,7 +1,7 @@
-"""Tasks: what a network is asked to do, apart from the data and the network themselves.
+"""Tasks: the loss, the metric and the memory format that belong to a kind of prediction.
 
-A data set names its task. The training step, the saliency scores and the measurements use the task
-and know no loss, metric or memory format of their own.
+Every data set has a task, from which the training step, the saliency scores and the measurements
+take the loss, the metric and the memory format.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ class Task:
 
     Args:
         name: name of the task.
-        loss: returns the mean loss of a batch, a scalar, from ``(outputs, targets)``. It must be
-            differentiable twice, because GraSP needs the Hessian.
-        correct: returns how many predictions of a batch are correct, a scalar on the device, from
-            ``(outputs, targets)``. Accuracy is this number over that of the targets.
+        loss: function ``(outputs, targets) -> mean loss of the batch``, a scalar. It must be twice
+            differentiable, because GraSP uses the Hessian.
+        correct: function ``(outputs, targets) -> number of correct predictions``, a scalar on the
+            device. The accuracy is this number divided by the number of targets.
         memory_format: memory format of the model.
     """
 
@@ -31,9 +31,11 @@ class Task:
 
 
 def count_highest(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return how often the highest logit is that of the target: outputs (n, classes), targets (n,).
+    """Return the number of samples whose highest logit is that of the target (top-1).
 
-    Accuracy from this number is the top-1 accuracy.
+    Args:
+        outputs: logits, (n, classes).
+        targets: classes, (n,) int64.
     """
     return (outputs.argmax(1) == targets).sum()
 
@@ -44,4 +46,4 @@ CLASSIFICATION = Task("classification", nn.functional.cross_entropy, count_highe
 IMAGE_CLASSIFICATION = Task(
     "image classification", nn.functional.cross_entropy, count_highest, torch.channels_last
 )
-"""The same for a convolutional network, which is faster in channels_last."""
+"""Classification with a convolutional network, which is faster in the channels_last format."""

@@ -112,6 +112,13 @@ def test_what_is_missing_is_named(root):
         SMALL.load(root)
 
 
+def test_an_unknown_augmentation_is_refused(root):
+    with pytest.raises(
+        ValueError, match=r"unknown augment 'crop'.* \(all: default, crop-flip, none\)"
+    ):
+        SMALL.load(root).train_batches(torch.arange(12), batch_size=4, augment="crop")
+
+
 def test_a_run_reads_its_images_from_the_folder(root, tmp_path, monkeypatch):
     monkeypatch.setattr(data.registry, "_sources", dict(data.registry._sources))
     data.register("small")(SMALL.load)

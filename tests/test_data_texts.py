@@ -131,6 +131,11 @@ def test_a_batch_is_as_long_as_its_longest_text():
     assert labels.tolist() == dataset.train_labels[[0, 3, 5]].tolist()
 
 
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match=r"unknown augment 'crop'.* \(all: default, none\)"):
+        toy().train_batches(torch.arange(40), batch_size=8, augment="crop")
+
+
 def test_too_few_texts_for_a_batch_are_refused():
     with pytest.raises(ValueError, match="40 texts do not fill one batch of 64"):
         next(toy().train_batches(torch.arange(40), batch_size=64).batch_indices(0))

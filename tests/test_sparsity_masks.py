@@ -83,6 +83,17 @@ class TestPrunable:
         tied[1].weight = tied[0].weight
         assert list(prunable(tied)) == ["0.weight"]
 
+    def test_a_weight_that_was_removed_from_its_layer_is_named(self):
+        model = nn.Sequential(nn.Linear(3, 3))
+        owner = weight_owners(model)["0.weight"]
+        for remove in (
+            lambda: setattr(model[0], "weight", None),
+            lambda: delattr(model[0], "weight"),
+        ):
+            remove()
+            with pytest.raises(ValueError, match=r"^weight '0\.weight' is no longer a parameter"):
+                owner.weight  # noqa: B018
+
     @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
     def test_a_wrapped_model_keeps_its_names_and_so_its_random_masks(self, wrap):
         model = network()

@@ -1,26 +1,28 @@
-"""Centered Kernel Alignment (CKA) and the CKA-SR loss. Needs torch only.
+"""Centered Kernel Alignment (CKA) and the CKA-SR loss. This package needs only torch.
 
-The Gram matrix of a layer's features is centred. CKA of two layers is the cosine between their
-centred Gram matrices: the inner product divided by both Frobenius norms. There are two estimators:
+CKA of two layers is the cosine between the centred Gram matrices of their features: the inner
+product of the matrices divided by both Frobenius norms. There are two estimators:
 
 * ``biased``: centring is ``H K H`` with ``H = I - 11'/n`` (Kornblith et al. 2019, arXiv 1905.00414,
   eq. 3). With few samples and many features it is close to 1 for any two layers (Murphy et al.
   2024, arXiv 2405.01012).
-* ``unbiased``: U-centring makes the diagonal zero; the inner product is HSIC_1 of Song et al. 2012
-  times ``n (n - 3)``. Needs ``n >= 4``; lies in [-1, 1]; about 0 for independent layers.
+* ``unbiased``: U-centring makes the diagonal zero, and the inner product is HSIC_1 of Song et al.
+  2012 times ``n (n - 3)``. It needs ``n >= 4``. CKA is between -1 and 1, and has mean 0 for
+  independent layers.
 
-Features are tensors ``(n, ...)``, which are flattened to ``(n, d)``. The result has their type, but
-float32 for half precision, and float64 for integers, whose differences are exact. Complex features
-raise an error. The following holds for every function of this package:
+Features are tensors ``(n, ...)``, where ``n`` is the number of samples. They are flattened to
+``(n, d)``. The result has the type of the features, except that half precision gives float32, and
+integers, whose differences are exact, give float64. Complex features raise a TypeError. The
+following holds for every function of this package:
 
 * NaN or infinity in a layer gives NaN for every pair with this layer.
-* A constant layer is *dead*: its CKA with every layer, itself included, is 0, with gradient 0. The
+* A constant layer is *dead*: its CKA with every layer, including itself, is 0, with gradient 0. The
   same holds for a layer whose centred Gram matrix is zero up to the rounding errors of its
   features. For the unbiased estimator this includes layers with all samples at equal distances, or
   all samples equal except one.
-* Scale does not matter: ``c * x`` has the CKA of ``x``, unless the sum of ``n`` features overflows,
-  which gives NaN. Only :func:`cka_sr_loss`, which runs in every training step, has narrower limits:
-  float32 features below about 1e-18 count as constant, and features above about 1e18 give NaN.
+* CKA does not depend on scale: ``c * x`` has the CKA of ``x``, unless the sum of ``n`` features
+  overflows, which gives NaN. Only :func:`cka_sr_loss` has narrower limits: float32 features below
+  about 1e-18 count as constant, and features above about 1e18 give NaN.
 """
 
 from .grams import center, gram_linear, gram_rbf, hsic, unit_grams

@@ -10,18 +10,23 @@ from torch import Tensor
 from .inputs import Estimator, check_layers, check_samples, check_tensor, float_dtype, widest_float
 
 ROUNDING_ERRORS = 16
-"""A centred Gram matrix is zero if its norm is at most this many rounding errors of its entries."""
+"""A centred Gram matrix counts as zero if its norm is at most this number of rounding errors."""
 
 
 def flatten(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Features ``(n, ...)`` as ``(n, d)``, minus their mean, in ``dtype`` or their float type.
+    """Flatten features ``(n, ...)`` to ``(n, d)``, and subtract their mean.
 
-    Images in channels_last keep that order of columns, which avoids a copy: no Gram matrix depends
-    on the order.
+    Images in channels_last keep the order of their memory, which avoids a copy. Gram matrices do
+    not depend on the order of the columns.
 
-    The mean is a constant for autograd. Every estimator is invariant to translations, so this
-    changes no value and no gradient, but it avoids cancellation in float32 where offsets are large.
-    The mean is computed relative to the first sample, so that a constant feature becomes exactly 0.
+    The mean is a constant for autograd. The estimators are invariant to translations, so the
+    subtraction changes no CKA and no gradient, but it avoids cancellation in float32 for features
+    with large offsets. The mean is computed relative to the first sample, so that a constant
+    feature becomes exactly 0.
+
+    Args:
+        features: tensor ``(n, ...)``.
+        dtype: type of the result; None for the type of ``float_dtype``.
     """
     if features.dim() == 4 and features.stride(1) == 1:
         features = features.permute(0, 2, 3, 1)
@@ -36,9 +41,10 @@ def flatten(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _differences(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Integers minus those of the first sample, exact where ``dtype`` can represent the difference.
+    """Return integers minus those of the first sample.
 
-    The upper and the lower 32 bits are subtracted separately, as a difference can overflow int64.
+    The result is exact if ``dtype`` can represent the difference. The upper and the lower 32 bits
+    are subtracted separately, because a difference can overflow int64.
     """
     x = x.long()
     upper, lower = x >> 32, x & 0xFFFFFFFF
@@ -46,17 +52,17 @@ def _differences(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rescale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features divided by their largest magnitude, and this magnitude (0 if they are all zero).
+    """Divide features by their largest magnitude. Returns the result and the magnitude, a scalar.
 
-    No square can then overflow, and no relevant square can underflow. CKA does not depend on scale,
-    so the magnitude is a constant for autograd.
+    The squares of the result do not overflow, and only negligible squares underflow. The magnitude
+    is a constant for autograd, because CKA does not depend on scale.
     """
     largest = x.detach().abs().amax()
     return x / largest.clamp_min(torch.finfo(x.dtype).tiny), largest
 
 
 class _Gram(torch.autograd.Function):
-    """``X X'`` of ``(n, d)``. Its backward is one matrix product, autograd would need two."""
+    """``X X'`` of ``(n, d)``. The backward is one matrix product instead of autograd's two."""
 
     generate_vmap_rule = True
 
@@ -75,7 +81,7 @@ class _Gram(torch.autograd.Function):
 
 
 class _GramForward(_Gram):
-    """The same with forward-mode derivatives, which torch.compile does not accept in a Function."""
+    """``_Gram`` with forward-mode derivatives, which torch.compile does not support."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -90,20 +96,32 @@ class _GramForward(_Gram):
 
 
 def gram_of(x: Tensor) -> Tensor:
+    """Return ``X X'``, of shape ``(n, n)``, for a matrix ``X`` of shape ``(n, d)``."""
     return (_Gram if torch.compiler.is_compiling() else _GramForward).apply(x)
 
 
 def gram_linear(features: Tensor) -> Tensor:
-    """Gram matrix ``X X'`` of column-centred features ``(n, ...)``; shape ``(n, n)``."""
+    """Return the Gram matrix ``X X'`` of column-centred features ``(n, ...)``, of shape ``(n, n)``.
+
+    Raises TypeError or ValueError unless the features are a real, dense tensor that is not empty.
+    """
     return gram_of(flatten(check_tensor(features, "the input")))
 
 
 def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
-    """Gram matrix ``exp(-|x_i - x_j|^2 / (2 s^2))`` of features ``(n, ...)``; shape ``(n, n)``.
+    """Return the Gram matrix ``exp(-|x_i - x_j|^2 / (2 s^2))``, of shape ``(n, n)``.
 
     ``s`` is ``bandwidth`` times the median distance between two samples (Kornblith et al. 2019,
-    section 3), or over the pairs that differ if most pairs are equal. The median is a constant for
-    autograd. Raises ValueError unless ``bandwidth`` is positive and finite.
+    arXiv 1905.00414, section 3). If most pairs of samples are equal, the median is taken over the
+    pairs that differ. It is a constant for autograd.
+
+    Args:
+        features: tensor ``(n, ...)``.
+        bandwidth: factor of the median distance.
+
+    Raises:
+        ValueError: unless ``bandwidth`` is positive and finite, and for a tensor without features.
+        TypeError: unless the features are a real, dense tensor.
     """
     check_bandwidth(bandwidth)
     exponents, _ = rbf_exponents(check_tensor(features, "the input"), bandwidth)
@@ -111,14 +129,17 @@ def gram_rbf(features: Tensor, bandwidth: float = 1.0) -> Tensor:
 
 
 def check_bandwidth(bandwidth: float) -> None:
+    """Raise ValueError unless the bandwidth is positive and finite."""
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
 
 
 def rbf_exponents(features: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """``|x_i - x_j|^2 / (2 s^2)`` of :func:`gram_rbf`, and their magnitude before cancellation.
+    """Return the exponents of :func:`gram_rbf`, and their magnitudes before cancellation.
 
-    Both are ``(n, n)`` and of type float64, as a distance is a small difference of large squares.
+    The exponents are ``|x_i - x_j|^2 / (2 s^2)``, the magnitudes ``(|x_i|^2 + |x_j|^2) / (2 s^2)``.
+    Both are ``(n, n)``. They are float64, because a distance can be a small difference of large
+    numbers. The second matrix determines the rounding error of the first one.
     """
     x, _ = rescale(flatten(features, widest_float(features.device)))
     products = gram_of(x)
@@ -137,6 +158,7 @@ def rbf_exponents(features: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
 
 
 def eye(gram: Tensor) -> Tensor:
+    """Return a bool matrix ``(n, n)``, True on the diagonal, for Gram matrices ``(..., n, n)``."""
     return torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
 
 
@@ -144,7 +166,9 @@ def center(gram: Tensor, estimator: Estimator) -> Tensor:
     """Centre Gram matrices ``(..., n, n)``: ``H K H`` (biased) or U-centred (unbiased).
 
     U-centring makes the diagonal and every row sum zero (Szekely & Rizzo 2014, eq. 2.9).
-    Raises ValueError for an unknown estimator or too few samples.
+
+    Raises:
+        ValueError: for an unknown estimator, or too few samples for the estimator.
     """
     n = gram.shape[-1]
     check_samples(n, estimator)
@@ -159,11 +183,14 @@ def center(gram: Tensor, estimator: Estimator) -> Tensor:
 
 
 def hsic(gram_x: Tensor, gram_y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Hilbert-Schmidt independence criterion of two Gram matrices ``(n, n)``; a scalar.
+    """Return the Hilbert-Schmidt independence criterion of two Gram matrices ``(n, n)``, a scalar.
 
-    ``unbiased`` is HSIC_1 (Song et al. 2012, eq. 5), computed as an inner product of U-centred Gram
-    matrices; ``biased`` is ``tr(K H L H) / (n - 1)^2`` (Gretton et al. 2005, eq. 9). Raises
-    ValueError as :func:`center` does.
+    The estimator ``unbiased`` is HSIC_1 (Song et al. 2012, eq. 5), computed as an inner product of
+    U-centred Gram matrices. The estimator ``biased`` is ``tr(K H L H) / (n - 1)^2`` (Gretton et al.
+    2005, eq. 9).
+
+    Raises:
+        ValueError: as :func:`center`.
     """
     n = gram_x.shape[-1]
     inner = (center(gram_x, estimator) * center(gram_y, estimator)).sum()
@@ -171,12 +198,12 @@ def hsic(gram_x: Tensor, gram_y: Tensor, estimator: Estimator = "unbiased") -> T
 
 
 def hsic_scale(n: int, estimator: Estimator) -> int:
-    """HSIC is the inner product of two centred Gram matrices divided by this number."""
+    """Return the number by which an inner product of centred Gram matrices is divided for HSIC."""
     return n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2
 
 
 def round_off(squared_errors: Tensor, estimator: str, eps: float) -> Tensor:
-    """Largest squared norm at which centred Gram matrices count as zero.
+    """Return the largest squared norm at which a centred Gram matrix counts as zero.
 
     Args:
         squared_errors: shape ``(..., n, n)``, squared magnitudes of the entries of the Gram
@@ -190,16 +217,24 @@ def round_off(squared_errors: Tensor, estimator: str, eps: float) -> Tensor:
 
 
 def inverse_norms(squares: Tensor, floor: Tensor) -> Tensor:
-    """Inverse norms from squared norms: 0 for a square of at most ``floor``, NaN for NaN."""
+    """Return inverse norms from squared norms: 0 for squares up to ``floor``, and NaN for NaN."""
     return squares.masked_fill(squares <= floor, math.inf).rsqrt()
 
 
 def unit_grams(features: Sequence[Tensor], estimator: Estimator = "unbiased") -> Tensor:
-    """Centred linear Gram matrices of Frobenius norm 1, ``(layers, n * n)``; 0 for a dead layer.
+    """Return centred linear Gram matrices of Frobenius norm 1, of shape ``(layers, n * n)``.
 
-    CKA of two layers is the inner product of their rows. The sum over all pairs of layers is the
-    squared norm of the sum of the rows, which costs O(layers) instead of O(layers squared). There
-    is no synchronisation with the device, so a CUDA graph can capture this function.
+    The row of a dead layer is 0. CKA of two layers is the inner product of their rows. The sum of
+    CKA over all pairs of layers is the squared norm of the sum of the rows, whose cost is O(layers)
+    instead of O(layers squared). The function does not synchronise with the device, so that a CUDA
+    graph can capture it.
+
+    Args:
+        features: tensor ``(n, ...)`` for each layer.
+        estimator: ``"unbiased"`` or ``"biased"``.
+
+    Raises:
+        ValueError, TypeError: as :func:`cka_matrix`.
     """
     layers = check_layers(features, estimator)
     with torch.autocast(layers[0].device.type, enabled=False):

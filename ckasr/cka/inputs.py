@@ -1,4 +1,4 @@
-"""The inputs of every function of this package: their types, and the checks of features."""
+"""Types of the arguments of this package, and checks of features."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,6 +17,7 @@ MIN_UNBIASED_SAMPLES = 4
 
 
 def check_samples(n: int, estimator: str) -> None:
+    """Raise ValueError for an unknown estimator, or if ``n`` is too small for the estimator."""
     check_choice("estimator", estimator, Estimator)
     if estimator == "unbiased" and n < MIN_UNBIASED_SAMPLES:
         raise ValueError(
@@ -28,7 +29,16 @@ def check_samples(n: int, estimator: str) -> None:
 
 
 def check_tensor(features: Any, what: str) -> Tensor:
-    """The features, checked: a real, dense tensor ``(n, ...)`` with one or more features."""
+    """Check that features are a real, dense tensor ``(n, ...)`` with at least one feature.
+
+    Args:
+        features: the features, which are returned.
+        what: description of the features, for the error message.
+
+    Raises:
+        TypeError: unless the features are a real, dense tensor of a type that torch can subtract.
+        ValueError: for a scalar, and for a tensor without features.
+    """
     if not isinstance(features, Tensor):
         raise TypeError(
             f"{what} must be a tensor (n, ...), got {type(features).__name__}; "
@@ -51,7 +61,17 @@ def check_tensor(features: Any, what: str) -> Tensor:
 
 
 def check_layers(features: Sequence[Tensor], estimator: str) -> list[Tensor]:
-    """The layers as a list, checked: tensors ``(n, ...)`` of the same, sufficient ``n``."""
+    """Check the features of all layers, and return them as a list.
+
+    Args:
+        features: tensor ``(n, ...)`` for each layer.
+        estimator: ``"unbiased"`` or ``"biased"``.
+
+    Raises:
+        TypeError: for one tensor instead of a list, and as ``check_tensor``.
+        ValueError: for no layer, for layers with different ``n``, for an ``n`` that is too small
+            for the estimator, and as ``check_tensor``.
+    """
     if isinstance(features, Tensor):
         raise TypeError(
             f"expected a list of tensors, one for each layer, got one tensor of shape "
@@ -68,12 +88,12 @@ def check_layers(features: Sequence[Tensor], estimator: str) -> list[Tensor]:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The widest floating-point type of a device: float64, except on Apple GPUs."""
+    """Return the widest floating-point type of a device: float64, or float32 on Apple GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def float_dtype(features: Tensor) -> torch.dtype:
-    """The type in which features are centred, and the type of their CKA."""
+    """Return the type in which features are centred, which is also the type of their CKA."""
     if not features.is_floating_point():
         return widest_float(features.device)
     return torch.float64 if features.dtype == torch.float64 else torch.float32

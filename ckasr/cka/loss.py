@@ -24,28 +24,29 @@ def cka_sr_loss(
     *,
     pairs: Pairs | None = None,
 ) -> Tensor:
-    """The CKA-SR term of arXiv 2307.07389, before it is multiplied by beta; a scalar.
+    """Return the CKA-SR term of arXiv 2307.07389 without the factor beta, a scalar.
 
-    The cost is O(layers): the sum over a stage is the squared norm of the sum of its
-    :func:`unit_grams`.
+    The cost is O(layers), because the sum over the pairs of a stage is the squared norm of the sum
+    of its :func:`unit_grams`.
 
     Args:
-        stages: for each stage, a list of feature tensors ``(n, ...)``.
+        stages: list of feature tensors ``(n, ...)`` for each stage.
         variant: formula of the term.
 
             * ``"paper"``: sum of biased CKA over ordered pairs with the diagonal (appendix, eq. 11)
             * ``"official"``: the same sum of unbiased CKA, as in the authors' code; ``n >= 4``
             * ``"aug"``: AugCKA-SR, the mean of biased CKA over unordered pairs (appendix, eq. 14)
-        pairs: layers that are compared; None for the default of the variant.
+        pairs: pairs of layers that are compared; None for the default of the variant.
 
             * ``"within"``: the layers of each stage with each other (``"paper"``, ``"official"``)
             * ``"all"``: all layers with each other (``"aug"``)
             * ``"adjacent"``: each layer with the next, across stages, without the diagonal
-            * ``"input"``: the first tensor, the network's input, with every other, without the
-              diagonal
+            * ``"input"``: the first tensor, which must be the network's input, with every other
+              one, without the diagonal
 
     Raises:
-        ValueError: for an unknown option, too few samples for the estimator, or no pair.
+        ValueError: for an unknown option, for too few samples for the estimator, and for layers
+            without a pair.
         TypeError: if ``stages`` is not a list of lists of real, dense tensors.
     """
     check_choice("variant", variant, Variant)
@@ -66,14 +67,17 @@ def cka_sr_loss(
 def sum_over_pairs(
     units: Tensor, sizes: list[int], variant: Variant, pairs: Pairs | None = None
 ) -> Tensor:
-    """The sum of :func:`cka_sr_loss` over pairs of layers, each an inner product; a scalar.
+    """Return the sum (or mean) of :func:`cka_sr_loss` over pairs of layers, a scalar.
+
+    The value of a pair is the inner product of two rows.
 
     Args:
         units: one row per layer, shape ``(layers, k)``.
         sizes: number of layers of each stage.
         variant, pairs: as in :func:`cka_sr_loss`.
 
-    Raises ValueError if there is no pair.
+    Raises:
+        ValueError: if there is no pair of layers.
     """
     if pairs is None:
         pairs = "all" if variant == "aug" else "within"

@@ -23,16 +23,23 @@ from .grams import (
 from .inputs import Estimator, Kernel, check_layers, check_samples, float_dtype, widest_float
 
 _MANY_SAMPLES = 2048
-"""From this number of samples on, memory for Gram matrices (n, n) matters more than arithmetic."""
+"""Number of samples from which the memory of Gram matrices (n, n) matters more than arithmetic."""
 
 
 def products_of(
     layers: list[Tensor], estimator: Estimator, kernel: Kernel = "linear", bandwidth: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products of the centred Gram matrices of features that are divided by a scale.
+    """Return inner products of centred Gram matrices of features that are divided by a scale.
 
-    Returns, in float64, the products ``(layers, layers)``, the floor ``(layers,)`` at which a
-    squared norm counts as zero, and the scales ``(layers,)``.
+    Args:
+        layers: tensor ``(n, ...)`` for each layer.
+        estimator: ``"unbiased"`` or ``"biased"``.
+        kernel: ``"linear"`` or ``"rbf"``.
+        bandwidth: argument of :func:`gram_rbf`.
+
+    Returns:
+        In float64: the products ``(layers, layers)``, the largest squared norm ``(layers,)`` that
+        counts as zero, and the scales ``(layers,)``.
     """
     check_choice("kernel", kernel, Kernel)
     with torch.autocast(layers[0].device.type, enabled=False):
@@ -60,11 +67,12 @@ def products_of(
 def _gram_rbf_rescaled(
     features: Tensor, estimator: Estimator, bandwidth: float
 ) -> tuple[Tensor, Tensor]:
-    """A matrix with the CKA of :func:`gram_rbf` that is precise at any bandwidth.
+    """Return a matrix with the CKA of :func:`gram_rbf`, which is accurate at any bandwidth.
 
-    A narrow kernel has tiny values off the diagonal, and the unbiased estimator uses these alone,
-    so they are multiplied by a common factor. A wide kernel is 1 minus tiny values; centring
-    removes any constant, so 1 is subtracted exactly. The second result is for :func:`round_off`.
+    A narrow kernel has very small values off the diagonal. The unbiased estimator uses only these
+    values, which are therefore multiplied by a common factor. The values of a wide kernel are 1
+    minus very small values. Centring removes a constant, so 1 is subtracted exactly. The second
+    result contains the squared errors for :func:`round_off`.
     """
     exponents, magnitudes = rbf_exponents(features, bandwidth)
     if estimator == "unbiased":
@@ -76,7 +84,7 @@ def _gram_rbf_rescaled(
 
 
 def _is_narrow(layers: list[Tensor]) -> bool:
-    """Whether matrices ``(d, d)`` of features cost less than Gram matrices ``(n, n)``."""
+    """Return whether matrices ``(d, d)`` of features cost less than Gram matrices ``(n, n)``."""
     n = len(layers[0])
     widths = [math.prod(f.shape[1:]) for f in layers]
     return 2 * max(widths) <= n if n > _MANY_SAMPLES else sum(widths) <= n
@@ -85,11 +93,12 @@ def _is_narrow(layers: list[Tensor]) -> bool:
 def _products_of_features(
     layers: list[Tensor], estimator: Estimator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`products_of` for the linear kernel, without any ``(n, n)`` matrix.
+    """Return :func:`products_of` for the linear kernel, without any ``(n, n)`` matrix.
 
-    Biased: ``|X'Y|^2`` of centred features. Unbiased: ``n (n - 3)`` times Song et al. 2012, eq. 5.
-    Let ``a`` hold the squared lengths of the rows of ``X``, and ``r = X X'1 - a`` the row sums of
-    its Gram matrix without the diagonal; ``b`` and ``q`` are those of ``Y``. The product is
+    The biased product is ``|X'Y|^2`` of centred features. The unbiased product is ``n (n - 3)``
+    times eq. 5 of Song et al. 2012. Let ``a`` be the squared lengths of the rows of ``X``, and let
+    ``r = X X'1 - a`` be the row sums of its Gram matrix without the diagonal; ``b`` and ``q`` are
+    the same for ``Y``. The unbiased product is
     ``|X'Y|^2 - a'b + sum(r) sum(q) / ((n - 1) (n - 2)) - 2 r'q / (n - 2)``.
     """
     n = len(layers[0])
@@ -119,13 +128,13 @@ def _products_of_features(
             - 2 / (n - 2) * rows @ rows.T
             + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
         )
-    # The differences above add rounding errors of sums of n numbers in float64.
+    # The differences above have the rounding errors of sums of n numbers in float64.
     own = (ROUNDING_ERRORS + n) * torch.finfo(products.dtype).eps * norms
     return products, torch.maximum((ROUNDING_ERRORS * eps) ** 2 * errors, own), scales
 
 
 def normalise(products: Tensor, floor: Tensor) -> Tensor:
-    """CKA of all pairs from the inner products of their centred Gram matrices."""
+    """Return CKA of all pairs of layers from the inner products of their centred Gram matrices."""
     inverse = inverse_norms(products.diagonal(), floor)
     return products * (inverse[:, None] * inverse[None, :]) + 0.0  # no -0.0
 
@@ -150,32 +159,32 @@ def cka_matrix(
     kernel: Kernel = "linear",
     bandwidth: float = 1.0,
 ) -> Tensor:
-    """CKA of every pair of layers on the same ``n`` samples.
+    """Return CKA of every pair of layers on the same ``n`` samples.
 
-    Layers much narrower than ``n`` need memory for matrices ``(d, d)``, other layers for one matrix
-    ``(n, n)`` each.
+    The function needs memory for one matrix ``(n, n)`` per layer, or for matrices ``(d, d)`` if the
+    numbers of features ``d`` are much smaller than ``n``.
 
     Args:
-        features: one tensor ``(n, ...)`` per layer.
+        features: tensor ``(n, ...)`` for each layer.
         estimator: ``"unbiased"`` (``n >= 4``) or ``"biased"`` (``n >= 2``).
         kernel: ``"linear"`` or ``"rbf"``.
-        bandwidth: for ``"rbf"``, multiple of each layer's median distance (see :func:`gram_rbf`).
+        bandwidth: factor of each layer's median distance for ``"rbf"`` (see :func:`gram_rbf`).
 
     Returns:
-        A symmetric tensor ``(layers, layers)`` with diagonal 1 (0 for a dead layer).
+        A symmetric tensor ``(layers, layers)``. The diagonal is 1, or 0 for a dead layer.
 
     Raises:
-        ValueError: if ``n`` differs between layers or is too small, or for an unknown option.
+        ValueError: if ``n`` differs between layers or is too small, and for an unknown option.
         TypeError: if ``features`` is not a list of real, dense tensors.
     """
     return _cka(features, estimator, kernel, bandwidth)
 
 
 def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Linear CKA of two feature tensors ``(n, ...)``; a scalar.
+    """Return linear CKA of two feature tensors ``(n, ...)``, a scalar.
 
-    ``biased`` is Kornblith et al. 2019, eq. 4; ``unbiased`` uses HSIC_1 (Song et al. 2012). Raises
-    the errors of :func:`cka_matrix`.
+    The estimator ``biased`` is Kornblith et al. 2019 (arXiv 1905.00414), eq. 4. The estimator
+    ``unbiased`` uses HSIC_1 (Song et al. 2012). Raises the errors of :func:`cka_matrix`.
     """
     return _cka([x, y], estimator)[0, 1]
 
@@ -183,20 +192,26 @@ def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tenso
 def rbf_cka(
     x: Tensor, y: Tensor, *, estimator: Estimator = "unbiased", bandwidth: float = 1.0
 ) -> Tensor:
-    """CKA of two feature tensors ``(n, ...)`` with Gaussian kernels; a scalar.
+    """Return CKA of two feature tensors ``(n, ...)`` with Gaussian kernels, a scalar.
 
-    The kernels are those of :func:`gram_rbf`, computed in float64; ``bandwidth`` is a multiple of
+    The kernels are those of :func:`gram_rbf`, computed in float64; ``bandwidth`` is the factor of
     each layer's median distance. Raises the errors of :func:`cka_matrix`.
     """
     return _cka([x, y], estimator, "rbf", bandwidth)[0, 1]
 
 
 def null_zscore(cka: float | Tensor, n: int) -> float | Tensor:
-    """Unbiased CKA of ``n`` samples in units of its standard deviation under independence.
+    """Return unbiased CKA of ``n`` samples divided by its standard deviation under independence.
 
-    If the rows of two layers are paired at random, unbiased CKA has mean 0 and variance exactly
-    ``2 / (n (n - 3))``, for any data and any dimension (proof: theory/fewshot_law.py). Raises
-    ValueError if ``n`` is below 4.
+    If the samples of two layers are paired at random, unbiased CKA has mean 0 and variance exactly
+    ``2 / (n (n - 3))``, for any data and any dimension (proof: theory/fewshot_law.py).
+
+    Args:
+        cka: unbiased CKA, a number or a tensor of any shape.
+        n: number of samples.
+
+    Raises:
+        ValueError: if ``n`` is below 4.
     """
     check_samples(n, "unbiased")
     return cka / math.sqrt(2 / (n * (n - 3)))

@@ -1,4 +1,4 @@
-"""CKA over more samples than fit into memory."""
+"""CKA over more samples than the memory can contain at once."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ from .matrix import normalise, products_of
 
 
 class MinibatchCKA:
-    """CKA of every pair of layers, pooled over minibatches: HSIC is averaged, then normalised.
+    """CKA of every pair of layers over minibatches: HSIC is averaged and then normalised.
 
-    With the unbiased estimator, the pooled HSIC is unbiased at any batch size (Nguyen, Raghu and
-    Kornblith 2021, arXiv 2010.15327, eq. 2-3), so batches of a few hundred samples represent the
-    whole data set.
+    With the unbiased estimator, the average of HSIC is unbiased at any batch size (Nguyen, Raghu
+    and Kornblith 2021, arXiv 2010.15327, eq. 2-3). Batches of a few hundred samples are therefore
+    sufficient for a data set of any size.
 
     Args:
         estimator: ``"unbiased"`` or ``"biased"``.
 
     Raises:
-        ValueError: for another estimator.
+        ValueError: for an unknown estimator.
     """
 
     def __init__(self, estimator: Estimator = "unbiased") -> None:
@@ -38,10 +38,10 @@ class MinibatchCKA:
         """Add one minibatch.
 
         Args:
-            features: one tensor ``(n, ...)`` per layer, in the same order at every call.
+            features: tensor ``(n, ...)`` for each layer, in the same order at every call.
 
         Raises:
-            ValueError: for another number of layers than before, and as :func:`cka_matrix`.
+            ValueError: if the number of layers has changed, and as :func:`cka_matrix`.
             TypeError: as :func:`cka_matrix`.
         """
         layers = check_layers(features, self.estimator)
@@ -50,7 +50,7 @@ class MinibatchCKA:
         hsic, floors, first = zeros if self._sums is None else self._sums
         if len(hsic) != len(products):
             raise ValueError(f"{len(products)} layers given, {len(hsic)} before")
-        # HSIC of all batches in the units of the first batch in which a layer is not constant.
+        # HSIC of all batches has the scale of the first batch in which the layer is not constant.
         first = torch.where(first > 0, first, scale)
         units = torch.where(scale == first, 1, scale / first).square()
         n = len(layers[0])
@@ -64,9 +64,12 @@ class MinibatchCKA:
         self.batches += 1
 
     def compute(self) -> Tensor:
-        """The pooled CKA matrix ``(layers, layers)`` in float64; 0 for a dead layer.
+        """Return the CKA matrix ``(layers, layers)`` of all minibatches in float64.
 
-        Raises ValueError if no minibatch was added.
+        CKA of a dead layer is 0.
+
+        Raises:
+            ValueError: if no minibatch was added.
         """
         if self._sums is None:
             raise ValueError("no minibatch was added; call update(features) first")

@@ -1,4 +1,4 @@
-"""Data: load a set by its name, split it, and cut it into batches."""
+"""Data: load a data set by its name, split it, and divide it into batches."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The interface of batches: what the training engine needs of the samples of one split."""
+"""The interface of batches, through which the training engine reads the samples of one split."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 Indices = tuple[Tensor, ...]
-"""What ``Batches.batch`` makes one batch from: tensors whose first dimension is the batch."""
+"""Argument of ``Batches.batch``: tensors whose first dimension is the batch dimension."""
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets of a batch, on the device."""
 
 
 class Batches(Protocol):
-    """The samples of one split, cut into batches.
+    """The samples of one split, divided into batches.
 
-    An epoch is planned first and computed afterwards: ``batch_indices`` yields small tensors of
-    random numbers (which sample, which augmentation), and ``batch`` makes a batch from them. So
-    both arms of a comparison see the same batches, and an epoch can be repeated after a kill.
+    A batch is created in two steps. ``batch_indices`` yields small tensors of random numbers (the
+    indices of the samples, and the parameters of the augmentation), and ``batch`` returns the batch
+    for them. Both runs of a comparison therefore use the same batches, and a resumed run can repeat
+    an epoch.
     """
 
     device: torch.device
-    """Where the batches are."""
+    """Device of the batches."""
     batch_size: int
     """Number of samples per training batch."""
     can_capture: bool
@@ -34,7 +35,8 @@ class Batches(Protocol):
     def batch_indices(self, epoch: int) -> Iterator[Indices]:
         """Yield the indices of each training batch of an epoch.
 
-        They must depend on the seeds of the data and on ``epoch`` alone, not on earlier calls.
+        The indices must depend only on the seeds of the data and on ``epoch``, not on earlier
+        calls.
         """
 
     def batch(self, indices: Indices) -> Batch:
@@ -44,5 +46,5 @@ class Batches(Protocol):
         """Yield all samples in a fixed order, not augmented. The last batch may be smaller.
 
         Args:
-            batch_size: number of samples per batch; None: that of training.
+            batch_size: number of samples per batch; None: the number of the training batches.
         """

@@ -1,4 +1,4 @@
-"""Files of image sets: find them, verify their published digests, parse them into tensors."""
+"""Files of image sets: find them, compare their digests with the published ones, and parse them."""
 
 import gzip
 import hashlib
@@ -13,25 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# train images uint8 (N, H, W, C), train labels int64 (N,), test images, test labels
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Training images (N, H, W, C) uint8, training labels (N,) int64, test images, test labels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a data set lies on disk."""
+    """Names and format of the files of a data set.
 
-    folder: str  # below the data root
-    digests: Mapping[str, str]  # file name -> md5 or sha1 of its content, uncompressed
-    parse: Callable[[Sequence[bytes]], Arrays]  # gets the verified contents in this order
+    Args:
+        folder: folder of the files, below the data root.
+        digests: md5 or sha1 digest of the uncompressed content of each file, by file name.
+        parse: function that converts the verified contents, in the order of ``digests``.
+    """
+
+    folder: str
+    digests: Mapping[str, str]
+    parse: Callable[[Sequence[bytes]], Arrays]
 
 
 def contents(name: str, layouts: Sequence[Layout], root: Path) -> tuple[Layout, dict[Path, bytes]]:
     """Return the first complete layout, and its files with their verified contents.
 
-    A file may be compressed, with ``.gz`` added to its name. Raises FileNotFoundError for a missing
-    file (of the layout that is partly there, if any) and ValueError for a file that is truncated or
-    altered.
+    A file may be compressed; its name then ends in ``.gz``.
+
+    Args:
+        name: name of the data set, for error messages.
+        layouts: possible layouts.
+        root: folder of all data sets.
+
+    Raises:
+        FileNotFoundError: for a missing file. The message names a file of the layout that is
+            partly there, if there is one.
+        ValueError: for a file that is truncated or altered.
     """
     found = {
         layout.folder: [_find(root / layout.folder / file) for file in layout.digests]
@@ -55,7 +69,7 @@ def _find(path: Path) -> Path | None:
 
 
 def _verified(name: str, path: Path, digest: str) -> bytes:
-    """Return the uncompressed content of a file. Raises ValueError for another digest."""
+    """Return the uncompressed content of a file. Raises ValueError if its digest is wrong."""
     content = path.read_bytes()
     size = len(content)
     try:
@@ -74,11 +88,11 @@ def _verified(name: str, path: Path, digest: str) -> bytes:
 
 
 def idx(folder: str, digests: Sequence[str]) -> Layout:
-    """Return MNIST's layout.
+    """Return the layout of MNIST.
 
     Args:
         folder: folder of the files, below the data root.
-        digests: digests of train images, train labels, test images and test labels.
+        digests: digests of training images, training labels, test images and test labels.
     """
     files = (
         "train-images-idx3-ubyte",
@@ -90,17 +104,28 @@ def idx(folder: str, digests: Sequence[str]) -> Layout:
 
 
 def pickles(folder: str, digests: Mapping[str, str], label_key: bytes) -> Layout:
-    """Return CIFAR's Python layout. The last file is the test set."""
+    """Return the Python layout of CIFAR. The last file is the test set.
+
+    Args:
+        folder: folder of the files, below the data root.
+        digests: digest of each file, by file name.
+        label_key: key of the labels in the pickled dictionaries.
+    """
     return Layout(folder, digests, partial(parse_pickles, label_key=label_key))
 
 
 def binary(folder: str, digests: Mapping[str, str]) -> Layout:
-    """Return CIFAR-10's binary layout. The last file is the test set."""
+    """Return the binary layout of CIFAR-10. The last file is the test set.
+
+    Args:
+        folder: folder of the files, below the data root.
+        digests: digest of each file, by file name.
+    """
     return Layout(folder, digests, parse_binary)
 
 
 def parse_idx(verified: Sequence[bytes]) -> Arrays:
-    """Parse files of a big-endian header and bytes. The fourth byte is the number of dimensions."""
+    """Parse files with a big-endian header. The fourth byte is the number of dimensions."""
     arrays = []
     for content in verified:
         dimensions = content[3]
@@ -116,9 +141,9 @@ def parse_idx(verified: Sequence[bytes]) -> Arrays:
 
 
 def parse_pickles(verified: Sequence[bytes], label_key: bytes) -> Arrays:
-    """Parse pickled dictionaries of b"data" (N, 3072) uint8 and labels.
+    """Parse pickled dictionaries with b"data" (N, 3072) uint8 and labels.
 
-    Unpickling runs code, so never call this on bytes that are not verified.
+    Unpickling can run code, so the contents must have been verified.
     """
     batches = [pickle.loads(content, encoding="bytes") for content in verified]
     return _cifar([(batch[b"data"], batch[label_key]) for batch in batches])
@@ -139,7 +164,7 @@ def _cifar(parts: Parts) -> Arrays:
 
 
 def _pixels(parts: Parts) -> Tensor:
-    """Return rows of 3072 bytes, one channel after the other, as (N, 32, 32, 3)."""
+    """Convert rows of 3072 bytes, one channel after the other, to images (N, 32, 32, 3)."""
     pixels = np.empty((sum(len(planes) for planes, _ in parts), 1024, 3), np.uint8)
     start = 0
     for planes, _ in parts:

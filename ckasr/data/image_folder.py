@@ -1,8 +1,9 @@
-"""Folders of images, read batch by batch: ImageNet, Tiny ImageNet, and your own.
+"""Folders of images that are read batch by batch: ImageNet, Tiny ImageNet, and your own.
 
-A set is a folder in the folder of all data sets, with a folder for each split and in it a folder
-for each class: ``imagenet/train/n01440764/*.JPEG`` and ``imagenet/val/n01440764/*.JPEG``. The
-images of ``val`` are the test images. A set of your own is one more entry in ``FOLDERS``.
+A data set is a folder in the folder of all data sets. It contains a folder for each split, which
+contains a folder for each class, such as ``imagenet/train/n01440764/*.JPEG`` and
+``imagenet/val/n01440764/*.JPEG``. The images of ``val`` are the test images. To add a data set, add
+an entry to ``FOLDERS``.
 """
 
 import math
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ckasr import devices
+from ckasr.choices import check_choice
 from ckasr.tasks import IMAGE_CLASSIFICATION, Task
 
 from .batches import Batch, Indices
@@ -25,8 +27,11 @@ from .sampling import keyed_generator
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".ppm", ".bmp", ".webp")
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Share of the image's area, and aspect ratio, of a random crop (Szegedy et al. 2015, sec. 6)."""
+"""Ranges of the area of a random crop, as a share of the image's area, and of its aspect ratio
+(Szegedy et al. 2015, section 6)."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Augment = Literal["default", "crop-flip", "none"]
 
 Files = Sequence[tuple[Path, int]]
 """Images and their classes."""
@@ -34,11 +39,12 @@ Files = Sequence[tuple[Path, int]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image becomes the input of a network.
+    """Transformation from an image to the input of a network.
 
     Args:
         size: height and width of the input, in pixels.
-        resize: length of the shorter side before the central crop of an image that is measured.
+        resize: length of the shorter side before the central crop of a test or validation image, in
+            pixels.
         mean, std: mean and standard deviation per channel, for pixels in [0, 1].
     """
 
@@ -49,16 +55,17 @@ class Recipe:
 
 
 class FolderBatches:
-    """Images that are read and transformed by threads when their batch is needed.
+    """Images of one split that threads read and transform for each batch (see ``Batches``).
 
-    Training images get a random crop, resized, and half of them are mirrored. Measured images are
-    resized and cropped in the centre.
+    A batch is x (B, 3, size, size) float32, normalised, and y (B,) int64. With augmentation, a
+    random crop of a training image is resized, and half of the images are mirrored. Without
+    augmentation, an image is resized and cropped in the centre.
 
     Args:
         files: images and their classes.
-        recipe: the transformation.
+        recipe: transformation of an image.
         batch_size: number of images per training batch.
-        augment: ``crop-flip``, or ``none`` for images that are only measured.
+        augment: ``crop-flip`` or ``none``.
         seed: seed of order, crops and flips.
         order_seed: seed of another order with the same crops and flips; -1: the order of ``seed``.
         device: device of the batches.
@@ -86,7 +93,10 @@ class FolderBatches:
         return len(self.files) // self.batch_size
 
     def batch_indices(self, epoch: int) -> Iterator[Indices]:
-        """Yield, for each batch, the images and five random numbers in [0, 1) for each of them."""
+        """Yield the indices (B,) and random numbers (B, 5) in [0, 1) of the images of each batch.
+
+        Raises ValueError if the images do not fill one batch.
+        """
         if not len(self):
             raise ValueError(
                 f"{len(self.files)} images do not fill one batch of {self.batch_size}: "
@@ -146,9 +156,10 @@ class FolderBatches:
 def random_crop(height: int, width: int, random: Sequence[float]) -> tuple[int, int, int, int]:
     """Return a random crop as (top, left, height, width), in pixels.
 
-    Its area is uniform in ``AREA`` of the image's, and the logarithm of its aspect ratio is uniform
-    in that of ``RATIO``. A side that would exceed the image is cut to it. That happens to crops
-    which torchvision's RandomResizedCrop draws again.
+    The area is uniformly distributed over ``AREA`` times the area of the image, and the logarithm
+    of the aspect ratio is uniformly distributed over the logarithm of ``RATIO``. A side that would
+    be longer than that of the image is shortened to it; torchvision's RandomResizedCrop samples
+    such a crop again.
 
     Args:
         height, width: size of the image in pixels.
@@ -172,8 +183,8 @@ class FolderDataset:
         name: name of the data set.
         train, test: images and their classes.
         num_classes: number of classes.
-        recipe: the transformation.
-        task: what is asked of a network.
+        recipe: transformation of an image.
+        task: task of the data set.
     """
 
     name: str
@@ -205,8 +216,7 @@ class FolderDataset:
         order_seed: int = -1,
         device: torch.device | str = "cpu",
     ) -> FolderBatches:
-        if augment not in ("default", "crop-flip", "none"):
-            raise ValueError(f"augment={augment!r} is unknown here: choose crop-flip or none")
+        check_choice("augment", augment, Augment)
         return FolderBatches(
             [self.train[i] for i in index.tolist()],
             self.recipe,
@@ -227,8 +237,8 @@ class Folder:
 
     Args:
         name: name of the data set.
-        folder: its folder in the folder of all data sets.
-        recipe: the transformation.
+        folder: path of its folder in the folder of all data sets.
+        recipe: transformation of an image.
     """
 
     name: str
@@ -238,8 +248,12 @@ class Folder:
     def load(self, root: Path) -> FolderDataset:
         """List the images. The classes are the folders of ``train``, in alphabetical order.
 
-        Raises FileNotFoundError if a split is missing or has no image, and ValueError if the test
-        images have a class that the training images lack.
+        Args:
+            root: folder of all data sets.
+
+        Raises:
+            FileNotFoundError: if a split is missing or has no image.
+            ValueError: if the test images have a class that the training images lack.
         """
         folder = root / self.folder
         train, test = folder / "train", folder / "val"
@@ -258,18 +272,18 @@ class Folder:
         )
         for split, found in ((train, train_files), (test, test_files)):
             if not found:
-                raise FileNotFoundError(f"no {self.name}: {split} holds no image")
+                raise FileNotFoundError(f"no {self.name}: {split} contains no image")
         return FolderDataset(self.name, train_files, test_files, len(classes), self.recipe)
 
 
 def images(folder: Path) -> list[Path]:
-    """Return the images at any depth of a folder, sorted; Tiny ImageNet keeps them one deeper."""
+    """Return the paths of all images in a folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
 
 
 FOLDERS = (
     Folder("imagenet", "imagenet", Recipe(size=224, resize=256)),
-    # Its val/ must be sorted into classes first, by val_annotations.txt.
+    # The images in val/ must first be moved to folders of classes, as in val_annotations.txt.
     Folder("tiny-imagenet", "tiny-imagenet-200", Recipe(size=64, resize=64)),
 )
 

@@ -1,8 +1,8 @@
-"""The sets of images: the layouts and digests of their files, and the constants of their recipes.
+"""Sets of images in memory: the layouts and digests of their files, and their constants.
 
-A new set of images is one more entry in ``IMAGE_SETS``, with either the layouts of its files
-(``files.py`` has the usual ones; torchvision's class downloads them) or a function that returns the
-arrays.
+To add a set of images, add an entry to ``IMAGE_SETS``. The entry needs either the layouts of its
+files (``files.py`` has the usual ones) with the class of torchvision that downloads them, or a
+function that returns the arrays.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ class ImageFiles:
         name: name of the data set.
         num_classes: number of classes.
         mean, std: mean and standard deviation per channel, for pixels in [0, 1].
-        augment: augmentation of its recipes.
-        layouts: layouts in which its files may be on disk.
-        torchvision: class of torchvision that downloads it.
-        embedded: returns the arrays of a set that has no files.
+        augment: augmentation that is usual for this data set; see ``ImageBatches``.
+        layouts: possible layouts of the files.
+        torchvision: name of the class of ``torchvision.datasets`` that downloads the files.
+        embedded: function that returns the arrays of a data set without files.
     """
 
     name: str
@@ -46,7 +46,15 @@ class ImageFiles:
     embedded: Callable[[], Arrays] | None = None
 
     def load(self, root: Path) -> ImageDataset:
-        """Load the set. A file is parsed only if its digest is the published one."""
+        """Load the data set. A file is parsed only if its digest is the published one.
+
+        Args:
+            root: folder of all data sets.
+
+        Raises:
+            FileNotFoundError: for a missing file.
+            ValueError: for a file that is truncated or altered.
+        """
         if self.embedded:
             arrays = self.embedded()
         else:
@@ -62,10 +70,17 @@ class ImageFiles:
         )
 
     def fetch(self, root: Path, timeout: float) -> list[Path]:
-        """Download the set through torchvision and return its files.
+        """Download the data set with torchvision, and return the paths of its files.
 
-        Files appear below ``root`` only when all of them are complete and verified. Files that are
-        there and intact are not downloaded again. Raises ConnectionError if the download fails.
+        The files are moved to ``root`` when all of them are complete and verified. Files that are
+        already there are not downloaded again if they are intact.
+
+        Args:
+            root: folder of all data sets.
+            timeout: time to wait for a response of the server, in seconds.
+
+        Raises:
+            ConnectionError: if the download fails.
         """
         if self.embedded:
             return []
@@ -74,7 +89,8 @@ class ImageFiles:
 
         import torchvision
 
-        # A folder beside the target, so that moving is renaming. The target is made at the end.
+        # A folder on the file system of the target, so that files are moved by renaming. The target
+        # is created at the end.
         beside = next(folder for folder in (root, *root.parents) if folder.is_dir())
         before = socket.getdefaulttimeout()
         try:
@@ -99,9 +115,10 @@ class ImageFiles:
 
 
 def _digits() -> Arrays:
-    """Return scikit-learn's 1,797 digits of 8 x 8 pixels, in a fixed split into 1,437 and 360.
+    """Return scikit-learn's digits: 1,437 training and 360 test images of 8 x 8 pixels.
 
-    The 17 grey levels v = 0..16 become (255 v + 8) // 16, which is 255 v / 16 rounded half up.
+    The split is fixed. The 17 grey levels v = 0, ..., 16 are converted to (255 v + 8) // 16, which
+    is 255 v / 16, rounded half up.
     """
     from sklearn.datasets import load_digits
 
@@ -113,7 +130,7 @@ def _digits() -> Arrays:
     return images[train], labels[train], images[test], labels[test]
 
 
-# Of the files without .gz, which Debian compressed anew.
+# Digests of the uncompressed files, because the compressed files in Debian are different.
 _MNIST = (
     "6bbc9ace898e44ae57da46a324031adb",
     "a25bea736e30d166cdddb491f175f624",
@@ -169,8 +186,8 @@ IMAGE_SETS = (
     ImageFiles(
         "cifar10",
         10,
-        # Constants of the recipes: this std is the mean of the standard deviations of the images.
-        # The standard deviation of all pixels is (.2470, .2435, .2616).
+        # The usual constants. This std is the mean of the standard deviations of single images; the
+        # standard deviation of all pixels is (.2470, .2435, .2616).
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         augment="crop-flip",

@@ -1,8 +1,9 @@
-"""Images that live on the device as uint8 and are augmented there.
+"""Images that are stored on the device as uint8 and augmented there.
 
-Order, crops and flips come from CPU generators keyed by the seed and the epoch. So the batches are
-the same on every device and in both arms of a comparison, and any epoch can be repeated alone. An
-order seed changes the order and nothing else: each image keeps its crop and its flip of the epoch.
+Order, crops and flips are sampled by CPU generators that depend only on the seed and the epoch. The
+batches are therefore the same on every device and in both runs of a comparison, and any epoch can
+be repeated without the epochs before it. An order seed changes only the order: each image has the
+same crop and flip in the epoch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +27,14 @@ PADDING = 4
 
 
 class Plan(NamedTuple):
-    """The random numbers of one epoch, or of a part of it, on the device."""
+    """Random numbers of one epoch, or of one batch, on the device."""
 
     order: Tensor
-    """Index of the image, (n,) int64."""
+    """Index of each image, (n,) int64."""
     corner: Tensor
-    """Flat pixel index, in all padded images, of the crop's first pixel, (n,)."""
+    """Index of the first pixel of each crop among the pixels of all padded images, (n,)."""
     flip: Tensor
-    """1 if the image is mirrored, else 0, (n,)."""
+    """1 for a mirrored image, else 0, (n,)."""
 
 
 class ImageBatches:
@@ -42,22 +43,21 @@ class ImageBatches:
     A batch is x (B, C, H, W), channels_last, of ``dtype``, normalised by ``mean`` and ``std``, and
     y (B,) int64. The augmentation is that of the paper's recipe.
 
-    No method waits for the device. ``plan`` draws the random numbers of a whole epoch at once, and
-    ``batch`` contains only device operations, so a CUDA graph can capture it.
+    No method waits for the device. ``plan`` samples the random numbers of a whole epoch at once,
+    and ``batch`` contains only device operations, so that a CUDA graph can capture it.
 
     Args:
         images: images (N, H, W, C) uint8.
         labels: labels (N,).
         mean, std: mean and standard deviation per channel, for pixels in [0, 1].
         batch_size: number of images per batch.
-        augment: ``none``; ``crop``: a random crop after padding by 4 black pixels, before the
-            normalisation; ``crop-flip``: the same, and half of the images are mirrored.
+        augment: ``none``; ``crop``: a random crop after padding with 4 black pixels on each side,
+            before the normalisation; ``crop-flip``: additionally, half of the images are mirrored.
         seed: seed of order and augmentation.
-        order_seed: seed of another order, in which each image keeps its crop and flip; -1: the
-            order of ``seed``.
+        order_seed: seed of another order with the same crops and flips; -1: the order of ``seed``.
         device: device of images and batches.
         dtype: type of the inputs.
-        drop_last: whether to leave out the last batch of an epoch if it is not full.
+        drop_last: whether to omit the last batch of an epoch if it is not full.
 
     Raises:
         ValueError: for images that are not uint8 (N, H, W, C), for numbers of images, labels or
@@ -110,16 +110,17 @@ class ImageBatches:
         self._padded = padded
         self.images = padded[:, pad : pad + height, pad : pad + width]
 
-        # Flat indices of the pixels of a crop, relative to its corner: in order, and mirrored.
-        # In int32 if it suffices, which halves the memory traffic of the indices.
+        # Indices of the pixels of a crop relative to its corner: in order, and mirrored. If int32
+        # is sufficient, it halves the memory traffic of the indices.
         index = torch.int32 if padded.numel() < 2**31 else torch.int64
         rows = torch.arange(height)[:, None] * padded.shape[2]
         columns = torch.arange(width)
         grid = torch.stack([(rows + columns).flatten(), (rows + columns.flip(0)).flatten()])
         self._grid = grid.to(self.device, index)
 
-        # Subtraction and division round the same on every device (no fused multiply-add). Expanded
-        # to the size of an image, so that they run over long contiguous rows.
+        # Subtraction and division have the same rounding on every device (there is no fused
+        # multiply-add). The constants are expanded to the size of an image, so that the operations
+        # process long contiguous rows.
         work = torch.float64 if dtype == torch.float64 else torch.float32
         self._shift, self._scale = (
             (255 * torch.tensor(values, dtype=torch.float64))
@@ -135,9 +136,10 @@ class ImageBatches:
         return whole + (rest > 0 and not self.drop_last)
 
     def plan(self, epoch: int) -> Plan:
-        """Return the random numbers of one epoch. They depend on the seeds and the epoch alone.
+        """Return the random numbers of one epoch, which depend only on the seeds and the epoch.
 
-        Raises ValueError if the images do not fill one batch.
+        Raises:
+            ValueError: if the images do not fill one batch.
         """
         if not len(self):
             raise ValueError(
@@ -178,7 +180,7 @@ class ImageBatches:
         return self._normalise(pixels), self.labels.index_select(0, order)
 
     def batch_indices(self, epoch: int) -> Iterator[Plan]:
-        """Yield the plan of one epoch in slices of one batch."""
+        """Yield the plan of each batch of one epoch."""
         parts = (numbers.split(self.batch_size) for numbers in self.plan(epoch))
         return map(Plan._make, zip(*parts, strict=True))
 
@@ -193,7 +195,7 @@ class ImageBatches:
         return ((self._normalise(pixels), labels) for pixels, labels in parts)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels (B, H, W, C) uint8 to (B, C, H, W), channels_last, of ``dtype``."""
+        """Convert pixels (B, H, W, C) uint8 to normalised inputs (B, C, H, W), channels_last."""
         values = pixels.to(self._shift.dtype).sub_(self._shift).div_(self._scale)
         return values.to(self.dtype).permute(0, 3, 1, 2)
 
@@ -208,8 +210,8 @@ class ImageDataset:
         train_labels, test_labels: labels (N,) int64, on the CPU.
         num_classes: number of classes.
         mean, std: mean and standard deviation per channel, for pixels in [0, 1].
-        augment: augmentation of the recipes that this data set is used with.
-        task: what is asked of a network.
+        augment: augmentation that is usual for this data set; see ``ImageBatches``.
+        task: task of the data set.
     """
 
     name: str

@@ -1,12 +1,12 @@
-"""Data sets by name.
+"""Registry of data sets.
 
-A new data set is one file in this folder: a class with the methods of ``Dataset``, and a function
-that loads it, registered by its name.
+To add a data set, write one file in this folder. It contains a class with the methods of
+``Dataset`` and a function that loads the data set, which is registered by a name:
 
     @register("mytexts")
     def load_mytexts(root: Path) -> Dataset: ...
 
-Every module of the folder is imported with the package, so no other file changes.
+All modules of this folder are imported with the package, so that no other file needs to change.
 """
 
 import os
@@ -27,8 +27,8 @@ from .batches import Batches
 class Dataset(Protocol):
     """A data set of training and test samples.
 
-    The test samples are for the final evaluation only. Validation samples are taken from the
-    training samples by ``split``.
+    The test samples are used only for the final evaluation. Validation samples are taken from the
+    training samples (see ``split``).
     """
 
     @property
@@ -37,7 +37,7 @@ class Dataset(Protocol):
 
     @property
     def task(self) -> Task:
-        """What is asked of a network."""
+        """Task of the data set: loss, metric and memory format."""
 
     @property
     def num_classes(self) -> int:
@@ -53,9 +53,9 @@ class Dataset(Protocol):
 
     @property
     def model_options(self) -> Mapping[str, Any]:
-        """What the builder of a model gets besides ``num_classes`` and ``input_shape``.
+        """Arguments of a model's builder in addition to ``num_classes`` and ``input_shape``.
 
-        A set of texts gives the size of its vocabulary here; a set of images gives nothing.
+        A set of texts has the size of its vocabulary here; a set of images has an empty mapping.
         """
 
     def train_batches(
@@ -73,26 +73,34 @@ class Dataset(Protocol):
         Args:
             index: int64 indices of training samples, on the CPU.
             batch_size: number of samples per batch.
-            augment: ``default``: the augmentation of the data set; ``none``; or another name that
-                the data set knows. It raises ValueError for a name that it does not know.
+            augment: ``default``: the usual augmentation of the data set; ``none``: no augmentation;
+                or another name that the data set supports.
             seed: seed of order and augmentation.
             order_seed: seed of another order with the same augmentation; -1: the order of ``seed``.
             device: device of the batches.
+
+        Raises:
+            ValueError: for an augmentation that the data set does not support.
         """
 
     def test_batches(self, *, batch_size: int, device: torch.device | str = "cpu") -> Batches:
-        """Return the test samples as batches."""
+        """Return the test samples as batches, without augmentation.
+
+        Args:
+            batch_size: number of samples per batch.
+            device: device of the batches.
+        """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """Functions that load and download a data set.
 
     Args:
-        load: loads the data set from the folder of all data sets. It raises FileNotFoundError for
-            a missing file and ValueError for a damaged one.
-        fetch: downloads the files of the data set into the folder, with a timeout in seconds, and
-            returns their paths; None: nothing to download.
+        load: function that loads the data set from the folder of all data sets. It raises
+            FileNotFoundError for a missing file and ValueError for a damaged file.
+        fetch: function that downloads the files to the folder of all data sets, with a timeout in
+            seconds, and returns their paths; None if there is nothing to download.
     """
 
     load: Callable[[Path], Dataset]
@@ -105,11 +113,14 @@ _sources: dict[str, Source] = {}
 def register(
     name: str, fetch: Callable[[Path, float], list[Path]] | None = None
 ) -> Callable[[Callable[[Path], Dataset]], Callable[[Path], Dataset]]:
-    """Decorate the function that loads a data set from the folder of all data sets.
+    """Return a decorator that registers the function which loads a data set.
 
     Args:
         name: name of the data set.
-        fetch: downloads its files; see ``Source``.
+        fetch: function that downloads its files; see ``Source``.
+
+    Raises:
+        ValueError: if the name is registered already.
     """
 
     def add(load: Callable[[Path], Dataset]) -> Callable[[Path], Dataset]:
@@ -127,7 +138,11 @@ def names() -> list[str]:
 
 
 def source_of(name: str) -> Source:
-    """Return the source of a data set. Raises LookupError, with the nearest names, for no set."""
+    """Return the source of a data set.
+
+    Raises:
+        LookupError: for an unknown name; the message lists similar names.
+    """
     if name not in _sources:
         raise LookupError(f"unknown data set {name!r}{nearest(name, _sources)}")
     return _sources[name]
@@ -158,12 +173,14 @@ def load(name: str, root: Path | str | None = None, *, download: bool = False) -
 
 
 def fetch(name: str, root: Path | str | None = None, timeout: float = 30) -> list[Path]:
-    """Download a data set and return the paths of its files; empty if it has none.
+    """Download a data set and return the paths of its files.
+
+    The list is empty for a data set that has nothing to download.
 
     Args:
         name: name of the data set.
-        root: as in ``load``.
-        timeout: seconds to wait for an answer.
+        root: folder of all data sets, as in ``load``.
+        timeout: time to wait for a response of the server, in seconds.
 
     Raises:
         LookupError: for an unknown name.
@@ -174,5 +191,8 @@ def fetch(name: str, root: Path | str | None = None, timeout: float = 30) -> lis
 
 
 def data_root(root: Path | str | None = None) -> Path:
-    """Return the folder of all data sets: ``root``, else CKASR_DATA, else ``data``."""
+    """Return the folder of all data sets as an absolute path.
+
+    It is ``root``, or else the environment variable CKASR_DATA, or else ``data``.
+    """
     return Path(root or os.environ.get("CKASR_DATA") or "data").expanduser().absolute()

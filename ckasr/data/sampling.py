@@ -1,4 +1,4 @@
-"""Random numbers with keys, and the split into training and validation samples."""
+"""Random generators with keys, and the split into training and validation samples."""
 
 import hashlib
 
@@ -7,26 +7,33 @@ from torch import Tensor
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:
-    """Return a CPU generator that depends on its key alone, such as ``("order", seed, epoch)``."""
-    # As strings, so that an integer of numpy gives the same generator as one of Python.
+    """Return a CPU generator whose seed depends only on a key, such as ``("order", seed, epoch)``.
+
+    Generators with different keys are independent of each other.
+    """
+    # The key is converted to strings, so that integers of numpy and of Python have the same effect.
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def split(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a stratified split: indices (train, validation), each int64, sorted, on the CPU.
+    """Split samples into training and validation samples, stratified by class.
 
-    Each class contributes its share of the validation samples, rounded down. The samples that are
-    missing because of the rounding come from the classes with the largest remainders, and of equal
-    ones from the lower class.
+    The number of validation samples of a class is proportional to the size of the class, rounded
+    down. The samples that are missing because of the rounding are taken from the classes with the
+    largest remainders, and from the lower class if remainders are equal.
 
     Args:
         labels: class of each sample, (n,).
         validation: number of validation samples; 0 gives an empty validation set.
         seed: seed of the split.
 
+    Returns:
+        Sorted int64 indices of the training samples and of the validation samples, on the CPU.
+
     Raises:
-        ValueError: if a class would have no validation sample or no training sample.
+        ValueError: if ``validation`` is negative or not less than the number of samples, or if a
+            class would have no validation sample or no training sample.
     """
     labels = torch.as_tensor(labels).cpu()
     total = len(labels)

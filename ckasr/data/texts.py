@@ -1,8 +1,8 @@
-"""Sets of texts: SST-2 (sentiment of film reviews) and AG News (topic of a news item).
+"""Sets of texts: SST-2 (sentiment of film reviews) and AG News (topic of news items).
 
-Texts become tokens here: lower case, words and punctuation marks, in the order of the text. The
-vocabulary holds the tokens that occur at least twice in the training texts. A new set of texts is
-one more entry in ``TEXT_SETS``.
+A text is converted to lower case and split into tokens, which are words and punctuation marks. The
+vocabulary consists of the tokens that occur at least twice in the training texts. To add a set of
+texts, add an entry to ``TEXT_SETS``.
 """
 
 import csv
@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ckasr import devices
+from ckasr.choices import check_choice
 from ckasr.tasks import CLASSIFICATION, Task
 
 from .batches import Batch, Indices
@@ -24,24 +25,28 @@ from .registry import register
 from .sampling import keyed_generator
 
 LENGTH = 64
-"""Tokens per text; what follows is cut off."""
+"""Largest number of tokens of a text; further tokens are removed."""
 PADDING, UNKNOWN = 0, 1
-"""The tokens behind the end of a text, and in place of a word outside the vocabulary."""
+"""Token after the end of a text, and token for a word that is not in the vocabulary."""
 MINIMUM_COUNT = 2
+"""Smallest number of occurrences of a token of the vocabulary in the training texts."""
+
+Augment = Literal["default", "none"]
+"""Texts have no augmentation, so both names have the same effect."""
 
 Samples = list[tuple[str, int]]
 """Texts and their labels."""
 
 
 class TextBatches:
-    """Tokens (n, length) int64 and labels (n,) int64 of one split, as batches on a device.
+    """Tokens and labels of one split, as batches (see ``Batches``).
 
-    A batch has the length of its longest text, except on a device that captures steps, which needs
-    batches of one shape.
+    A batch is tokens (B, length) int64 and labels (B,) int64. The length is that of the longest
+    text of the batch. On a device that captures steps, it is the same for all batches.
 
     Args:
-        tokens: tokens, padded with 0.
-        labels: class of each text.
+        tokens: tokens of each text, (n, length) int64, padded with 0.
+        labels: class of each text, (n,) int64.
         batch_size: number of texts per training batch.
         seed: seed of the order.
         order_seed: seed of another order; -1: the order of ``seed``.
@@ -107,8 +112,8 @@ class TextDataset:
         train_tokens, test_tokens: tokens (n, ``LENGTH``) int64, padded with 0, on the CPU.
         train_labels, test_labels: labels (n,) int64, on the CPU.
         num_classes: number of classes.
-        vocabulary: number of different tokens, padding and unknown included.
-        task: what is asked of a network.
+        vocabulary: number of different tokens, including those for padding and unknown words.
+        task: task of the data set.
     """
 
     name: str
@@ -138,8 +143,7 @@ class TextDataset:
         order_seed: int = -1,
         device: torch.device | str = "cpu",
     ) -> TextBatches:
-        if augment not in ("default", "none"):
-            raise ValueError(f"augment={augment!r}: texts have no augmentation; choose none")
+        check_choice("augment", augment, Augment)
         return TextBatches(
             self.train_tokens[index],
             self.train_labels[index],
@@ -159,10 +163,16 @@ def tokenise(text: str) -> list[str]:
 
 
 def text_dataset(name: str, train: Samples, test: Samples, num_classes: int) -> TextDataset:
-    """Return the tokens of texts and labels, with a vocabulary of the training texts alone."""
+    """Return a data set of tokens from texts. The vocabulary is that of the training texts.
+
+    Args:
+        name: name of the data set.
+        train, test: texts and their labels.
+        num_classes: number of classes.
+    """
     words = [tokenise(text) for text, _ in train]
     counts = Counter(word for text in words for word in text)
-    # Sorted, so that the numbers of the tokens do not depend on the order of the texts.
+    # Tokens are sorted, so that their numbers do not depend on the order of the texts.
     frequent = sorted(word for word, count in counts.items() if count >= MINIMUM_COUNT)
     number = {word: UNKNOWN + 1 + place for place, word in enumerate(frequent)}
 
@@ -184,11 +194,11 @@ def text_dataset(name: str, train: Samples, test: Samples, num_classes: int) -> 
     )
 
 
-# The files
-
-
 def glue(path: Path) -> Samples:
-    """Read a file of GLUE's SST-2: a header, then a sentence, a tab and 0 or 1 on each line."""
+    """Read a file of SST-2 (GLUE): a header, then a sentence, a tab and 0 or 1 on each line.
+
+    Raises ValueError for any other content.
+    """
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     if header.split("\t") != ["sentence", "label"]:
         raise ValueError(f"{path}: the first line must be 'sentence', a tab and 'label'")
@@ -196,17 +206,23 @@ def glue(path: Path) -> Samples:
 
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
-"""Classes of AG News, in the order of its own numbers 1 to 4."""
+"""Classes of AG News, in the order of their numbers 1 to 4."""
 
 
 def news_tsv(path: Path) -> Samples:
-    """Read AG News as lines of a text, a tab and the name of its topic."""
+    """Read a file of AG News whose lines are a text, a tab and the name of the topic.
+
+    Raises ValueError for any other content.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     return [_sample(path, number, line, TOPICS) for number, line in enumerate(lines, 1)]
 
 
 def news_csv(path: Path) -> Samples:
-    """Read AG News as published: rows of the number of the topic, the title and the text."""
+    """Read a published file of AG News, whose rows are the number of the topic, title and text.
+
+    Raises ValueError for any other content.
+    """
     samples = []
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.reader(file), 1):
@@ -225,12 +241,12 @@ def _sample(path: Path, number: int, line: str, labels: Sequence[str]) -> tuple[
 
 @dataclass(frozen=True)
 class Files:
-    """One way in which the files of a set may lie in the folder of all data sets.
+    """Paths and format of the files of a set of texts.
 
     Args:
-        train: paths of the files of the training texts.
-        test: path of the file of the test texts.
-        parse: reads one of them.
+        train: paths of the files of the training texts, in the folder of all data sets.
+        test: path of the file of the test texts, in the folder of all data sets.
+        parse: function that reads one file.
     """
 
     train: tuple[str, ...]
@@ -245,10 +261,10 @@ class TextFiles:
     Args:
         name: name of the data set.
         num_classes: number of classes.
-        counts: number of training and test texts. There are no published digests of these files,
-            so their sizes are what is checked.
-        files: the ways in which its files may lie.
-        source: where to get them.
+        counts: numbers of training and test texts. They are checked instead of digests, because no
+            digests of these files are published.
+        files: possible paths and formats of its files.
+        source: description of where to get the files, for error messages.
     """
 
     name: str
@@ -258,9 +274,14 @@ class TextFiles:
     source: str
 
     def load(self, root: Path) -> TextDataset:
-        """Load the set from the first way whose files are all there.
+        """Load the data set from the first entry of ``files`` whose files all exist.
 
-        Raises FileNotFoundError if there is none, and ValueError for a file that is damaged.
+        Args:
+            root: folder of all data sets.
+
+        Raises:
+            FileNotFoundError: if files are missing for every entry.
+            ValueError: for a damaged file, and for a wrong number of texts.
         """
         for files in self.files:
             if all((root / name).is_file() for name in (*files.train, files.test)):
@@ -284,7 +305,7 @@ class TextFiles:
 
 
 TEXT_SETS = (
-    # GLUE keeps the labels of its test set, so its development set is the test set here.
+    # GLUE does not publish the labels of its test set, so its development set is the test set here.
     TextFiles(
         "sst2",
         2,
@@ -306,7 +327,8 @@ TEXT_SETS = (
         (Files(("ag_news_csv/train.csv",), "ag_news_csv/test.csv", news_csv),),
         "the AG's corpus of news articles (ag_news_csv)",
     ),
-    # A part of the training texts, with all test texts: another set, so that no table mixes them.
+    # A part of the training texts, with all test texts. It has its own name, so that tables do not
+    # mix it with the full data set.
     TextFiles(
         "ag-news-10k",
         4,

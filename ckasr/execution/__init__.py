@@ -1,7 +1,8 @@
-"""Execution: how a masked network is computed.
+"""Execution: dense and sparse computation of a masked network.
 
-For training, `sparse_execution` binds sparse kernels to a model, and `choose` decides where that
-pays. For inference, each function in `INFERENCE` makes another module that computes the same.
+For training, `sparse_execution` replaces parts of a model's forward by sparse kernels, and `choose`
+decides whether this is faster. For inference, each function in `INFERENCE` returns a new module
+with the same outputs.
 """
 
 from .choice import EXECUTIONS, choose, summary

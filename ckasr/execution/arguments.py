@@ -1,4 +1,4 @@
-"""Groups of arguments that the kernels are given at every step, made once for a plan."""
+"""Argument groups of the kernels. They are created once per plan and used at every step."""
 
 from functools import lru_cache
 from typing import Any
@@ -14,15 +14,16 @@ from .planes import Grid
 from .unit import Convolution, Indices
 
 Group = tuple[Any, ...]
-"""What it holds is said in ``kernels.py``."""
+"""An argument group of a kernel; ``kernels.py`` describes the content of each group."""
 
 
 class Arguments:
-    """Weights and norms of a plan's convolutions, as arrays that share the model's memory.
+    """Weights and norms of a plan's convolutions, as arrays that share the memory of the model.
 
     Args:
         plan: the plan.
-        addresses: of the model's parameters and buffers. Others need other arguments.
+        addresses: addresses of the model's parameters and buffers. The arguments are not valid for
+            other addresses.
     """
 
     def __init__(self, plan: Plan, addresses: tuple[int, ...]) -> None:
@@ -36,12 +37,13 @@ class Arguments:
             for lists, flat in zip(plan.lists, self._flat, strict=True)
         ]
         self.parameters = [_parameters(c, plan.grid) for c in convolutions]
-        """Of each convolution: shape and strides in bytes of its weight, and which others exist."""
+        """For each convolution: shape of its weight, strides in bytes, and whether it has a bias
+        and a scale."""
         self._checked = [(terms, channels) for terms, channels in plan.checked if len(channels)]
         self._backs: dict[bytes, tuple[Back, list[Group]]] = {}
 
     def holds(self) -> bool:
-        """Whether the channels that count as zero in the plan still are."""
+        """Return whether the channels that the plan assumes to be zero are still zero."""
         for terms, channels in self._checked:
             total = sum(constants(self.norms[k], channels) for k in terms)
             if not np.all(total <= 0):
@@ -49,9 +51,10 @@ class Arguments:
         return True
 
     def back(self, alive: np.ndarray | None) -> tuple[Back, list[Group]]:
-        """A backward's lists, and the weights of all convolutions in their order.
+        """Return the lists of a backward, and the argument group ``weights`` of each convolution.
 
-        alive: (C,) bool, output channels whose gradient is not zero; None: all.
+        Args:
+            alive: (C,) bool, whether the gradient of each output channel is not zero; None: all.
         """
         if alive is None:
             alive = np.ones(self.plan.out.channels, bool)
@@ -73,7 +76,7 @@ def _parameters(c: Convolution, grid: Grid) -> tuple[tuple[int, ...], tuple[int,
 
 
 def norm_group(c: Convolution, grid: Grid) -> Group:
-    """The group ``norm``; what the layer does not have is 0 or 1 and is not read by others."""
+    """Return the argument group ``norm``. Missing parameters are arrays of 0 or 1."""
     norm = c.norm
 
     def array(value: Tensor | None, otherwise: float) -> np.ndarray:
@@ -93,10 +96,14 @@ def norm_group(c: Convolution, grid: Grid) -> Group:
 
 
 def constants(norm: Group, channels: Indices | slice = slice(None)) -> np.ndarray:
-    """Output of a norm for filters without live weights, whose input is their bias.
+    """Return the output of a norm for filters without live weights, (C,).
 
-    It is the same at every pixel. In train mode it is the shift alone, as a batch without variance
-    has no deviation from its mean.
+    The input of the norm is then the bias of the filter, so the output is the same at every pixel.
+    In train mode it is the shift of the norm, because the input equals the batch mean.
+
+    Args:
+        norm: argument group ``norm``.
+        channels: channels for which to return the output.
     """
     mode, _, bias, gamma, beta, eps, _, mean, var, _ = norm
     if mode == NO_NORM:
@@ -108,13 +115,18 @@ def constants(norm: Group, channels: Indices | slice = slice(None)) -> np.ndarra
 
 
 def _flat(weight: Tensor) -> np.ndarray:
-    """A dense tensor's memory as a vector."""
+    """Return the memory of a dense tensor as a vector."""
     return weight.detach().as_strided((weight.numel(),), (1,)).numpy()
 
 
 @lru_cache
 def no_convolution(grid: Grid, planes: int) -> Group:
-    """In the place of a convolution that reads an input of so many planes."""
+    """Return the arguments that stand for a missing convolution.
+
+    Args:
+        grid: grid of the planes.
+        planes: number of planes of the input that the convolution would read.
+    """
     floats, stored = np.zeros(0, grid.numpy), np.zeros(0, grid.stored)
     behind = floats, NONE, 0, stored, NONE, 0, np.zeros((0, 3), grid.numpy)
     return behind, (floats, NONE), (np.zeros(planes + 1, np.int64), NONE, NONE, floats), floats
@@ -122,6 +134,6 @@ def no_convolution(grid: Grid, planes: int) -> Group:
 
 @lru_cache
 def floor(relu: bool, dtype: torch.dtype) -> Any:
-    """The value below which an activation does not fall, as a number of the planes' type."""
+    """Return the lower bound of an activation: 0 with a ReLU, else -inf, in the planes' type."""
     kind = np.dtype(str(dtype).removeprefix("torch.")).type
     return kind(0 if relu else -np.inf)

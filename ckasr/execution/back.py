@@ -1,4 +1,4 @@
-"""The backward of a plan: weights by the plane they read, and the planes with a gradient."""
+"""Lists for the backward of a plan: weights by the plane they read, and planes with a gradient."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from .unit import Indices
 
 @dataclass
 class BackLists:
-    """A convolution's kept weights by plane of its source, for outputs whose gradient is not zero.
+    """Live weights of a convolution, sorted by the plane they read, for outputs with a gradient.
 
     Args:
-        chosen: numbers of the slots (`Lists`) that have such a gradient.
-        channels: of these slots.
-        y, d: of each of them, where its output and its gradient begin.
-        g: where the gradient in front of its ReLU begins, if that is not stored.
-        start, offset, where: the group ``weights`` of the kernels.
+        chosen: indices into ``Lists.slots`` of the output channels whose gradient is not zero.
+        channels: these output channels.
+        y, d: first positions of the output and of the gradient of each of these channels.
+        g: first position of the gradient before the ReLU, if the activation is virtual.
+        start, offset, where: argument group ``weights`` of the kernels.
     """
 
     chosen: Indices
@@ -32,15 +32,17 @@ class BackLists:
 
 @dataclass
 class BackInput:
-    """The planes of an input that get a gradient.
+    """The planes of an input for which a gradient is computed.
 
     Args:
-        base: where each of them begins.
-        target: where its gradient begins: among the phases, if there is a stride.
-        residual: where the gradient of the sum begins that reaches it as it is; -1: nowhere.
-        whole: where the gradient of its channel begins.
-        channel, row, column: of each plane: its channel, and the pixel its phase begins with.
-        alive: (C,) bool, channels that get a gradient.
+        base: first position of each plane.
+        target: first position of the gradient of each plane; with a stride, among the phases.
+        residual: first position of the gradient of the sum that is added unchanged (residual
+            connection); -1 if there is none.
+        whole: first position of the gradient of the channel of each plane.
+        channel: channel of each plane.
+        row, column: first pixel of the phase of each plane.
+        alive: (C,) bool, whether each channel has a gradient.
     """
 
     base: Indices
@@ -55,12 +57,12 @@ class BackInput:
 
 @dataclass(eq=False)
 class Back:
-    """What a backward needs of a plan, for one set of output channels with a gradient.
+    """Lists for the backward of a plan, for one set of output channels with a gradient.
 
     Args:
-        lists: of each convolution.
-        inputs: of each input.
-        g: where the gradient of the sum begins, for the chosen slots of its convolutions.
+        lists: lists of each convolution.
+        inputs: planes of each input.
+        g: first position of the gradient of each output channel that has one.
     """
 
     lists: list[BackLists]
@@ -69,9 +71,11 @@ class Back:
 
 
 def make_back(plan: Plan, alive: np.ndarray) -> Back:
-    """Lists of a backward, from the output back to the inputs.
+    """Return the lists for the backward of a plan.
 
-    alive: (C,) bool, output channels whose gradient is not zero.
+    Args:
+        plan: the plan.
+        alive: (C,) bool, whether the gradient of each output channel is not zero.
     """
     convolutions = plan.unit.convolutions
     chosen: dict[int, Indices] = {}

@@ -1,4 +1,4 @@
-"""The backward of a unit by the kernels."""
+"""The backward of a unit, computed by the kernels."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ _UNKNOWN = np.zeros(0)
 
 @dataclass(eq=False)
 class Pass:
-    """A backward on its way through a unit.
+    """State of one backward of a unit.
 
     Args:
-        frame: what the forward left.
-        space: what the units share.
-        lease: holds memory until the end of this backward.
-        back: the lists of this backward.
-        weights: the group ``weights`` of each convolution, by these lists.
-        g: memory of the gradient in front of the unit's last ReLU.
-        behind: of each convolution, the group ``behind`` of the kernels.
-        gradients: of each convolution, those of its weight (as a vector), scale and shift.
+        frame: data that the forward has saved.
+        space: workspace of the model's units.
+        lease: owner of the memory that is needed until the end of this backward.
+        back: lists of this backward.
+        weights: argument group ``weights`` of each convolution, from these lists.
+        g: memory of the gradient before the last ReLU of the unit.
+        behind: argument group ``behind`` of each convolution.
+        gradients: gradients of each convolution's weight (as a vector), scale and shift.
     """
 
     frame: Frame
@@ -45,9 +45,17 @@ class Pass:
 def run_backward(
     frame: Frame, space: Workspace, grad: Tensor, wanted: list[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Gradients of the inputs (None where not wanted) and of the parameters, in their order.
+    """Compute the backward of a unit.
 
-    grad: gradient of the output.
+    Args:
+        frame: data that the forward has saved.
+        space: workspace of the model's units.
+        grad: gradient of the output, of its shape.
+        wanted: whether the gradient of each input is needed.
+
+    Returns:
+        The gradients of the inputs, None where not wanted, and the gradients of the parameters in
+        the order of ``Convolution.parameters``, without those that do not exist.
     """
     arguments, plan = frame.arguments, frame.arguments.plan
     unit, lease = plan.unit, Lease(frame.lease.buffers)
@@ -71,7 +79,7 @@ def run_backward(
         found.append(None)
         for k in readers[i]:
             _to_weight(at, i, k)
-    if unit.relu:  # autograd refuses a backward where its output was changed
+    if unit.relu:  # otherwise the output may have been changed in place
         lease.buffers.clean.add(frame.out.ctypes.data)
     return found, [g for k in range(len(unit.convolutions)) for g in _parameters(at, k)]
 
@@ -79,7 +87,10 @@ def run_backward(
 def _incoming(
     frame: Frame, space: Workspace, lease: Lease, grad: Tensor
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """The gradient in front of the last ReLU, its channels that are not zero, and its totals."""
+    """Return the gradient before the last ReLU, its channels that are not zero, and their sums.
+
+    The last two are None if they are not known.
+    """
     plan, unit = frame.arguments.plan, frame.arguments.plan.unit
     if unit.linear:
         grad = grad[:, :, None, None]
@@ -96,7 +107,7 @@ def _incoming(
 
 
 def _new_gradients(at: Pass, k: int) -> tuple[Group, np.ndarray]:
-    """The group ``found`` of the kernels, and memory for the gradient of the weight."""
+    """Return the argument group ``found`` and the memory for the gradient of the weight."""
     plan = at.frame.arguments.plan
     c, kind = plan.unit.convolutions[k], plan.grid.numpy
     scale, shift = np.zeros((2, c.channels), kind)
@@ -106,7 +117,7 @@ def _new_gradients(at: Pass, k: int) -> tuple[Group, np.ndarray]:
 
 
 def _through_norm(at: Pass, k: int, totals: np.ndarray | None) -> None:
-    """From the gradient of the output to that in front of the norm of a term of the sum."""
+    """Compute the backward of the norm of convolution k, which is a term of the sum."""
     frame, arguments, plan = at.frame, at.frame.arguments, at.frame.arguments.plan
     lists, c, step = at.back.lists[k], plan.unit.convolutions[k], plan.lists[k].y.step
     found, _ = _new_gradients(at, k)
@@ -127,7 +138,7 @@ def _one_tile(at: Pass, k: int, name: str = "gradient") -> Group:
 
 
 def _to_virtual(at: Pass, k: int, j: int) -> None:
-    """From behind convolution k to behind convolution j, whose activation it reads."""
+    """Compute the gradient of the output of convolution j, whose activation convolution k reads."""
     frame, arguments, plan = at.frame, at.frame.arguments, at.frame.arguments.plan
     lists, layout = at.back.lists[j], plan.lists[j].y
     g = at.lease.buffers.scratch(f"behind {j}", layout, plan.grid.stored)
@@ -142,7 +153,7 @@ def _to_virtual(at: Pass, k: int, j: int) -> None:
 
 
 def _to_weight(at: Pass, i: int, k: int) -> None:
-    """From behind convolution k to its weight alone."""
+    """Compute the gradient of the weight of convolution k, without the gradient of its input."""
     memory, step = at.frame.read[i]
     source = memory, at.back.inputs[i].base, step
     kernels.backward_weight(
@@ -152,12 +163,12 @@ def _to_weight(at: Pass, i: int, k: int) -> None:
 
 
 def _to_input(at: Pass, i: int, readers: list[int]) -> Tensor:
-    """From behind the convolutions that read an input to that input."""
+    """Compute the gradient of input i from the gradients of the convolutions that read it."""
     frame, plan = at.frame, at.frame.arguments.plan
     source, whole, back = plan.sources[i], plan.inputs[i], at.back.inputs[i]
     memory, known = frame.inputs[i]
     behind_relu = known is not None and known.relu
-    # Who shares memory writes the same positions, so that the zeros between stay zeros.
+    # Memory with this key is always written at the same positions, so other points remain zero.
     pattern = (at.back, i) if source.stride > 1 else back.alive.tobytes()
     key = "to input", whole, pattern
     out = at.lease.buffers.take(key, whole.size, plan.grid.numpy)
@@ -190,7 +201,7 @@ def _to_input(at: Pass, i: int, readers: list[int]) -> Tensor:
 
 
 def _parameters(at: Pass, k: int) -> list[Tensor | None]:
-    """Gradients of a convolution's parameters that exist: weight, bias, scale, shift."""
+    """Return the gradients of a convolution's weight, bias, scale and shift, if they exist."""
     frame, arguments = at.frame, at.frame.arguments
     shape, strides, has_bias, has_scale = arguments.parameters[k]
     flat, scale, shift = at.gradients[k]
@@ -201,7 +212,7 @@ def _parameters(at: Pass, k: int) -> list[Tensor | None]:
         if mode == kernels.NO_NORM:
             found.append(d_shift)
         elif mode == kernels.TRAINING:
-            # Batch statistics take the bias out again.
+            # The output does not depend on the bias, because the batch mean is subtracted.
             found.append(torch.zeros_like(d_shift))
         else:
             found.append(d_shift * torch.from_numpy(frame.coef[k][:, 0].copy()))

@@ -1,4 +1,4 @@
-"""A unit bound to its model: one autograd function, computed by the kernels where they apply."""
+"""A unit as a function of tensors: one autograd function that calls the kernels if possible."""
 
 from typing import Any
 
@@ -17,10 +17,15 @@ from .workspace import Lent, Workspace
 
 
 class BoundUnit:
-    """A unit on its model: called with the input tensors, it returns the output tensor.
+    """Function that computes a unit: called with the input tensors, it returns the output tensor.
 
-    It falls back to the layers themselves where the kernels do not apply: other types, devices or
-    layouts, autocast, hooks on a layer inside, or a batch too small to normalise.
+    It calls the layers of the model instead of the kernels if the kernels do not support the call:
+    for other types, devices or shapes, under autocast, if a layer of the unit has hooks, and if a
+    batch is too small for batch statistics.
+
+    Args:
+        unit: the unit.
+        workspace: workspace of the model's units.
     """
 
     def __init__(self, unit: Unit, workspace: Workspace) -> None:
@@ -29,7 +34,7 @@ class BoundUnit:
         self.border = 0 if unit.linear else workspace.border
         self._buffers = workspace.buffers
         self._plans: dict[object, tuple[Arguments, list[Any]]] = {}
-        """With what the key names by its identity, so that nothing else gets its name."""
+        """Arguments by key. The list keeps the objects alive whose ids are part of the key."""
         self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._fitting: dict[object, bool] = {}
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
@@ -47,10 +52,10 @@ class BoundUnit:
         return self.forward(list(inputs), addresses)[0]
 
     def applies(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether the kernels can compute this call."""
+        """Return whether the kernels can compute the output for these inputs."""
         if not self.workspace.enabled or any(self._hooks) or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.is_inference_mode_enabled():  # its tensors have no version counter
+        if torch.is_inference_mode_enabled():  # tensors then have no version counter
             return False
         dtype = self.unit.convolutions[0].layer.weight.dtype
         if dtype not in (torch.float32, torch.float64):
@@ -64,7 +69,7 @@ class BoundUnit:
         return self._fitting[key]
 
     def _fits(self, shapes: list[torch.Size]) -> bool:
-        """Whether inputs of these shapes can be computed with the norms in their present mode."""
+        """Return whether the kernels support these shapes and the present modes of the norms."""
         dimensions = 2 if self.unit.linear else 4
         if any(len(shape) != dimensions or not shape.numel() for shape in shapes):
             return False
@@ -76,11 +81,11 @@ class BoundUnit:
         training = [n for n in self._norms if n.training]
         if any(n.momentum is None for n in training):  # a cumulative average
             return False
-        # One value per channel cannot be normalised: the layers say so themselves.
+        # One value per channel cannot be normalised; the layers of the model raise the error.
         return not training or shapes[0][0] * self.unit.smallest_plane(shapes[0][2:]) > 1
 
     def plain(self, *inputs: Tensor) -> Tensor:
-        """The same by the layers themselves."""
+        """Return the output of the unit, computed by the layers of the model."""
         values: list[Tensor] = []
         for k, c in enumerate(self.unit.convolutions):
             x = c.layer(inputs[-1 - c.source] if c.source < 0 else values[c.source])
@@ -92,9 +97,11 @@ class BoundUnit:
         return torch.relu(out) if self.unit.relu else out
 
     def forward(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> tuple[Tensor, Frame]:
-        """The output, and what its backward needs.
+        """Return the output, and the data that its backward needs.
 
-        addresses: of the parameters and buffers.
+        Args:
+            inputs: input tensors.
+            addresses: addresses of the parameters and buffers.
         """
         if self.unit.linear:
             inputs = [x[:, :, None, None] for x in inputs]
@@ -104,13 +111,16 @@ class BoundUnit:
     def backward(
         self, frame: Frame, grad: Tensor, wanted: list[bool]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Gradients of the inputs (None where not wanted) and of the parameters, in their order."""
+        """Return the gradients of the inputs (None if not wanted) and of the parameters."""
         return run_backward(frame, self.workspace, grad, wanted)
 
     def _prepare(
         self, inputs: list[Tensor], addresses: tuple[int, ...]
     ) -> tuple[Arguments, list[Lent | None]]:
-        """The plan with its arguments, and what is known of inputs that are outputs of ours."""
+        """Return the arguments of the kernels, and the ``Lent`` objects of the inputs.
+
+        An input that no unit has computed has None instead.
+        """
         space, convolutions = self.workspace, self.unit.convolutions
         if self._buffers is not space.buffers:
             self._plans.clear()
@@ -128,11 +138,11 @@ class BoundUnit:
         alive = [None if known is None else known.alive for known in lent]
         key = (
             shapes,
-            # By identity: a plan puts out the same array at every step, and is kept with it.
+            # By id: a plan returns the same array at every step, and self._plans keeps it alive.
             *[id(a) for a in alive],
             *[(n.training, n.eps, n.momentum) for n in self._norms],
             *[c.layer.weight.stride() for c in convolutions],
-            # Masks that somebody changed, in place or for others, without a word.
+            # Masks can be replaced or changed in place without a call of `update`.
             *[(id(m), m._version) for m in masks],
         )
         arguments, _ = self._plans.get(key, (None, None))
@@ -151,7 +161,7 @@ class BoundUnit:
         return arguments, lent
 
     def _statistics(self) -> list[Tensor]:
-        """The buffers of the norms."""
+        """Return the buffers of the norms."""
         return [
             buffer
             for n in self._norms
@@ -167,14 +177,14 @@ class _Function(torch.autograd.Function):
     ) -> Tensor:
         out, frame = bound.forward([t.detach() for t in tensors[:inputs]], addresses)
         ctx.bound, ctx.frame, ctx.inputs = bound, frame, inputs
-        # Autograd then refuses a backward after any of them was changed in place.
+        # Autograd then raises an error in the backward if one of them was changed in place.
         ctx.save_for_backward(*tensors, *([out] if bound.unit.relu else []))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # raises where one of them was changed, or the graph was freed
+        _ = ctx.saved_tensors  # raises an error if a tensor was changed or the graph was freed
         wanted = list(ctx.needs_input_grad[3 : 3 + ctx.inputs])
         found, parameters = ctx.bound.backward(ctx.frame, grad, wanted)
         return None, None, None, *found, *parameters

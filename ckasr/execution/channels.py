@@ -1,10 +1,10 @@
-"""Which channels of a traced network its output depends on.
+"""Find the channels of a traced network on which its output depends.
 
-Two things are known about a channel: its sign, if that is the same for every input (both signs mean
-that it is zero), and whether it is needed. A channel is not needed if everything that reads it
-multiplies it by zero, or if it is zero itself and only convolutions or linear layers read it.
-Channels that are added to each other are needed together, because the terms of a sum must have the
-same width.
+For each channel, two properties are computed. The first is its sign, if it is the same for every
+input; a channel that is both nonnegative and nonpositive is zero. The second is whether it is
+needed. A channel is not needed if every operation that reads it multiplies it by zero, or if it is
+zero and only convolutions or linear layers read it. Channels that are added to each other are
+either all needed or all not needed, because the terms of a sum must have the same width.
 """
 
 import math
@@ -20,7 +20,7 @@ from ckasr.sparsity.layers import CONVOLUTIONS
 _SIGN_PRESERVING = {"relu", "relu6", "gelu", "silu", "hardswish", "tanh", "identity"} | {
     "dropout", "dropout1d", "dropout2d", "dropout3d",
 }  # fmt: skip
-"""Functions of one value each that change no sign; zero stays zero."""
+"""Elementwise functions that do not change the sign of a value, and map zero to zero."""
 _POOLS = {
     f"{adaptive}{kind}pool{d}d"
     for adaptive in ("", "adaptive")
@@ -29,8 +29,8 @@ _POOLS = {
 }
 
 Parts = list[tuple[fx.Node, Tensor]]
-"""The terms of a sum: for each, its node, and which of its channels is each channel of the sum
-(-1: a channel of zeros)."""
+"""Terms of a sum. Each term is a node and an index vector, which gives for each channel of the sum
+the channel of the term, or -1 for a channel of zeros."""
 
 
 @dataclass
@@ -38,34 +38,42 @@ class Channels:
     """The channels of one tensor in the graph. The bool vectors have one entry per channel."""
 
     dim: int
-    """The dimension of the channels."""
+    """Dimension of the channels."""
     parts: Parts
     nonnegative: Tensor
-    """Whether a channel is at least 0 for every input."""
+    """Whether each channel is at least 0 for every input."""
     nonpositive: Tensor
+    """Whether each channel is at most 0 for every input."""
     needed: Tensor
+    """Whether each channel is needed."""
 
     @property
     def zero(self) -> Tensor:
+        """Whether each channel is 0 for every input."""
         return self.nonnegative & self.nonpositive
 
 
 @dataclass
 class Layer:
-    """A convolution or linear layer that is called once and whose parameters nothing else reads."""
+    """A convolution or linear layer that is called once. Nothing else reads its parameters."""
 
     module: nn.Module
     source: fx.Node | None
-    """The tensor that it reads; None if the channels of that tensor are not followed."""
+    """Node of its input; None if the channels of the input are not followed."""
     positive: Tensor
-    """(outputs, inputs): whether any weight is above zero, or NaN."""
+    """(outputs, inputs) bool, whether any weight is above zero or NaN."""
     negative: Tensor
+    """(outputs, inputs) bool, whether any weight is below zero or NaN."""
 
 
 class Network:
-    """The channels of a traced network whose nodes have their shapes in ``meta["shape"]``.
+    """The channels of a traced network.
 
-    A tensor without an entry in `channels` is not followed: all channels of its inputs are needed.
+    A tensor without an entry in ``channels`` is not followed, so all channels of its inputs are
+    needed.
+
+    Args:
+        traced: the network. Each node has the shape of its tensor in ``meta["shape"]``.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -81,7 +89,7 @@ class Network:
             else:
                 self._need_inputs(node)
         self._settle()
-        # A layer cannot be empty: the channel is kept that needs the fewest others.
+        # A layer must have at least one channel: keep the one that reads the fewest channels.
         while empty := [node for node in self.layers if not self.channels[node].needed.any()]:
             layer = self.layers[empty[0]]
             reads = (layer.positive | layer.negative).sum(1)
@@ -89,7 +97,10 @@ class Network:
             self._settle()
 
     def padding(self, node: fx.Node) -> tuple[int, int] | None:
-        """Number of needed zero channels that a padding adds before and after; None: no padding."""
+        """Return the numbers of needed zero channels that a padding node adds before and after.
+
+        The result is None for any other node.
+        """
         if self._kind(node) != "pad" or node not in self.channels:
             return None
         ((_, index),) = self.channels[node].parts
@@ -98,7 +109,7 @@ class Network:
         return int(new[:first].sum()), int(new[first:].sum())
 
     def _settle(self) -> None:
-        """Mark what the needed channels need, until no channel is added."""
+        """Mark the channels on which needed channels depend, until no channel is added."""
         count = -1
         while count != (count := sum(int(c.needed.sum()) for c in self.channels.values())):
             for node, channels in reversed(self.channels.items()):
@@ -150,7 +161,7 @@ class Network:
         )
 
     def _add_sum(self, node: fx.Node, parts: Parts) -> None:
-        """A tensor whose channels are sums of the channels of others, with their signs."""
+        """Add a tensor whose channels are sums of channels of other tensors, with their signs."""
         nonnegative = torch.ones(len(parts[0][1]), dtype=torch.bool)
         nonpositive = nonnegative.clone()
         for source, index in parts:
@@ -163,7 +174,7 @@ class Network:
         self.channels[node] = Channels(dim, parts, nonnegative, nonpositive, needed)
 
     def _parts(self, node: fx.Node) -> Parts | None:
-        """The terms of which a tensor is the sum; None for an operation that is not followed."""
+        """Return the terms of which a tensor is the sum; None if the operation is not followed."""
         sources = node.all_input_nodes
         if not node.args or not sources or any(s not in self.channels for s in sources):
             return None
@@ -196,7 +207,7 @@ class Network:
         return None
 
     def _kind(self, node: fx.Node) -> str:
-        """One name for an operation, be it a module, function or method; "" if it is unknown."""
+        """Return one name for a module, function or method of the same operation; "" if unknown."""
         name, home = str(node.target), "torch"
         if node.op == "call_module":
             kind = type(self.modules[name])
@@ -209,7 +220,7 @@ class Network:
         return name.lower().replace("_", "") if known else ""
 
     def _is_full_flatten(self, node: fx.Node) -> bool:
-        """Whether it flattens all dimensions behind the batch."""
+        """Return whether the node flattens all dimensions after the batch dimension."""
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             return (module.start_dim, module.end_dim) == (1, -1)
@@ -217,10 +228,10 @@ class Network:
 
 
 def count_calls(traced: fx.GraphModule) -> dict[fx.Node, int]:
-    """Return how often the graph uses the module that a node calls; 0 for a node that calls none.
+    """Return for each node how often the graph uses the module that the node calls, or 0.
 
-    A use is a call of the module, a read of one of its parameters, and a call of another module
-    that contains it. A module with more than one use must stay as it is.
+    A use is a call of the module, a read of one of its parameters, or a call of another module
+    that contains it. A module with more than one use must not be changed.
     """
     modules = dict(traced.named_modules())
     nodes = list(traced.graph.nodes)
@@ -235,14 +246,14 @@ def count_calls(traced: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def _is_spatial(node: fx.Node, ndim: int) -> bool:
-    """Whether a mean is taken over dimensions behind the channels."""
+    """Return whether a mean is taken over dimensions after the channel dimension."""
     dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return bool(dims) and all(d % ndim >= 2 for d in dims)
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Whether an index consists of slices, with whole ones for batch and channels."""
+    """Return whether an index consists of slices that keep all samples and all channels."""
     index = node.args[1]
     if not isinstance(index, tuple) or not all(isinstance(i, slice) for i in index):
         return False
@@ -250,7 +261,10 @@ def _keeps_channels(node: fx.Node) -> bool:
 
 
 def _zero_channels(node: fx.Node, ndim: int) -> tuple[int, int] | None:
-    """The channels of zeros that a padding adds before and after; None for other paddings."""
+    """Return the numbers of zero channels that a padding adds before and after the channels.
+
+    The result is None for a padding with other values or with negative amounts.
+    """
     arguments: tuple[Any, ...] = node.args[1:] or (None,)
     amounts, *rest = arguments
     settings = dict(zip(("mode", "value"), rest, strict=False)) | node.kwargs

@@ -1,4 +1,7 @@
-"""Choice of the execution of a training phase, by the masks alone: the same on every machine."""
+"""Choice between dense and sparse execution of a training phase.
+
+The choice does not depend on the speed of the machine, so that a run can be repeated exactly.
+"""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,17 +17,22 @@ Execution = Literal["auto", "dense", "sparse"]
 EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 DENSEST = 0.2
-"""Density up to which sparse execution is chosen. On ResNet20 it is 1.3 times as fast as dense
-execution at this density, and faster below (measured by `python -m benchmarks sparse`)."""
+"""Largest density at which sparse execution is chosen. For ResNet20, sparse execution is 1.3 times
+as fast as dense execution at this density (measured by `python -m benchmarks sparse`)."""
 
 
 def choose(
     execution: str, model: nn.Module, masks: Mapping[str, Tensor], precision: str
 ) -> tuple[str, str]:
-    """``"dense"`` or ``"sparse"`` for a model with these masks, and the reason in a few words.
+    """Return ``"dense"`` or ``"sparse"`` for a model with these masks, and the reason.
 
-    ``"auto"`` chooses sparse execution for a network with convolutions whose density is at most
-    ``DENSEST``, if it trains on a CPU in fp32 and numba is installed.
+    Args:
+        execution: ``"dense"``, ``"sparse"`` or ``"auto"``. With ``"auto"``, sparse execution is
+            chosen for a network with convolutions whose density is at most ``DENSEST``, if it
+            trains on a CPU in fp32 and numba is installed.
+        model: the network.
+        masks: bool mask of every prunable weight, by name.
+        precision: ``"fp32"``, ``"tf32"`` or ``"bf16"``.
 
     Raises:
         ValueError: if the execution is unknown, or if ``"sparse"`` is impossible.
@@ -57,7 +65,11 @@ def choose(
 
 
 def summary(phases: Mapping[str, str]) -> str:
-    """The execution of all phases if it is the same, else that of each phase."""
+    """Return the execution as text: one word if all phases have the same one, else one per phase.
+
+    Args:
+        phases: ``"dense"`` or ``"sparse"``, by the name of the phase.
+    """
     if len(set(phases.values())) <= 1:
         return next(iter(phases.values()), "dense")
     return ", ".join(f"{name} {execution}" for name, execution in phases.items())

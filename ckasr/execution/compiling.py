@@ -1,4 +1,4 @@
-"""Compiling the kernels once, before the first step, by one process, with a message to the user."""
+"""Compile the kernels once per machine, in one process, before the first step."""
 
 import contextlib
 import hashlib
@@ -24,16 +24,20 @@ from .workspace import Workspace
 
 @lru_cache
 def compile_kernels(dtype: torch.dtype, half: bool = False) -> None:
-    """Load every kernel from numba's cache on disk, and compile those that are not there before.
+    """Load all kernels from numba's cache on disk; first compile them if they are not there.
 
-    The cache is in ``NUMBA_CACHE_DIR``, or beside the source. A process of its own compiles, and
-    others that start at the same time wait for it. Code that has just been compiled and the same
-    code from disk can round differently (the linker then joins other copies of the inner loops),
-    so no process computes with what it has compiled itself.
+    The cache is in ``NUMBA_CACHE_DIR``, or beside the source. The kernels are compiled in a
+    separate process, with a message on standard error. Other processes that need the kernels at
+    that time wait. No process uses code that it has compiled itself, because the rounding of such
+    code can differ from that of the same code loaded from disk: the linker can then choose other
+    copies of the inner loops.
 
     Args:
-        dtype: of the network.
-        half: whether its planes are stored in bfloat16.
+        dtype: type of the network, float32 or float64.
+        half: whether internal planes are stored in bfloat16.
+
+    Raises:
+        subprocess.CalledProcessError: if the compilation fails.
     """
     with _alone():
         if not (marker := _marker(dtype, half)).exists():
@@ -50,7 +54,7 @@ def compile_kernels(dtype: torch.dtype, half: bool = False) -> None:
 
 
 def _marker(dtype: torch.dtype, half: bool) -> Path:
-    """A file in numba's cache which says that these kernels have been compiled from this source."""
+    """Return the path of a file that exists if the kernels of this source have been compiled."""
     source = hashlib.sha256(f"{numba.__version__} {platform.processor()} {dtype} {half}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
@@ -60,7 +64,7 @@ def _marker(dtype: torch.dtype, half: bool) -> Path:
 
 
 def _compile_elsewhere(dtype: torch.dtype, half: bool) -> None:
-    """Run every kernel once in another process, which leaves the compiled code on disk."""
+    """Run every kernel once in another process, which writes the compiled code to disk."""
     call = f"from {__name__} import run_all; import torch; run_all({dtype}, {half})"
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environment = os.environ | {"PYTHONPATH": path}
@@ -70,7 +74,7 @@ def _compile_elsewhere(dtype: torch.dtype, half: bool) -> None:
 @torch.random.fork_rng(devices=[])
 @torch.enable_grad()
 def run_all(dtype: torch.dtype, half: bool) -> None:
-    """Run every kernel once on a tiny network."""
+    """Run every kernel once on a small network. The arguments are those of `compile_kernels`."""
 
     def conv(name: str, source: int, stride: int = 1) -> Convolution:
         layer = nn.Conv2d(2, 2, 3, stride, 1, dtype=dtype)
@@ -98,7 +102,7 @@ def run_all(dtype: torch.dtype, half: bool) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """One process at a time on this machine, where the system has file locks."""
+    """Context manager in which only one process is at a time, if the system has file locks."""
     try:
         import fcntl
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The forward of a unit by the kernels."""
+"""The forward of a unit, computed by the kernels."""
 
 from dataclasses import dataclass, field
 
@@ -15,15 +15,17 @@ from .workspace import Lent, Workspace
 
 @dataclass(eq=False)
 class Frame:
-    """What a forward leaves to its backward.
+    """Data that a forward saves for its backward.
 
     Args:
-        arguments: of the plan.
-        lease: holds the memory below (but not that of ``inputs`` and ``out``).
-        inputs: memory of each input, and what is known of it if it is an output of ours.
-        read: of each input, memory and step of the planes that convolutions read: its own, or
-            their phases.
-        y, stats, coef: of each convolution: output, statistics and affine form of its norm.
+        arguments: arguments of the kernels.
+        lease: owner of the memory below, except that of the output and of inputs from other units.
+        inputs: memory of each input, and its properties if a unit has computed it, else None.
+        read: memory and step of the planes that convolutions read, for each input: those of the
+            input itself, or those of its phases.
+        y: output of each convolution.
+        stats: statistics of the norm of each convolution.
+        coef: affine coefficients of the norm of each convolution.
         out: memory of the output.
     """
 
@@ -40,7 +42,17 @@ class Frame:
 def run_forward(
     arguments: Arguments, space: Workspace, inputs: list[Tensor], lent: list[Lent | None]
 ) -> tuple[Tensor, Frame]:
-    """The output of a unit. lent: what is known of each input, if it is an output of ours."""
+    """Compute the forward of a unit.
+
+    Args:
+        arguments: arguments of the kernels.
+        space: workspace of the model's units.
+        inputs: input tensors, (N, C, H, W).
+        lent: properties of each input if a unit has computed it, else None.
+
+    Returns:
+        The output, and the data for the backward.
+    """
     plan, unit = arguments.plan, arguments.plan.unit
     frame = Frame(arguments, Lease(space.buffers))
     for i, (x, known) in enumerate(zip(inputs, lent, strict=True)):
@@ -65,7 +77,7 @@ def run_forward(
 
 
 def _clear_dead(frame: Frame, space: Workspace) -> None:
-    """Zero the channels that no kernel writes, unless a backward has found them unchanged."""
+    """Set the channels to zero that no kernel writes, unless they are known to be zero already."""
     plan, clean = frame.arguments.plan, space.buffers.clean
     if len(plan.dead):
         address = frame.out.ctypes.data
@@ -123,7 +135,7 @@ def _convolve(frame: Frame, k: int) -> None:
 
 
 def _term(frame: Frame, k: int) -> Group:
-    """A term of the sum: memory, planes and step, and the affine form of each plane."""
+    """Return the argument group of a term of the sum (see ``kernels.combine``)."""
     plan = frame.arguments.plan
     if k >= 0:
         lists = plan.lists[k]

@@ -1,9 +1,9 @@
-"""Ways to compute a masked network after training, behind one interface.
+"""Functions that prepare a masked network for inference, with one interface.
 
-Each way is a function ``(model, masks) -> module``. The module is in eval mode and has the outputs
-of the masked model in eval mode up to round-off; the model and the masks are left as they were.
-Which way is the fastest depends on the network and on its sparsity: ``python -m benchmarks shrink``
-measures all of them. To add one, write such a function and add it to ``INFERENCE``.
+Each function is ``(model, masks) -> module``. The returned module is in eval mode, and its outputs
+equal those of the masked model in eval mode up to rounding errors. The model and the masks are not
+changed. The fastest function depends on the network and on its sparsity; ``python -m benchmarks
+shrink`` measures all of them. To add one, write such a function and add it to ``INFERENCE``.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ from .sparse import sparse_execution
 
 
 def sparse_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of a model on the CPU that computes with kept weights only.
+    """Return a copy of a model on the CPU that is computed with its kept weights only.
 
-    See `sparse_execution`, which does the same to a model in place, for training.
+    See `sparse_execution`, which changes a model in place and is used for training.
     """
     copied = masked_copy(model, masks)
     sparse_execution(copied, masks)

@@ -1,24 +1,24 @@
-"""Numba kernels of sparse execution: what a unit's forward and backward call.
+"""Numba kernels of sparse execution, which the forward and backward of a unit call.
 
-A *plane* is one channel of a batch: its images one after the other, each with zeros to the right of
-its rows and below them (`planes.py`). A convolution is then a sum of shifted planes, one for each
-kept weight, without a branch for the border. All kernels work on a *tile*, the planes of a few
-images, so that the channels of a tile stay in the L2 cache between the loops that read them.
+A *plane* is one channel of a batch. It contains the images one after the other, with zeros after
+each row and after each image (`planes.py`). A convolution is then a weighted sum of shifted planes,
+one for each kept weight, and the border needs no special case. All kernels process one *tile* at a
+time, which is a few images, so that all channels of a tile stay in the L2 cache between two loops.
 
-Every kernel is compiled for float32 and float64 from the same source. Sums over a batch are taken
-in that type within a tile and in float64 over the tiles.
+Every kernel is compiled for float32 and float64 from the same source. Sums over a batch are
+computed in this type within a tile, and in float64 over the tiles.
 
-Arguments come in groups (plain tuples, which numba unpacks without cost):
-    planes (memory, base, step): an array, where each plane begins in it (-1 for a plane that does
-        not exist), and the distance between two tiles of one plane.
-    weights (start, offset, where, flat): the kept weights by plane. Those of plane c are number
-        start[c] to start[c + 1] - 1; weight k is flat[where[k]], and reads at offset[k], which is
-        the beginning of its plane plus its shift.
-    norm (mode, count, bias, gamma, beta, eps, momentum, mean, var, steps): the batch norm behind a
-        convolution and the convolution's bias. mode: NO_NORM, FROZEN (running statistics) or
-        TRAINING; count: pixels of a channel in the batch.
-    grid (mask, tile, tiles, last): 1 at the pixels of a tile and 0 at the zeros between them;
-        points of a tile, number of tiles, points of the last tile.
+Arguments are passed in groups (tuples, which numba unpacks at no cost):
+    planes (memory, base, step): an array, the first position of each plane in it (-1 for a plane
+        that does not exist), and the distance between two tiles of one plane.
+    weights (start, offset, where, flat): the kept weights, sorted by plane. Plane c has the weights
+        start[c] to start[c + 1] - 1. The value of weight k is flat[where[k]]. The weight reads at
+        offset[k], which is the first position of its plane plus its shift.
+    norm (mode, count, bias, gamma, beta, eps, momentum, mean, var, steps): the batch norm after a
+        convolution, and the bias of the convolution. mode: NO_NORM, FROZEN (running statistics) or
+        TRAINING. count: number of pixels of a channel in the batch.
+    grid (mask, tile, tiles, last): an array with 1 at the pixels of a tile and 0 between them, the
+        number of points of a tile, the number of tiles, and the number of points of the last tile.
 """
 
 import numpy as np
@@ -65,7 +65,7 @@ NO_NORM, FROZEN, TRAINING = 0, 1, 2
 
 @jit
 def kept(weights, like):
-    """The kept weights, in the order of their list."""
+    """Return the values of the kept weights, in the order of their list."""
     _, _, where, flat = weights
     values = np.empty(where.size, like.dtype)
     for k in range(where.size):
@@ -78,7 +78,7 @@ def kept(weights, like):
 
 @jit
 def gather(out, x, offset, weight, first, end, at, n):
-    """out = sum of weight[k] * (plane of x at offset[k]) over first <= k < end (not empty)."""
+    """out = sum of weight[k] * (plane of x at offset[k]) for first <= k < end; first < end."""
     k = first
     if end - k >= 4:
         a, b, c, d = offset[k] + at, offset[k + 1] + at, offset[k + 2] + at, offset[k + 3] + at
@@ -123,7 +123,7 @@ def gather(out, x, offset, weight, first, end, at, n):
 
 @jit
 def convolve_tile(y, acc, x, offset, weight, first, end, at, n, mask):
-    """One filter on one tile: its output y. Returns the sums of y and of its squares."""
+    """Compute the output y of one filter on one tile. Returns the sums of y and of its squares."""
     k = first
     if end - first == 1:
         a = offset[k] + at
@@ -149,10 +149,13 @@ def convolve_tile(y, acc, x, offset, weight, first, end, at, n, mask):
 
 @jit
 def normalise(norm, filters, sums, stats, coef):
-    """The batch norm behind a convolution as y -> a y + b; in train mode its running statistics.
+    """Compute the batch norm after a convolution as a map y -> a y + b.
 
-    filters: the channel of each row of sums; every other channel's output is the convolution's
-    bias. stats: (C, 2), mean without the bias and 1 / standard deviation. coef: (C, 2), a and b.
+    In train mode, the running statistics are updated.
+
+    filters: channel of each row of sums; the output of every other channel is the bias of the
+    convolution. sums: sums of the output and of its squares. stats: (C, 2), is set to the mean
+    without the bias and 1 / standard deviation. coef: (C, 2), is set to a and b.
     """
     mode, count, bias, gamma, beta, eps, momentum, mean, var, steps = norm
     stats[:] = 0
@@ -187,13 +190,14 @@ def normalise(norm, filters, sums, stats, coef):
 
 @jit
 def convolve(source, weights, filters, out, before, norm, stats, coef, grid):
-    """One convolution, and the affine form of the batch norm behind it (`normalise`).
+    """Compute one convolution and the affine coefficients of the batch norm after it (`normalise`).
 
-    source (x, step): the planes that are read. out: planes of y, of every filter that has weights;
-    -1 for one whose output nobody reads: its statistics are taken all the same.
-    before (virtual, p, p_base, p_step, p_coef, p_channel, floor, x_base): where virtual, x is an
-    activation that is not stored, but holds one tile of max(a p + b, floor) at a time; p_channel:
-    the row of p_coef, which holds a and b, of each plane.
+    source (x, step): planes that are read.
+    out: planes of the output y of every filter with weights. The position is -1 for a filter whose
+    output is not read; its statistics are computed nevertheless.
+    before (virtual, p, p_base, p_step, p_coef, p_channel, floor, x_base): the activation that is
+    read, if virtual is True. It is then not stored as a whole: x contains one tile of
+    max(a p + b, floor) at a time. p_channel is the row of p_coef with a and b of each plane.
     """
     x, x_step = source
     start, offset, _, _ = weights
@@ -228,10 +232,10 @@ def convolve(source, weights, filters, out, before, norm, stats, coef, grid):
 
 @jit
 def combine(first, second, out, floor, grid):
-    """out = max(a y + b + c r + d, floor), by plane.
+    """out = max(a y + b + c r + d, floor), for each plane.
 
-    first (y, base, step, coef, channel): the planes y, of which -1 counts as zero, and the row of
-    coef that holds a and b of each plane. second: the same for r, c and d.
+    first (y, base, step, coef, channel): the planes y, where a position of -1 is a plane of zeros,
+    and the row of coef with a and b of each plane. second: the same for r, c and d.
     """
     y, y_base, y_step, y_coef, y_channel = first
     r, r_base, r_step, r_coef, r_channel = second
@@ -256,19 +260,19 @@ def combine(first, second, out, floor, grid):
                 constant(x[o : o + n], b, floor, m)
 
 
-# Backward. Further groups of arguments:
-#   behind (g, g_base, g_step, y, y_base, y_step, coef): the gradient of a convolution's output, in
-#       the form coef0 g + coef1 y + coef2, where g is the gradient behind its batch norm.
+# Backward. Further argument groups:
+#   behind (g, g_base, g_step, y, y_base, y_step, coef): the gradient of a convolution's output y,
+#       which is coef0 g + coef1 y + coef2, where g is the gradient after its batch norm.
 #   one_tile (d, d_base): memory for one tile of that gradient.
-#   found (d_gamma, d_beta, coef): what `normalise_backward` writes.
+#   found (d_gamma, d_beta, coef): arrays that `normalise_backward` writes.
 
 
 @jit
 def normalise_backward(norm, stats, channel, sums, found):
-    """Gradients of a batch norm's scale and shift, and the form of its input's gradient.
+    """Compute the gradients of a batch norm's scale and shift, and the coefficients coef.
 
-    channel: of each row of sums (of g and of g y). Without a norm, the gradient of the shift is
-    that of the convolution's bias.
+    sums: sums of g and of g y. channel: channel of each row of sums. Without a norm, d_beta is the
+    gradient of the bias of the convolution.
     """
     mode, count, _, gamma, _, _, _, _, _, _ = norm
     d_gamma, d_beta, coef = found
@@ -280,7 +284,7 @@ def normalise_backward(norm, stats, channel, sums, found):
         coef[j, 1] = 0
         coef[j, 2] = 0
         if mode != NO_NORM:
-            # The output of a filter without weights has no deviation from its mean.
+            # In train mode, x is zero for a filter without weights, because its output is constant.
             m = stats[c, 0]
             r = stats[c, 1]
             x = (sums[j, 1] - m * s) * r
@@ -294,9 +298,10 @@ def normalise_backward(norm, stats, channel, sums, found):
 
 @jit
 def norm_backward(gradient, y, known, totals, norm, stats, channel, found, grid):
-    """`normalise_backward` at the end of a unit. gradient, y: planes behind and in front of it.
+    """Compute `normalise_backward` for the batch norm of a term of the sum of a unit.
 
-    known: whether totals holds the sum of the gradient over each channel already.
+    gradient: planes of the gradient after the norm. y: planes before the norm.
+    known: whether totals contains the sum of the gradient over each channel.
     """
     g, g_base, g_step = gradient
     y, y_base, y_step = y
@@ -324,7 +329,7 @@ def norm_backward(gradient, y, known, totals, norm, stats, channel, found, grid)
 
 @jit
 def fill(one_tile, behind, t, n, mask):
-    """One tile of the gradients of all filters' outputs."""
+    """Compute one tile of the gradients of the outputs of all filters."""
     d, d_base = one_tile
     g, g_base, g_step, y, y_base, y_step, coef = behind
     for c in range(g_base.size):
@@ -342,8 +347,12 @@ def fill(one_tile, behind, t, n, mask):
 
 @jit
 def scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
-    """Add to out (or set it, if fresh) the planes of d that one input plane reaches; the products
-    of these planes with x are added to dw. Returns whether out is still not set."""
+    """Compute the contribution of the planes d to the gradient of one input plane x.
+
+    The weighted sum of the shifted planes of d is added to out, or assigned to it if fresh is True.
+    The sums of products of these planes with x are added to dw. Returns whether out has not been
+    assigned yet.
+    """
     k = first
     while end - k >= 4:
         a, b, c, e = offset[k], offset[k + 1], offset[k + 2], offset[k + 3]
@@ -396,12 +405,15 @@ def write_gradient(weights, dw, gradient):
 def backward_to_virtual(
     behind, one_tile, weights, gradient, before, out, norm, stats, channel, found, grid
 ):
-    """From the gradient behind a convolution to the activation before it, which is not stored, and
-    through the batch norm before that (`normalise_backward`).
+    """Compute the backward of a convolution that reads a virtual activation.
 
-    gradient: dense memory for the weight's. before (p, p_base, p_step, p_coef, floor): the
-    activation is max(a p + b, floor). out: planes of the gradient that passed its ReLU. norm,
-    stats, found: of the batch norm before the activation; channel: the one of each plane.
+    The result is the gradient before the ReLU of this activation, and the backward of the batch
+    norm before the ReLU (`normalise_backward`).
+
+    gradient: dense memory for the gradient of the weight.
+    before (p, p_base, p_step, p_coef, floor): the activation is max(a p + b, floor).
+    out: planes of the gradient before the ReLU.
+    norm, stats, found: arguments of the batch norm before the ReLU. channel: channel of each plane.
     """
     start, offset, _, _ = weights
     d, _ = one_tile
@@ -442,15 +454,15 @@ def backward_to_virtual(
 
 @jit
 def backward_to_input(first, two, second, residual, source, out, totals, grid):
-    """From the gradients behind one or two convolutions to the planes that they read.
+    """Compute the gradient of the planes that one or two convolutions read.
 
     first, second (behind, one_tile, weights, gradient): the convolutions, as in
-    `backward_to_virtual`; two: whether there is a second one.
-    residual: planes of a gradient that reaches the input as it is (a residual connection).
-    source (x, base, step, channel, behind_relu, floor): the planes that are read and the channel of
-    each. behind_relu: whether they are the output of a ReLU; what is written is then the gradient
-    in front of that ReLU, zero where x is not above the floor.
-    totals: (C,), its sum over each channel is added to these.
+    `backward_to_virtual`. two: whether there is a second one.
+    residual: planes of a gradient that is added unchanged (a residual connection).
+    source (x, base, step, channel, behind_relu, floor): planes that are read, and the channel of
+    each plane. behind_relu: whether they are the output of a ReLU. The result is then the gradient
+    before this ReLU, which is zero where x is not above the floor.
+    totals: (C,), to which the sum of the result over each channel is added.
     """
     behind1, one_tile1, weights1, gradient1 = first
     behind2, one_tile2, weights2, gradient2 = second
@@ -506,16 +518,16 @@ def backward_to_input(first, two, second, residual, source, out, totals, grid):
 
 @jit
 def dot(x, d, offset, first, end, n, dw):
-    """Add to dw the sums over the products of x with planes of d."""
+    """Add the sums of products of x with planes of d to dw."""
     for k in range(first, end):
         dw[k] += product(x, d[offset[k] : offset[k] + n])
 
 
 @jit
 def backward_weight(behind, one_tile, weights, gradient, source, grid):
-    """Gradients of the kept weights alone, where nobody asks for the input's.
+    """Compute the gradients of the kept weights, without the gradient of the input.
 
-    source (x, base, step): the planes that are read.
+    source (x, base, step): planes that are read.
     """
     start, offset, where, _ = weights
     x, x_base, x_step = source
@@ -536,10 +548,10 @@ def backward_weight(behind, one_tile, weights, gradient, source, grid):
 
 @jit
 def pool(planes, channel, means, pixels):
-    """Write the mean over the pixels of each image of some planes into means, (N, C).
+    """Write the mean over the pixels of each image of some planes to means, (N, C).
 
-    planes (memory, base, image): image is the distance between two images of a plane. channel: of
-    each plane.
+    planes (memory, base, image): image is the distance between two images of a plane.
+    channel: channel of each plane.
     """
     x, base, image = planes
     for c in range(base.size):
@@ -550,10 +562,12 @@ def pool(planes, channel, means, pixels):
 
 @jit
 def spread(gradient, planes, behind_relu, floor, out, channel, totals, mask, pixels):
-    """The transpose of `pool`: planes of the gradient in out, at the places of the planes.
+    """Compute the transpose of `pool`, which is its backward.
 
-    gradient: (N, C), of the means. behind_relu: whether the planes are the output of a ReLU; what
-    is written is then the gradient in front of it. totals: (C,), its sum over each channel.
+    gradient: (N, C), gradient of the means. out: memory of the result, with the same layout as the
+    planes. behind_relu: whether the planes are the output of a ReLU; the result is then the
+    gradient before this ReLU. totals: (C,), to which the sum of the result over each channel is
+    added.
     """
     x, base, image = planes
     for c in range(base.size):
@@ -573,7 +587,7 @@ def spread(gradient, planes, behind_relu, floor, out, channel, totals, mask, pix
 
 @jit
 def gate(planes, x, floor, grid):
-    """Set planes of a gradient to zero where the ReLU's output x, laid out alike, is zero."""
+    """Set planes of a gradient to zero where the output x of a ReLU, of equal layout, is zero."""
     g, base, step = planes
     _, tile, tiles, last = grid
     for t in range(tiles):
@@ -585,9 +599,10 @@ def gate(planes, x, floor, grid):
 
 @jit
 def split_phases(whole, phases, row, column, stride, images):
-    """Every stride-th pixel, from (row, column) of each plane on.
+    """Copy every stride-th pixel of each plane, from (row, column) on.
 
-    whole, phases (memory, base, distance of images, of rows, height, width): planes.
+    whole, phases (memory, base, distance between images, distance between rows, height, width):
+    planes to read and planes to write.
     """
     x, x_base, x_image, x_row, height, width = whole
     out, out_base, out_image, out_row, out_height, out_width = phases
@@ -599,7 +614,7 @@ def split_phases(whole, phases, row, column, stride, images):
                 i = x_base[j] + n * x_image + (h * stride + row[j]) * x_row + column[j]
                 o = out_base[j] + n * out_image + h * out_row
                 done = 0
-                if stride == 2:  # eight at a time, written out: the common case, vectorised
+                if stride == 2:  # the common case: eight pixels at a time, which LLVM vectorises
                     done = columns // 8 * 8
                     for w in range(0, done, 8):
                         p = out[o + w : o + w + 8]
@@ -612,7 +627,7 @@ def split_phases(whole, phases, row, column, stride, images):
 
 @jit
 def merge_phases(phases, whole, row, column, stride, images):
-    """The transpose of `split_phases`: each phase's pixels of the whole planes are set."""
+    """Compute the transpose of `split_phases`: copy pixels of each phase to the whole planes."""
     g, g_base, g_image, g_row, g_height, g_width = phases
     out, out_base, out_image, out_row, height, width = whole
     for j in range(g_base.size):

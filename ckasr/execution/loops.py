@@ -1,11 +1,11 @@
 """Loops over one tile of a few planes: the arithmetic of the kernels.
 
 Each function is one loop over arrays of the same length, so that LLVM can vectorise it. Planes are
-stored as numbers of the type in which the kernels compute, or as bfloat16 (an array of uint16):
-`load` and `store` convert, and do nothing for the former.
+stored in the type in which the kernels compute, or in bfloat16 (an array of uint16). `load` and
+`store` convert from and to bfloat16; for the other types they do nothing.
 
-The flags of `FAST` let LLVM change the order of sums. They do not let it assume that there are no
-NaNs, so that a network that has diverged shows them.
+The flags in `FAST` allow LLVM to change the order of sums. They do not allow it to assume that
+there are no NaNs, so that NaNs of a network that has diverged are not lost.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,10 @@ _BITS = ir.IntType(32)
 
 
 def _load(context: Any, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """A stored number as one to compute with: a bfloat16 is the upper half of a float32."""
+    """Convert a stored number to the type of the computation.
+
+    The bits of a bfloat16 are the upper half of those of a float32.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0] != types.uint16:
@@ -35,7 +38,7 @@ def _load(context: Any, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
 
 
 def _store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """A number as an array stores it: a bfloat16 is the nearest one, of two the even one."""
+    """Convert a number to the type of an array. Bfloat16 is rounded to nearest, ties to even."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0].dtype != types.uint16:
@@ -43,7 +46,7 @@ def _store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Ca
         bits = builder.bitcast(args[1], _BITS)
         odd = builder.and_(builder.lshr(bits, _BITS(16)), _BITS(1))
         rounded = builder.add(bits, builder.add(odd, _BITS(0x7FFF)))
-        # Rounding up would carry the bits of a NaN into those of a number.
+        # Rounding up the bits of a NaN could give the bits of a number.
         number = builder.fcmp_ordered("ord", args[1], args[1])
         bits = builder.select(number, rounded, _BITS(0x7FC00000))
         return builder.trunc(builder.lshr(bits, _BITS(16)), ir.IntType(16))
@@ -51,13 +54,13 @@ def _store(context: Any, array: types.Array, value: types.Type) -> tuple[Any, Ca
     return array.dtype(array, value), generate
 
 
-# Of type Any, because kernels call them without the context.
+# The type is Any, because kernels call them without the argument ``context``.
 load: Any = intrinsic(_load)
 store: Any = intrinsic(_store)
 
 
-# Forward: sums of one, two or four shifted planes, each times a weight. With four at a time, the
-# sum is loaded and stored a quarter as often.
+# Forward: weighted sums of one, two, four or eight shifted planes. If four planes are added at a
+# time, the sum is loaded and stored a quarter as often.
 
 
 @jit
@@ -119,7 +122,7 @@ def masked_sums(y, acc, mask):
 
 @jit
 def only1(y, x0, w0, mask):
-    """`set1` and `masked_sums` in one loop, for a filter of one weight."""
+    """Compute `set1` and `masked_sums` in one loop, for a filter with one weight."""
     s = mask.dtype.type(0)
     q = s
     for i in range(y.size):
@@ -195,7 +198,7 @@ def constant(out, b, floor, mask):
 
 @jit
 def sum_and_product(g, y):
-    """The sums of g and of g y."""
+    """Return the sums of g and of g y."""
     s = g.dtype.type(0)
     q = s
     for i in range(g.size):
@@ -206,7 +209,7 @@ def sum_and_product(g, y):
 
 @jit
 def product(g, y):
-    """The sum of g y."""
+    """Return the sum of g y."""
     q = g.dtype.type(0)
     for i in range(g.size):
         q += g[i] * load(y[i])
@@ -215,7 +218,7 @@ def product(g, y):
 
 @jit
 def total(g):
-    """The sum of g."""
+    """Return the sum of g."""
     s = g.dtype.type(0)
     for i in range(g.size):
         s += g[i]
@@ -236,8 +239,8 @@ def scaled(d, g, a):
         d[i] = a * load(g[i])
 
 
-# The transpose of the sums above, and the sums over the products of the same planes with x: one
-# load of a gradient's plane serves the gradients of the input and of the weight.
+# The transpose of the sums above, and the sums of products of the same planes with x. Each plane of
+# a gradient is loaded once for both the gradient of the input and the gradient of the weight.
 
 
 @jit
@@ -340,7 +343,7 @@ def gate_in_place(g, x, floor):
 
 @jit
 def spread_where(out, g, x, floor):
-    """out = g, one number, where x is above the floor, else 0. Returns at how many points it is."""
+    """out = the number g where x is above the floor, else 0. Returns the number of such points."""
     zero = out.dtype.type(0)
     count = 0
     for i in range(out.size):

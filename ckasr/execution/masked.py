@@ -1,4 +1,4 @@
-"""A masked network as it is: dense layers whose pruned weights are zero."""
+"""Dense inference of a masked network: layers are dense, and pruned weights are zero."""
 
 import copy
 from collections.abc import Mapping
@@ -14,7 +14,13 @@ from ckasr.sparsity.masks import check_masks
 def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of the model in eval mode, without hooks, whose pruned weights are zero.
 
-    Raises ValueError for masks that do not fit. The model is left as it was, and so are the masks.
+    Args:
+        model: the model; it is not changed.
+        masks: bool mask of every prunable weight, by name.
+
+    Raises:
+        ValueError: if a mask is missing, belongs to no weight, has another shape than its weight,
+            or is not bool.
     """
     model = unwrapped(model)
     check_masks(prunable(model), masks)

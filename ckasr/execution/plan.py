@@ -1,8 +1,9 @@
-"""From masks to lists: which planes of a unit are computed, from which kept weights, and where.
+"""Plans: lists, made from the masks, of the planes that a unit computes and of their kept weights.
 
-Activations inside a unit that only one convolution reads are not stored (*virtual*). A plan holds
-for one shape of the inputs and one pattern of live channels. It does not depend on the values of
-the weights.
+An activation inside a unit is not stored as a whole (it is *virtual*), because only one convolution
+reads it. A plan is valid for one shape of the inputs and one set of channels that are not zero. It
+does not depend on the values of the weights. A *live* weight is a kept weight whose input channel
+is not zero.
 """
 
 import itertools
@@ -21,12 +22,12 @@ NONE: Indices = np.zeros(0, np.int64)
 
 @dataclass
 class Rows:
-    """Kept weights of a layer, one in each row.
+    """Kept weights of a layer, as arrays with one entry per weight.
 
     Args:
-        filter, channel: output and input channel.
-        dy, dx: offset of the pixel that the weight reads, in rows and columns.
-        where: position in the weight's memory.
+        filter, channel: output channel and input channel of each weight.
+        dy, dx: offset of the pixel that each weight reads, in rows and columns.
+        where: position of each weight in the memory of the weight tensor.
     """
 
     filter: Indices
@@ -40,7 +41,7 @@ class Rows:
 
 
 def kept_rows(convolution: Convolution, mask: Tensor) -> Rows:
-    """Every kept weight of a layer, in the order of its mask."""
+    """Return all kept weights of a layer, in the order of its mask."""
     weight = convolution.layer.weight
     _, groups, _, padding, dilation = convolution.geometry()
     index = mask.nonzero().numpy()
@@ -55,12 +56,16 @@ def kept_rows(convolution: Convolution, mask: Tensor) -> Rows:
 
 @dataclass
 class Source:
-    """Planes of an input that convolutions read: its channels, or the phases of a stride.
+    """Planes of an input that the convolutions of a unit read.
+
+    They are channels of the input if the stride is 1. For a stride s, each plane is a phase: every
+    s-th row and every s-th column of a channel, from one pixel on.
 
     Args:
-        grid: of these planes.
-        channel, row, column: of each plane: its channel, and the pixel that its phase begins with.
-        stride: of the convolutions.
+        grid: grid of these planes.
+        channel: channel of each plane.
+        row, column: first pixel of the phase of each plane.
+        stride: stride of the convolutions.
     """
 
     grid: Grid
@@ -71,37 +76,39 @@ class Source:
 
     @cached_property
     def phases(self) -> Planes:
-        """The layout of phases, which are copied."""
+        """Layout of the phases, which are copies of the input."""
         return Planes(self.grid, len(self.channel))
 
     @cached_property
     def phases_base(self) -> Indices:
+        """First position of each phase."""
         return self.phases.base(np.arange(len(self.channel)))
 
     def base(self, whole: Planes) -> Indices:
-        """Where each plane begins. whole: the layout of the input."""
+        """Return the first position of each plane. ``whole`` is the layout of the input."""
         return whole.base(self.channel) if self.stride == 1 else self.phases_base
 
     def step(self, whole: Planes) -> int:
+        """Return the distance between two tiles of a plane. ``whole`` is the input's layout."""
         return whole.step if self.stride == 1 else self.phases.step
 
 
 @dataclass
 class Lists:
-    """A convolution's kept weights, by filter.
+    """Live weights of a convolution, sorted by filter, and the positions of its outputs.
 
     Args:
-        rows: the kept weights that read live channels.
-        number, shift: of each row: the plane of the source that it reads, and the distance from
-            the point that it contributes to.
-        filters: channels that have weights.
-        slots: channels that are stored, in order.
+        rows: live weights.
+        number: index of the plane of the source that each weight reads.
+        shift: distance from the point of the output to the point that each weight reads.
+        filters: output channels with live weights.
+        slots: output channels that are stored, in ascending order.
         y: layout of the stored outputs.
         d: layout of one tile of their gradients.
-        start, offset, where: the group ``weights`` of the kernels.
-        y_base: of each filter, where its output begins; -1: nobody reads it.
-        slot_y: of each slot, where its output begins; -1: it has no weights.
-        slot_d: of each slot, where its gradient begins.
+        start, offset, where: argument group ``weights`` of the kernels.
+        y_base: first position of the output of each filter; -1 if nothing reads the output.
+        slot_y: first position of the output of each stored channel; -1 if it has no live weights.
+        slot_d: first position of the gradient of each stored channel.
     """
 
     rows: Rows
@@ -121,22 +128,23 @@ class Lists:
 
 @dataclass(eq=False)
 class Plan:
-    """Everything about a unit that does not change from step to step.
+    """Data of a unit that is the same at every step.
 
     Args:
         unit: the unit.
-        grid: of its output, and of all planes inside it.
-        inputs: layout of the inputs.
-        sources: planes that are read of each input.
-        lists: kept weights of each convolution.
-        virtual: layout of the activation that a convolution reads, if it is not stored.
+        grid: grid of its output, and of all planes inside it.
+        inputs: layout of each input.
+        sources: planes of each input that the convolutions read.
+        lists: live weights of each convolution.
+        virtual: layout of the virtual activation that a convolution reads, by the index of the
+            convolution.
         outs: output channels that are computed.
         out: layout of the output.
-        alive: (C,) bool, output channels that are computed. The others are zero.
-        residual: of each input that is a term of the sum: where the plane of each computed output
-            channel begins; -1: it is zero.
-        checked: (convolutions, channels): channels that count as zero. The sum of these
-            convolutions' constants must stay at most 0 there.
+        alive: (C,) bool, whether each output channel is computed. The others are zero.
+        residual: for each input that is a term of the sum, the first position of its plane for each
+            computed output channel; -1 if this channel of the input is zero.
+        checked: pairs (convolutions, channels). The plan is valid as long as the sum of the
+            constants of these convolutions (see ``make_plan``) is at most 0 in these channels.
     """
 
     unit: Unit
@@ -151,7 +159,7 @@ class Plan:
     residual: dict[int, Indices]
     checked: list[tuple[list[int], Indices]]
     number: int = field(default_factory=itertools.count().__next__)
-    """Different for every plan. Its buffers are found by it."""
+    """Unique number of the plan, which is part of the keys of its buffers."""
 
     def __post_init__(self) -> None:
         grid, count = self.grid, len(self.outs)
@@ -159,11 +167,11 @@ class Plan:
         self.dead = np.flatnonzero(~self.alive)
         self.virtual_base = {k: s.base(np.arange(s.planes)) for k, s in self.virtual.items()}
         self.tiles = (grid.mask, *grid.extent)
-        """The group ``grid`` of the kernels."""
+        """Argument group ``grid`` of the kernels."""
         self.no_planes = np.full(count, -1, np.int64)
         self.first_row = np.zeros(count, np.int64)
         self.unchanged = np.array([[1, 0]], grid.numpy)
-        """Affine form of a term that is an input, found in the first row."""
+        """Affine coefficients (1, 0) for a term of the sum that is an input."""
         self.nothing = np.zeros((1, 2), grid.numpy)
 
 
@@ -174,14 +182,14 @@ def make_plan(
     alive: Sequence[np.ndarray],
     constants: Sequence[np.ndarray],
 ) -> Plan:
-    """The plan of a unit.
+    """Return the plan of a unit.
 
     Args:
         unit: the unit.
-        masks: of each convolution.
+        masks: mask of each convolution.
         inputs: layout of each input.
-        alive: of each input, (C,) bool: its other channels are exactly zero.
-        constants: of each convolution, (C,): what comes out of its norm for a filter without live
+        alive: (C,) bool for each input; the channels with False are exactly zero.
+        constants: (C,) for each convolution, the output of its norm for a filter without live
             weights.
     """
     convolutions = unit.convolutions
@@ -193,7 +201,7 @@ def make_plan(
     size = sizes[first] if first >= 0 else shapes[-1 - first][2:]
     grid = replace(inputs[0].grid, height=size[0], width=size[1])
 
-    # Forward: which filters have live weights, which channels are then alive.
+    # In forward order: find the filters with live weights, and the channels that are not zero.
     rows: list[Rows] = []
     living: list[np.ndarray] = []
     checked: list[tuple[list[int], Indices]] = []
@@ -221,7 +229,7 @@ def make_plan(
         out_alive = np.ones(len(shares[0]), bool)
     outs = np.flatnonzero(out_alive)
 
-    # Backward: which of them are read.
+    # In backward order: find the channels that are read.
     stored: list[np.ndarray] = [np.zeros(0, bool)] * len(convolutions)
     for k in reversed(range(len(convolutions))):
         if k in unit.terms:
@@ -276,7 +284,7 @@ def _source(
 
 
 def _planes_of(rows: Rows, source: Source, grid: Grid) -> tuple[Indices, Indices]:
-    """Number of the plane that each weight reads, and its shift there."""
+    """Return the index of the plane that each weight reads, and the shift in this plane."""
     s = source.stride
     known = (source.channel * s + source.row) * s + source.column
     asked = (rows.channel * s + rows.dy % s) * s + rows.dx % s

@@ -1,4 +1,4 @@
-"""Memory layout of sparse execution: padded planes, and buffers for them."""
+"""Memory layouts of sparse execution: padded planes, and the buffers that contain them."""
 
 import math
 import mmap
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 TILE_POINTS = 19_200
-"""Points of a plane that a kernel works on at a time, to the nearest power of two images.
+"""Approximate number of points of a plane that a kernel computes at a time (a tile).
 
-Small tiles stay in the L2 cache, and large ones are read ahead by the processor in long runs. On a
-Zen 4 core with 1 MB of L2, steps of ResNet20 and ResNet32 take the least time between 9,600 and
-38,400 points at every sparsity from 0.9 to 0.998; tiles of 1,200 points cost 6 to 20 % more.
+The number of images of a tile is the power of two that is closest. Small tiles remain in the L2
+cache, and large tiles give long reads that the processor can prefetch. On a Zen 4 core with 1 MB of
+L2 cache, training steps of ResNet20 and ResNet32 are fastest with 9,600 to 38,400 points at every
+sparsity from 0.9 to 0.998; with 1,200 points they take 6 to 20 % longer.
 """
 
 HUGE = 1 << 21
@@ -24,11 +25,11 @@ HUGE = 1 << 21
 
 @dataclass(frozen=True)
 class Grid:
-    """The points of one plane: ``images`` of ``height`` x ``width`` pixels, one after the other.
+    """Points of one plane: ``images`` images of ``height`` x ``width`` pixels, one after the other.
 
-    Each row has ``border`` zeros to its right, and each image as many rows of zeros below it. To
-    the left of a row is the border of the row before, and above an image that of the image before.
-    A plane may therefore be read at any shift of up to ``border`` rows and columns.
+    Each row is followed by ``border`` zeros, and each image by ``border`` rows of zeros. The zeros
+    of one row are also to the left of the next row, and those of one image are also above the next
+    image. A plane can therefore be read with any shift of up to ``border`` rows and columns.
     """
 
     images: int
@@ -37,59 +38,63 @@ class Grid:
     border: int
     dtype: torch.dtype
     half: bool = False
-    """Whether what only kernels see is stored in bfloat16."""
+    """Whether internal planes, which PyTorch does not use, are stored in bfloat16."""
 
     @cached_property
     def row(self) -> int:
+        """Number of points of a row with its border."""
         return self.width + self.border
 
     @cached_property
     def image(self) -> int:
-        """Points of an image with its border."""
+        """Number of points of an image with its border."""
         return (self.height + self.border) * self.row
 
     @cached_property
     def guard(self) -> int:
-        """Number of zeros before and behind all planes: the largest shift, in whole cache lines."""
+        """Number of zeros before and after all planes: the largest shift, in whole cache lines."""
         return -(-(self.border * self.row + self.border) // 16) * 16
 
     @cached_property
     def pixels(self) -> int:
-        """Pixels of a channel, over which a batch norm averages."""
+        """Number of pixels of a channel in the batch, over which a batch norm averages."""
         return self.images * self.height * self.width
 
     @cached_property
     def tile_images(self) -> int:
+        """Number of images of a tile."""
         power = max(0, round(math.log2(TILE_POINTS / self.image)))
         return min(1 << power, self.images)
 
     @cached_property
     def tile(self) -> int:
-        """Points of a tile."""
+        """Number of points of a tile."""
         return self.tile_images * self.image
 
     @cached_property
     def tiles(self) -> int:
+        """Number of tiles of a plane."""
         return -(-self.images // self.tile_images)
 
     @cached_property
     def extent(self) -> tuple[int, int, int]:
-        """Points of a tile, number of tiles, points of the last tile."""
+        """Number of points of a tile, number of tiles, number of points of the last tile."""
         rest = self.images - (self.tiles - 1) * self.tile_images
         return self.tile, self.tiles, rest * self.image
 
     @cached_property
     def numpy(self) -> np.dtype:
+        """Type in which the kernels compute."""
         return np.dtype(str(self.dtype).removeprefix("torch."))
 
     @cached_property
     def stored(self) -> np.dtype:
-        """The type of planes that only kernels see: bfloat16 is an array of uint16."""
+        """Type of internal planes. An array of bfloat16 has the type uint16."""
         return np.dtype(np.uint16) if self.half else self.numpy
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """1 at the pixels of a tile, 0 at its borders."""
+        """Array with 1 at the pixels of a tile and 0 at the borders."""
         image = np.zeros((self.height + self.border, self.row), self.numpy)
         image[: self.height, : self.width] = 1
         return np.tile(image.reshape(-1), self.tile_images)
@@ -97,10 +102,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Planes:
-    """Layout of all channels of a tensor (N, C, H, W) that PyTorch can see too.
+    """Layout of a tensor (N, C, H, W) that PyTorch also uses.
 
-    The images of a channel are neighbours, so that a plane is one piece of memory, which the
-    processor reads ahead.
+    The images of a channel are adjacent, so that a plane is contiguous memory, which the processor
+    can prefetch.
     """
 
     grid: Grid
@@ -108,30 +113,33 @@ class Planes:
 
     @cached_property
     def pitch(self) -> int:
-        """Points between two channels."""
+        """Distance between two channels, in points."""
         grid = self.grid
         return -(-(grid.images * grid.image + grid.guard) // 16) * 16
 
     @cached_property
     def step(self) -> int:
-        """Points between two tiles of a channel."""
+        """Distance between two tiles of a channel, in points."""
         return self.grid.tile
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         grid = self.grid
         return 2 * grid.guard + max(self.channels, 1) * self.pitch
 
     @cached_property
     def strides(self) -> tuple[int, int, int, int]:
+        """Strides of the tensor (N, C, H, W), in points."""
         return self.grid.image, self.pitch, self.grid.row, 1
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the tensor, (N, C, H, W)."""
         return self.grid.images, self.channels, self.grid.height, self.grid.width
 
     def base(self, channels: np.ndarray) -> np.ndarray:
-        """Where the planes of channels begin. -1 (no plane) stays -1."""
+        """Return the first positions of the planes of channels; -1 (no plane) is kept as -1."""
         return np.where(channels < 0, -1, self.grid.guard + channels * self.pitch)
 
     @cached_property
@@ -139,12 +147,16 @@ class Planes:
         return tuple(stride * self.grid.numpy.itemsize for stride in self.strides)
 
     def group(self, memory: np.ndarray, base: np.ndarray) -> tuple[Any, ...]:
-        """What kernels need that work on rows: distances of images and rows, height and width."""
+        """Return the arguments of kernels that process single rows.
+
+        They are the memory, the first positions of planes, the distances between images and between
+        rows, the height and the width.
+        """
         grid = self.grid
         return memory, base, grid.image, grid.row, grid.height, grid.width
 
     def view(self, memory: np.ndarray, flat: bool = False) -> np.ndarray:
-        """(N, C, H, W), or (N, C) where flat, on this memory."""
+        """Return a view of the memory as an array (N, C, H, W), or (N, C) if ``flat``."""
         end, grid = 2 if flat else 4, self.grid
         offset = grid.guard * grid.numpy.itemsize
         return np.ndarray(self.shape[:end], grid.numpy, memory, offset, self._bytes[:end])
@@ -152,44 +164,50 @@ class Planes:
 
 @dataclass(frozen=True)
 class Tiled:
-    """Layout of planes that only kernels see: all planes of a tile are neighbours."""
+    """Layout of internal planes: all planes of a tile are adjacent."""
 
     grid: Grid
     planes: int
 
     @cached_property
     def step(self) -> int:
+        """Distance between two tiles of a plane, in points."""
         return max(self.planes, 1) * self.grid.tile
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         return self.step * self.grid.tiles
 
     def base(self, slots: np.ndarray) -> np.ndarray:
+        """Return the first positions of planes from their indices; -1 (no plane) is kept as -1."""
         return np.where(slots < 0, -1, slots * self.grid.tile)
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Layout of one tile of each plane, with zeros around each. A kernel fills it and reads it."""
+    """Layout of temporary planes: one tile of each plane, with zeros around each of them."""
 
     grid: Grid
     planes: int
 
     @cached_property
     def pitch(self) -> int:
+        """Distance between two planes, in points."""
         return -(-(self.grid.tile + self.grid.guard) // 16) * 16
 
     @cached_property
     def size(self) -> int:
+        """Number of points of the memory."""
         return self.grid.guard + max(self.planes, 1) * self.pitch
 
     def base(self, slots: np.ndarray) -> np.ndarray:
+        """Return the first positions of planes from their indices."""
         return self.grid.guard + slots * self.pitch
 
 
 def zeros(size: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros aligned to a cache line, in huge pages if the system has them."""
+    """Return an array of zeros, aligned to a cache line, in huge pages if the system has them."""
     item = dtype.itemsize
     if size * item > HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         region = mmap.mmap(-1, (-(-size * item // HUGE) + 1) * HUGE)
@@ -202,37 +220,41 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 class Buffers:
-    """Memory that is used again. New memory is zero; used memory is as its last user left it.
+    """A pool of arrays that are reused.
 
-    A user reads only what it has written itself, and zeros between images. No user of the same key
-    ever writes those, so they stay zeros.
+    A new array contains zeros, and a reused array still contains its last values. A function that
+    takes an array may read only the points that it has written itself, and the zeros between
+    images. No function that uses the same key writes between images, so these points remain zero.
     """
 
     def __init__(self) -> None:
         self._free: dict[object, list[np.ndarray]] = {}
         self._scratch: dict[object, np.ndarray] = {}
         self.clean: set[int] = set()
-        """Addresses of outputs that were unchanged when their backward ran."""
+        """Addresses of outputs that had not been changed in place when their backward ran."""
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        """Return an array of the pool with this key, or a new array of this size and type."""
         free = self._free.setdefault(key, [])
         return free.pop() if free else zeros(size, dtype)
 
     def give(self, key: object, memory: np.ndarray) -> None:
+        """Give an array back to the pool."""
         self._free.setdefault(key, []).append(memory)
 
     def lend(self, key: object, memory: np.ndarray, view: np.ndarray) -> Tensor:
-        """A view of the memory as a tensor. The memory is free when no tensor refers to it."""
-        # A torch storage keeps the array alive that it was made from.
+        """Return a view as a tensor. Its memory is given back when no tensor refers to it."""
+        # A torch storage keeps a reference to the array that it was created from.
         weakref.finalize(view, self.give, key, memory).atexit = False
         return torch.from_numpy(view)
 
     def scratch(
         self, name: str, layout: Scratch | Tiled, dtype: np.dtype | None = None
     ) -> np.ndarray:
-        """Memory for all plans of a grid. Each plan writes it before it reads it.
+        """Return temporary memory that all plans of a grid share.
 
-        One piece for all stays in the cache better than many would.
+        A plan must write each point before it reads it. Shared memory stays in the cache, while
+        separate memory for each plan would not.
         """
         key = name, layout.grid
         known = self._scratch.get(key)
@@ -242,13 +264,14 @@ class Buffers:
 
 
 class Lease:
-    """Memory taken from buffers, which they get back when the lease is gone."""
+    """Arrays from a pool, which are given back when this object is deleted."""
 
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
         self._taken: list[tuple[object, np.ndarray]] = []
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
+        """Return an array as `Buffers.take`, and keep it until this object is deleted."""
         memory = self.buffers.take(key, size, dtype)
         self._taken.append((key, memory))
         return memory

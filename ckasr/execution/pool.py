@@ -1,4 +1,4 @@
-"""Global average pooling of a unit's output, which lies in planes."""
+"""Global average pooling of the output of a unit, on the memory layout of the kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,16 @@ from .workspace import Lent, Workspace
 
 
 class BoundPool:
-    """The mean over the pixels of each channel: called with (N, C, H, W), it returns (N, C).
+    """Function from (N, C, H, W) to (N, C): the mean over the pixels of each channel.
 
-    It is computed from the planes of a unit's output, and its gradient is written into such planes,
-    in front of the unit's last ReLU. Any other tensor is pooled as the model itself does it.
+    For an output of a unit, the kernels compute the mean from the planes of this output. The
+    backward writes planes with the gradient before the last ReLU of the unit. For any other tensor,
+    the pooling of the model is called.
 
     Args:
-        workspace: of the model's units.
-        plain: the model's own pooling.
-        keep: whether the output is (N, C, 1, 1) instead.
+        workspace: workspace of the model's units.
+        plain: pooling of the model.
+        keep: whether the output has the shape (N, C, 1, 1) instead.
     """
 
     def __init__(self, workspace: Workspace, plain: Callable[[Tensor], Tensor], keep: bool) -> None:
@@ -50,8 +51,8 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, workspace: Workspace, known: Lent, x: Tensor) -> Tensor:
         ctx.workspace, ctx.known = workspace, known
-        # If x is the output of a ReLU, its unit has saved it, and refuses a backward after x was
-        # changed in place. If not, the gradient does not depend on x.
+        # x need not be saved. If it is the output of a ReLU, its unit has saved it, and autograd
+        # raises an error if x is changed in place. Otherwise the gradient does not depend on x.
         return torch.from_numpy(_forward(known))
 
     @staticmethod
@@ -61,7 +62,7 @@ class _Function(torch.autograd.Function):
 
 
 def _channels(known: Lent) -> tuple[np.ndarray, np.ndarray]:
-    """The channels that are not zero, and where their planes begin."""
+    """Return the channels that are not zero, and the positions of their planes in the memory."""
     channels = np.flatnonzero(known.alive)
     return channels, known.planes.base(channels)
 

@@ -1,9 +1,10 @@
-"""A masked network as a smaller one, for inference: batch norms folded, dead filters removed.
+"""Inference with a smaller network: batch norms are folded, and dead filters are removed.
 
-Nothing is approximated. A filter is removed only if its output is zero for every input, or if
-nothing reads it (see `channels`). A filter without inputs is not always zero: its shift makes it a
-constant, which the zero padding of the next convolution turns into a pattern along the border. Such
-a filter is removed if the constant is at most 0 and a ReLU follows.
+The outputs are not approximated. A filter is removed only if its output is zero for every input, or
+if nothing reads it (see `channels`). A filter without kept weights is not always zero: its output
+is a constant, because its batch norm has a shift. The next convolution pads this constant with
+zeros, so that its effect is different at the border, and the constant cannot be folded into a bias.
+Such a filter is removed if the constant is at most 0 and a ReLU follows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,38 +27,39 @@ _FUSIONS: dict[type[nn.Module], tuple[type[nn.Module], Callable[..., nn.Module]]
     nn.Conv3d: (nn.BatchNorm3d, fuse_conv_bn_eval),
     nn.Linear: (nn.BatchNorm1d, fuse_linear_bn_eval),
 }
-"""The batch norm that can be folded into each kind of layer, and the function that does it."""
+"""Batch norm that can be folded into each kind of layer, and the function that folds it."""
 
 
 def shrink(
     model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int] | None = None
 ) -> nn.Module:
-    """Return the masked model, in eval mode, as a smaller network with the same outputs.
+    """Return a smaller network with the same outputs as the masked model in eval mode.
 
     The masks are applied, each batch norm is folded into the convolution or linear layer before
-    it, and filters are removed whose output is zero for every input or that nothing reads. Outputs
-    equal those of the masked model in eval mode up to round-off.
+    it, and filters are removed whose output is zero for every input or is not read. The outputs
+    equal those of the masked model in eval mode up to rounding errors.
 
-    The method follows plain convolutions and linear layers, and what connects them in ResNets and
-    MLPs: sums, activations like ReLU, dropout, pooling, means and slices over pixels, flattening
-    and zero padding. Around any other operation all channels are kept: the outputs stay exact, but
-    the network is larger than it could be. The same holds for a layer whose parameters the forward
-    pass also reads directly.
+    Channels are removed from plain convolutions and linear layers that are connected by the
+    operations of ResNets and MLPs: sums, activations like ReLU, dropout, pooling, means and slices
+    over pixels, flattening and zero padding. All channels that any other operation reads or writes
+    are kept, and so are those of a layer whose parameters the forward pass also reads directly. The
+    outputs are then still exact, but the network may be larger than necessary.
 
     Args:
-        model: Maps (batch, *input_shape) to a tensor. It is left as it was.
-        masks: One bool mask for each weight that `ckasr.sparsity.prunable` names.
-        input_shape: Shape of one input, without the batch. By default the first layer determines
-            it: the inputs of a linear layer, or images of 32 x 32 pixels for a 2-d convolution.
+        model: model from (batch, *input_shape) to a tensor. It is not changed.
+        masks: bool mask of every weight of `ckasr.sparsity.prunable`, by name.
+        input_shape: shape of one input, without the batch dimension. By default, the first layer
+            determines it: the inputs of a linear layer, or 32 x 32 pixels for a 2-d convolution.
 
     Returns:
-        A torch.fx.GraphModule with the layer names of the model, on its device and in its memory
-        format, without its hooks.
+        A torch.fx.GraphModule with the layer names of the model, on the same device and in the
+        same memory format, without hooks.
 
     Raises:
-        ValueError: For masks that do not fit, a model that does not take the input shape, and a
-            model that torch.fx cannot trace faithfully (a branch on values, a tensor that is
-            changed in place before another operation reads it).
+        ValueError: if a mask is missing, unknown, of another shape than its weight or not bool, if
+            the model does not accept the input shape, and if torch.fx cannot trace the model
+            correctly (a branch that depends on values, or a tensor that is changed in place before
+            another operation reads it).
     """
     model = unwrapped(model)
     weights = prunable(model)
@@ -67,7 +69,7 @@ def shrink(
         traced = _traced(masked_copy(model, masks), shape)
         _fold(traced)
         _remove_channels(traced)
-    # Built anew, because the traced one still holds the norms that were folded.
+    # A new module, because the traced one still contains the folded batch norms.
     small = fx.GraphModule(traced, traced.graph, type(model).__name__)
     if any(map(_is_channels_last, weights.values())):
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,7 +85,7 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that records in which module a trace failed."""
+    """Tracer that stores the name of the module in which tracing failed."""
 
     failed: str | None = None
 
@@ -96,7 +98,7 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """The graph of a model, in which each node knows the shape of its tensor."""
+    """Return the graph of a model, in which each node has the shape of its tensor."""
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -112,7 +114,7 @@ class _Recorder(fx.Interpreter):
     """Run a graph, and store the shape of each tensor in its node's ``meta["shape"]``."""
 
     stale: str = ""
-    """The first operation that reads a tensor which was changed after it had been computed."""
+    """The first operation that reads a tensor which was changed in place, or an empty string."""
 
     def run_node(self, n: fx.Node) -> Any:
         for source in n.all_input_nodes:
@@ -127,10 +129,10 @@ class _Recorder(fx.Interpreter):
 
 
 def _run(model: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-    """Run the graph on noise to get its shapes, and check that it computes what the model does.
+    """Run the graph on noise to find its shapes, and check that its output is that of the model.
 
-    A graph may compute something else: it has one branch only, and it has ``x = x + y`` in place of
-    ``x += y``, which makes a difference where x is a view of a tensor that is read later.
+    The output can differ, because a graph contains only one branch of a condition. It also computes
+    ``x = x + y`` instead of ``x += y``, which differs if x is a view and its base is read later.
     """
     like = next(traced.parameters(), torch.zeros(()))
     noise = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(0))
@@ -174,7 +176,8 @@ def _fold(traced: fx.GraphModule) -> None:
         norm_type, fuse = _FUSIONS.get(type(layer), (None, None))
         if fuse is None or type(norm) is not norm_type or norm.running_mean is None:
             continue
-        # In three dimensions a batch norm acts on the second, and a linear layer on the last.
+        # For a 3-d tensor, the channels of a batch norm are in dimension 1, and the features of a
+        # linear layer are in dimension 2.
         plain = len(node.meta["shape"]) == 2 and norm.affine
         if isinstance(layer, nn.Linear) and not plain:
             continue

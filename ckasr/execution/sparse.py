@@ -1,4 +1,4 @@
-"""`sparse_execution`: a masked network computed by kernels that visit only the kept weights."""
+"""`sparse_execution`: compute a masked network with kernels that use only the kept weights."""
 
 import types
 import warnings
@@ -41,7 +41,7 @@ class SparseExecution:
         self.followed: set[str] = set()
         """Names of the masked weights that the kernels compute with."""
         self.dense: list[str] = []
-        """Names of the masked weights whose layers run as before."""
+        """Names of the masked weights whose layers are computed by PyTorch."""
         try:
             import numba  # noqa: F401
         except ModuleNotFoundError:
@@ -56,7 +56,7 @@ class SparseExecution:
 
     @property
     def enabled(self) -> bool:
-        """Whether forwards run on the kernels. Set it to False for a dense forward and backward."""
+        """Whether the sparse kernels are used. Set it to False for a dense forward and backward."""
         return bool(self.units) and self._workspace.enabled
 
     @enabled.setter
@@ -65,10 +65,16 @@ class SparseExecution:
             self._workspace.enabled = value
 
     def update(self, masks: Mapping[str, Tensor] | None = None) -> None:
-        """Use new masks, or (None) free the memory that belonged to masks that have changed.
+        """Replace the masks, or free the memory of masks that have changed in place.
 
-        The next forward makes new plans. The masks must not change between a forward and its
-        backward. Raises ValueError as :func:`sparse_execution` does.
+        Call it between a backward and the next forward. The next forward prepares the kernels for
+        the new masks.
+
+        Args:
+            masks: new masks; None if the masks of the handle were changed in place.
+
+        Raises:
+            ValueError: as :func:`sparse_execution`.
         """
         if masks is not None:
             check_masks(prunable(self.model), masks)
@@ -77,7 +83,7 @@ class SparseExecution:
             self._workspace.forget()
 
     def remove(self) -> None:
-        """Give every module its own ``forward`` back, and free all memory."""
+        """Restore the original ``forward`` of every module, and free all memory."""
         for forward in self._forwards:
             if forward.module.__dict__.get("forward") is forward:
                 del forward.module.forward
@@ -121,7 +127,7 @@ class SparseExecution:
             both: dict[bool, Found] = {}
             training = module.training
             for mode in (True, False):
-                module.training = mode  # of this module alone: its own forward may ask
+                module.training = mode  # its forward may depend on the mode
                 if (graph := follow(module, prefix, self._masks.keys())) is not None:
                     both[mode] = graph
             module.training = training
@@ -140,7 +146,7 @@ class SparseExecution:
         bound: dict[tuple[str, ...], BoundUnit] = {}
 
         def bind(unit: "Unit") -> BoundUnit:
-            # The same unit occurs in the graphs of both modes.
+            # The graphs of train and eval mode contain the same unit.
             key = unit.name, *(c.name for c in unit.convolutions)
             if key not in bound:
                 bound[key] = BoundUnit(unit, self._workspace)
@@ -159,7 +165,7 @@ class SparseExecution:
 
 
 class _Forward:
-    """The ``forward`` of a bound module. Copies and pickles of the module have their own again."""
+    """Replacement of a module's ``forward``. Copies and pickles of the module have the original."""
 
     def __init__(self, module: nn.Module, modes: dict[bool, Callable[..., Any]]) -> None:
         self.module = module
@@ -173,50 +179,55 @@ class _Forward:
         return types.MethodType(type(self.module).forward, copy)
 
     def __reduce__(self) -> Any:
-        return getattr, (self.module, "forward")  # of a module that has no forward of its own yet
+        return getattr, (self.module, "forward")  # unpickled before the module has an attribute
 
 
 def sparse_execution(
     model: nn.Module, masks: Mapping[str, Tensor], storage: str = "float32"
 ) -> SparseExecution:
-    """Compute the masked convolutions and linear layers of a model with their kept weights alone.
+    """Compute the masked convolutions and linear layers of a model with their kept weights only.
 
-    Until ``remove()`` is called (or the ``with`` block ends), every part of the model that can be
-    followed runs forward and backward on CPU kernels whose cost grows with the number of kept
-    weights: convolutions (any stride, dilation and groups, with "same" padding) and linear layers,
-    with the batch norms, ReLUs and sums of two that follow them. Everything else runs as before;
-    the ``repr`` of the handle lists both. The mathematics is that of the dense network with its
-    pruned weights at zero, in train mode and in eval mode, for float32 and float64. Parameters,
-    buffers, state dict, optimiser and hooks remain the model's own.
+    CPU kernels replace the forward and backward of all supported parts of the model, until
+    ``remove()`` is called or the ``with`` block ends. The cost of the kernels is proportional to
+    the number of kept weights. Supported are convolutions (any stride, dilation and groups, with
+    "same" padding) and linear layers, together with the batch norms, ReLUs and sums of two tensors
+    that follow them. All other parts are computed by PyTorch; the ``repr`` of the handle lists both
+    kinds of layers.
+
+    Up to rounding, outputs and gradients are those of the dense network whose pruned weights are
+    zero, in train mode and in eval mode, for float32 and float64. The parameters, buffers, state
+    dict and hooks of the model and the optimiser are not replaced.
 
     Args:
         model: any module on the CPU. Its pruned weights count as zero, whatever their values are.
-        masks: bool mask of every prunable weight by name, as in :class:`ckasr.sparsity.Masks`.
-            Masks that change in place are noticed. ``handle.update()`` replaces them, and frees the
-            memory that belonged to the old ones.
-        storage: ``"float32"``, or ``"bfloat16"`` to store what no one outside sees (outputs of
-            convolutions before their batch norm, and gradients between two convolutions of a
-            block) in half the memory. This is faster, and as coarse as bfloat16. Arithmetic,
-            statistics and all tensors that PyTorch sees stay in float32. No effect on float64.
+        masks: bool mask of every prunable weight, by name, as in :class:`ckasr.sparsity.Masks`.
+            Masks may be changed in place. ``handle.update()`` replaces them, and frees the memory
+            of the old masks.
+        storage: ``"float32"`` or ``"bfloat16"``, the type in which internal tensors of float32
+            models are stored: outputs of convolutions before their batch norm, and gradients
+            between two convolutions of a block. ``"bfloat16"`` needs half the memory for them and
+            is faster, but less accurate. Arithmetic, statistics and all tensors that PyTorch
+            receives are float32.
 
     Returns:
-        the handle.
+        A handle with the methods ``update`` and ``remove``; it is also a context manager.
 
     Raises:
-        ValueError: if a mask is missing, unknown, of another shape, or not bool, or if the storage
-            is unknown.
+        ValueError: if a mask is missing, belongs to no weight, has another shape than its weight,
+            or is not bool, or if the storage is unknown.
 
     Notes:
-        Gradients of pruned weights are zero; a method that needs them (RigL) takes a dense step.
-        The gradient that a hook sees at the output of a ReLU is zero wherever the output is. Layers
-        inside a block whose own hooks are set run as before. Needs numba
-        (``pip install 'ckasr[sparse]'``); without it, a warning is issued and the model runs dense.
+        The gradients of pruned weights are zero. A method that needs them (RigL) must set
+        ``handle.enabled = False`` for a step. At the output of a ReLU, a hook receives a gradient
+        that is zero wherever the output is zero. A block runs on PyTorch if a layer inside it has
+        hooks. The package numba is needed (``pip install 'ckasr[sparse]'``); without it, a
+        RuntimeWarning is issued and the model is computed densely.
     """
     return SparseExecution(model, masks, storage)
 
 
 def _composites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules with a forward of their own that have a convolution or linear layer below them."""
+    """Yield the modules that contain a convolution or linear layer."""
     for name, module in model.named_modules():
         kinds = (nn.Conv2d, nn.Linear)
         below = any(isinstance(m, kinds) for m in module.modules() if m is not module)
@@ -225,7 +236,7 @@ def _composites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _border(units: "list[Unit]") -> int:
-    """Number of zeros between the rows of planes: the largest shift of any convolution."""
+    """Return the number of zeros between the rows of planes: the largest shift of a convolution."""
     return max((_shift(c) for unit in units for c in unit.convolutions), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Find units, the parts of a module's forward that the kernels can compute, in its fx graph."""
+"""Find units, which are the parts of a forward pass that the kernels can compute, with torch.fx."""
 
 import operator
 import random
@@ -18,46 +18,46 @@ SUMS = (operator.add, operator.iadd, torch.add)
 
 @dataclass
 class Found:
-    """A module whose forward was followed."""
+    """A module whose forward was traced, with the units in its graph."""
 
     module: nn.Module
     graph: fx.Graph
     units: dict[fx.Node, tuple[Unit, list[fx.Node]]]
-    """By the last node of each unit: the unit, and the nodes that are its inputs."""
+    """Each unit and the nodes that are its inputs, by the last node of the unit."""
     inside: set[fx.Node]
     """Nodes that are computed within units."""
     pools: dict[fx.Node, bool]
-    """Global average poolings, and whether each keeps the dimensions that it averages over."""
+    """Nodes of global average poolings, and whether each keeps the averaged dimensions."""
 
 
 def inlined(module: nn.Module) -> bool:
-    """Whether a child is traced as part of its parent: a Sequential of plain layers."""
+    """Return whether a module is traced as part of its parent: a Sequential of plain layers."""
     plain = type(module) is nn.Sequential and all(type(child) in LAYERS for child in module)
     return plain and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Tracer(fx.Tracer):
-    """Does not go into children that are not traced as part of their parent."""
+    """Tracer that records the call of a child as one node, unless the child is `inlined`."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not inlined(m)
 
 
 def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | None:
-    """The graph of a module's forward and the units in it; None if there is none.
+    """Return the graph of a module's forward and the units in it; None if there is no unit.
 
-    A forward that depends on values, draws random numbers, or reads parameters itself is not
-    followed.
+    The result is also None if the forward depends on the values of tensors, uses random numbers, or
+    reads parameters directly.
 
     Args:
         module: the module.
-        prefix: its name in the model, with a dot.
+        prefix: name of the module in the model, with a dot at the end.
         masks: names of the masked weights.
     """
     states = torch.get_rng_state(), random.getstate()
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # whatever a foreign forward raises when it is called with proxies
+    except Exception:  # a user's forward can raise any error when it is called with proxies
         return None
     finally:
         same = torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
@@ -72,7 +72,7 @@ def follow(module: nn.Module, prefix: str, masks: Collection[str]) -> Found | No
 
 @dataclass
 class _Activation:
-    """max(sum of terms, 0), or the sum alone, as nodes of a graph."""
+    """Nodes of a graph that compute a sum of one or two terms, optionally with a ReLU."""
 
     last: fx.Node
     relu: bool
@@ -90,7 +90,7 @@ class _Matcher:
 
     def units(self) -> dict[fx.Node, tuple[Unit, list[fx.Node]]]:
         found = {}
-        # From the last node on, so that a ReLU takes the sum before it, and a sum its terms.
+        # In reverse order, so that a unit with a ReLU is found before the sum inside it.
         for node in reversed(list(self.graph.nodes)):
             if node not in self.absorbed and (activation := self.activation(node)):
                 found[node] = self.unit(activation)
@@ -101,7 +101,7 @@ class _Matcher:
         return {node: keep for node, keep in kinds.items() if keep is not None}
 
     def _pool(self, node: fx.Node) -> bool | None:
-        """Whether a global average pooling keeps its dimensions; None for any other node."""
+        """Return whether a global average pooling keeps its dimensions; None for other nodes."""
         if self._is_layer(node, nn.AdaptiveAvgPool2d):
             return True if _one(self.modules[str(node.target)].output_size) else None
         if not node.args or node.all_input_nodes != [node.args[0]]:
@@ -153,7 +153,7 @@ class _Matcher:
         return unit, inputs
 
     def activation(self, node: fx.Node) -> _Activation | None:
-        """The activation that ends at a node; None if no convolution comes right before it."""
+        """Return the activation that ends at a node; None if no convolution is right before it."""
         nodes, inner = [node], node
         relu = self._is_relu(node)
         if relu:
@@ -165,10 +165,10 @@ class _Matcher:
             nodes.append(inner)
         if self._is_sum(inner):
             terms = inner.all_input_nodes
-            if len(terms) == 1:  # twice the same
+            if len(terms) == 1:  # x + x
                 return None
             layers = [t for t in terms if self._term(t) and len(t.users) == 1]
-            # Convolutions first: what is left is put out by another node.
+            # The terms that this unit computes come first; it reads the others as inputs.
             terms = layers + [t for t in terms if t not in layers]
             if not layers or any(self._term(t) for t in terms if t not in layers):
                 return None
@@ -188,7 +188,7 @@ class _Matcher:
         return {type(self.modules[str(self._term(t)[0].target)]) for t in terms}
 
     def _virtual(self, before: fx.Node, conv: fx.Node) -> _Activation | None:
-        """The activation that a convolution reads, if nothing else reads it."""
+        """Return the activation that a convolution reads if nothing else reads it, else None."""
         if before in self.absorbed or len(before.users) > 1 or self._stride(conv) > 1:
             return None
         activation = self.activation(before)
@@ -203,7 +203,7 @@ class _Matcher:
         return layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
 
     def _term(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The convolution, and the batch norm behind it, that end at a node; () for any other."""
+        """Return the nodes of a convolution and its batch norm, if any; () for other nodes."""
         if self._is_layer(node, nn.BatchNorm2d) and len(node.all_input_nodes) == 1:
             norm, before = self.modules[str(node.target)], node.all_input_nodes[0]
             supported = norm.track_running_stats and norm.momentum is not None
@@ -252,13 +252,13 @@ def rewritten(
     bind: Callable[[Unit], Callable[..., Tensor]],
     bind_pool: Callable[[Callable[..., Tensor], bool], Callable[..., Tensor]],
 ) -> Callable[..., Any]:
-    """The forward of a followed module, in which each unit replaces its nodes.
+    """Return a forward of the module in which units and poolings replace their nodes.
 
     Args:
-        found: the module.
-        bind: makes the function that computes a unit.
-        bind_pool: makes the one that computes a global average pooling, from the model's own and
-            whether it keeps the dimensions.
+        found: the traced module.
+        bind: function that returns the callable for a unit.
+        bind_pool: function that returns the callable for a global average pooling, from the pooling
+            of the model and whether it keeps the averaged dimensions.
     """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -281,7 +281,7 @@ def rewritten(
 
 
 def _call(module: nn.Module, node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """A node of the module's graph as a function of its first argument."""
+    """Return the operation of a node as a function of its first argument."""
     rest, kwargs = node.args[1:], node.kwargs
     if node.op == "call_module":
         return module.get_submodule(str(node.target))

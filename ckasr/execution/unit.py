@@ -1,4 +1,4 @@
-"""What sparse execution computes at a time: convolutions with what follows them, as units."""
+"""Units of sparse execution: convolutions with the batch norms, sums and ReLUs that follow them."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ Sizes = tuple[int, ...]
 
 @dataclass
 class Convolution:
-    """A convolution or linear layer with what follows it.
+    """A convolution or linear layer of a unit, with its batch norm and ReLU.
 
     Args:
-        name: of its weight among the masks.
+        name: name of its weight, as in the masks.
         layer: the layer.
-        norm: the batch norm behind it, if there is one.
-        source: number of the convolution of the same unit whose activation it reads, or -1 - i for
-            the unit's input i.
-        relu: whether a ReLU follows; only for a convolution that another one of the unit reads.
+        norm: the batch norm after it, or None.
+        source: index of the convolution of the same unit whose activation it reads, or -1 - i if it
+            reads input i of the unit.
+        relu: whether a ReLU follows. This is used only if another convolution of the unit reads the
+            activation.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Convolution:
     relu: bool = True
 
     def geometry(self) -> tuple[int, int, Sizes, Sizes, Sizes]:
-        """Stride, groups, kernel size, padding and dilation."""
+        """Return stride, groups, kernel size, padding and dilation."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return 1, 1, (1, 1), (0, 0), (1, 1)
@@ -47,25 +48,30 @@ class Convolution:
 
     @cached_property
     def channels(self) -> int:
+        """Number of output channels."""
         return self.layer.weight.shape[0]
 
     @cached_property
     def input_channels(self) -> int:
+        """Number of input channels."""
         return self.layer.weight.shape[1] * self.geometry()[1]
 
     @property
     def keeps_size(self) -> bool:
-        """Whether the output has the size of the input, up to the stride, which kernels need."""
+        """Whether the output has the size of the input divided by the stride.
+
+        The kernels support only such convolutions.
+        """
         _, _, kernel, padding, dilation = self.geometry()
         return all(2 * p == d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
 
     def output_size(self, size: Sizes) -> tuple[int, int]:
-        """Height and width of the output for an input of this size."""
+        """Return the height and width of the output for an input of this height and width."""
         stride = self.geometry()[0]
         return -(-size[0] // stride), -(-size[1] // stride)
 
     def parameters(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Weight and bias of the layer, scale and shift of the norm."""
+        """Return weight and bias of the layer, and scale and shift of the norm; None if absent."""
         norm = self.norm
         scale, shift = (None, None) if norm is None else (norm.weight, norm.bias)
         return self.layer.weight, self.layer.bias, scale, shift
@@ -73,15 +79,17 @@ class Convolution:
 
 @dataclass
 class Unit:
-    """What one autograd function computes: a sum of one or two terms, and a ReLU behind it.
+    """A part of a forward pass that one autograd function computes.
+
+    The output is a sum of one or two terms, optionally with a ReLU.
 
     Args:
-        name: of its last node in the traced forward.
-        convolutions: in the order of computation.
-        terms: of the sum: numbers of convolutions, and -1 - i for the unit's input i.
+        name: name of its last node in the traced forward.
+        convolutions: convolutions in the order of computation.
+        terms: terms of the sum: an index of a convolution, or -1 - i for input i of the unit.
         relu: whether a ReLU follows the sum.
         inputs: number of input tensors.
-        modules: all modules that are computed within the unit, in whatever way.
+        modules: all modules whose computation is part of the unit.
     """
 
     name: str
@@ -93,11 +101,11 @@ class Unit:
 
     @property
     def linear(self) -> bool:
-        """Whether its tensors are (N, features)."""
+        """Whether the tensors of the unit are (N, features) instead of (N, C, H, W)."""
         return isinstance(self.convolutions[0].layer, nn.Linear)
 
     def term_shapes(self, inputs: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
-        """Shapes of the terms of the sum, without the batch, for inputs of these shapes."""
+        """Return the shapes of the terms, without the batch dimension, for these input shapes."""
         shapes: list[tuple[int, ...]] = []
         for c in self.convolutions:
             _, *size = inputs[-1 - c.source][1:] if c.source < 0 else shapes[c.source]
@@ -106,13 +114,13 @@ class Unit:
         return {shapes[k] if k >= 0 else tuple(inputs[-1 - k][1:]) for k in self.terms}
 
     def smallest_plane(self, size: tuple[int, ...]) -> int:
-        """Pixels of the smallest output of its convolutions, for inputs of this size."""
+        """Return the number of pixels of the smallest convolution output, for this input size."""
         stride = max(c.geometry()[0] for c in self.convolutions)
         return math.prod(-(-n // stride) for n in size)
 
 
 def hook_tables(module: nn.Module) -> list[Any]:
-    """The dictionaries in which a module keeps its hooks: one that is not empty must be called."""
+    """Return the dictionaries of a module's hooks. A module without hooks has only empty ones."""
     return [
         module._forward_hooks,
         module._forward_pre_hooks,

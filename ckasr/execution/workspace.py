@@ -1,4 +1,4 @@
-"""What the units of one model share: buffers, and what is known of the tensors in them."""
+"""Data that the units of one model share: buffers, and properties of the tensors in them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from .planes import Buffers, Planes
 
 @dataclass
 class Lent:
-    """What is known of an output of a unit, or of a gradient that a unit returned.
+    """Properties of a tensor that a unit has returned: an output, or a gradient of an input.
 
     Args:
-        memory, planes: where it lies.
-        alive: (C,) bool, channels that are not zero.
-        relu: whether it is the output of a ReLU.
-        gate: for a gradient that is already in front of a ReLU: the address of that ReLU's output.
-        totals: for such a gradient, (C,) float64: its sum over each channel.
-        version: autograd's count of changes in place at the time it was lent.
+        memory: memory of the tensor.
+        planes: layout of the memory.
+        alive: (C,) bool, whether each channel may differ from zero.
+        relu: whether the tensor is the output of a ReLU.
+        gate: address of a ReLU's output, if the tensor is the gradient before this ReLU; else 0.
+        totals: (C,) float64, sum of the gradient over each channel, or None if not known.
+        version: autograd's version counter of the tensor when it was returned.
     """
 
     memory: np.ndarray
@@ -32,12 +33,12 @@ class Lent:
 
 
 class Workspace:
-    """What the units of one model share.
+    """Data that the units of one model share.
 
     Args:
-        masks: gives the mask of a weight by the weight's name.
-        border: zeros between the rows of planes, the largest shift of any convolution.
-        half: whether what only kernels see is stored in bfloat16.
+        masks: function that returns the mask of a weight from the name of the weight.
+        border: number of zeros between the rows of planes: the largest shift of a convolution.
+        half: whether internal planes are stored in bfloat16.
     """
 
     def __init__(self, masks: Callable[[str], Tensor], border: int, half: bool = False) -> None:
@@ -48,12 +49,18 @@ class Workspace:
         self.forget()
 
     def forget(self) -> None:
-        """Forget all memory and all that is known of it, as the masks have changed."""
+        """Delete all buffers and all properties of tensors. Called when the masks have changed."""
         self.buffers = Buffers()
         self._known: dict[int, Lent] = {}
 
     def lend(self, key: object, lent: Lent, flat: bool) -> Tensor:
-        """The memory as a tensor (N, C, H, W), or (N, C) where flat."""
+        """Return memory as a tensor (N, C, H, W), or (N, C) if ``flat``, and store its properties.
+
+        Args:
+            key: key of the buffer to which the memory belongs.
+            lent: properties of the tensor.
+            flat: whether the tensor is (N, C).
+        """
         view = lent.planes.view(lent.memory, flat)
         tensor = self.buffers.lend(key, lent.memory, view)
         lent.version = tensor._version
@@ -61,12 +68,15 @@ class Workspace:
         return tensor
 
     def find(self, tensor: Tensor, planes: Planes) -> Lent | None:
-        """What is known of a tensor in planes of this layout that nobody has changed, or None."""
+        """Return the properties of a tensor as ``known`` does, but None for another layout."""
         lent = self.known(tensor)
         return lent if lent and (lent.planes is planes or lent.planes == planes) else None
 
     def known(self, tensor: Tensor) -> Lent | None:
-        """What is known of a tensor of ours that nobody has changed; None for any other."""
+        """Return the properties of a tensor that a unit has returned.
+
+        The result is None for any other tensor, and for a tensor that was changed in place.
+        """
         lent = self._known.get(tensor.data_ptr())
         if lent is None or tensor._version != lent.version:
             return None

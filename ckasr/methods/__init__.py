@@ -46,11 +46,16 @@ __all__ = ["METHODS", "Context", "Method", "Phase", "TrainingState", "create", "
 
 
 def create(name: str, options: dict[str, Any] | None = None) -> Method:
-    """A method by name, with its hyper-parameters.
+    """Create a method from its name and its options.
 
-    Options may be strings, as typed on a command line; each is read as its field's type. Raises
-    LookupError for an unknown method or option (with the nearest names), ValueError for a value
-    that is not of the option's type.
+    Args:
+        name: name of the method, a key of ``METHODS``.
+        options: hyperparameters by name. A value may be a string, as on the command line; it is
+            converted to the type of the option.
+
+    Raises:
+        LookupError: for an unknown method or option; the message lists similar names.
+        ValueError: for a value that cannot be converted to the type of the option.
     """
     if name not in METHODS:
         raise LookupError(f"unknown method {name!r}{nearest(name, METHODS)}")

@@ -1,4 +1,4 @@
-"""Dense training: no weight is pruned; the reference of every comparison."""
+"""Dense training: no weight is pruned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from .method import Context, Method
 
 @dataclass
 class Dense(Method):
-    """Trains all weights. Raises ValueError if a sparsity is asked for."""
+    """Trains all weights. Raises ValueError if the sparsity of the run is not 0."""
 
     name: ClassVar[str] = "dense"
-    summary: ClassVar[str] = "prunes nothing"
+    summary: ClassVar[str] = "prunes no weights"
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
         if context.sparsity:

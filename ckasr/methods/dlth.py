@@ -1,7 +1,7 @@
-"""Dual lottery tickets: a random subnetwork is made trainable before the rest is removed.
+"""Dual lottery tickets: the network is transformed before the weights outside a ticket are pruned.
 
 Bai et al. 2022, "Dual Lottery Ticket Hypothesis" (arXiv 2203.04248), section 3: random sparse
-network transformation. Random sparse training without it is method ``random``.
+network transformation. Method ``random`` trains the same ticket without this transformation.
 """
 
 import math
@@ -20,26 +20,29 @@ Schedule = Literal["budgeted", "published"]
 
 PUBLISHED_GROWTH = 50_000
 PUBLISHED_HOLD = 40_000
-"""Steps in which the L2 grows, and in which it stays constant, in the authors' code."""
+"""Numbers of steps in which the L2 penalty grows, and then stays constant, in the authors' code."""
 
 
 @dataclass
 class DLTH(Method):
-    """Trains the dense network with a growing L2 on the weights outside a random ticket.
+    """Trains the dense network with a growing L2 penalty on the weights outside a random ticket.
 
     Then the weights outside the ticket are pruned, and the ticket trains for the epochs of the
     recipe.
 
     Args:
-        schedule: ``published``: the L2 grows for 50 000 steps and stays constant for 40 000;
-            ``budgeted``: the same proportion within ``share`` of the recipe's epochs.
-        share: length of the first phase, as a share of the recipe's epochs.
-        ceiling: highest strength of the L2, which adds ``strength * weight`` to the gradient.
+        schedule: schedule of the L2 penalty. ``published``: it grows for 50 000 steps and then
+            stays constant for 40 000 steps. ``budgeted``: the first phase takes ``share`` of the
+            epochs of the recipe, and the penalty grows in the same proportion of it (5/9).
+        share: length of the first phase with ``budgeted``, as a share of the epochs of the recipe.
+        ceiling: largest strength of the penalty, which adds ``strength * weight`` to the gradient.
         learning_rate: constant learning rate of the first phase.
     """
 
     name: ClassVar[str] = "dlth"
-    summary: ClassVar[str] = "random weights, after a growing L2 emptied them (Bai et al. 2022)"
+    summary: ClassVar[str] = (
+        "prunes random weights after a growing L2 penalty on them (Bai et al. 2022)"
+    )
     uses_distribution: ClassVar[bool] = True
 
     schedule: str = "budgeted"
@@ -73,7 +76,7 @@ class DLTH(Method):
         return random_masks(shapes, densities, context.seed)
 
     def strength(self, state: TrainingState) -> float:
-        """Return the strength of the L2 at this step."""
+        """Return the strength of the L2 penalty at the current step."""
         growth: float = PUBLISHED_GROWTH
         if self.schedule == "budgeted":
             growth *= state.steps / (PUBLISHED_GROWTH + PUBLISHED_HOLD)
@@ -88,8 +91,9 @@ class DLTH(Method):
             for name, parameter in prunable(context.model).items():
                 self._weights.append(parameter)
                 self._outside.append(torch.empty_like(parameter).copy_(~masks[name]))
-        # Add the gradient of strength / 2 * |w outside|^2, in one fused kernel. The L2 also acts on
-        # weights that the forward pass does not use, which autograd leaves without a gradient.
+        # Add the gradient of strength / 2 * |w|^2 for the weights w outside the ticket, in one
+        # fused kernel. The penalty also acts on weights that the forward pass does not use and
+        # that therefore have no gradient.
         gradients = []
         for weight in self._weights:
             if weight.grad is None:

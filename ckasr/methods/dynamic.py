@@ -1,8 +1,8 @@
-"""What SET and RigL share: the network is always sparse, and its masks are updated regularly.
+"""Base class of SET and RigL: the network is always sparse, and its masks are updated regularly.
 
-An update drops the smallest weights of a layer and grows the same number of other weights in it.
-It comes after an optimiser step, which sets the pruned weights and their momentum to zero. So a
-weight that grows starts at zero with zero momentum, and the next step's gradient moves it first.
+An update drops the smallest weights of each layer and grows the same number of pruned weights of
+this layer. It follows an optimiser step, after which the pruned weights and their momentum are
+zero. A weight that grows therefore starts at zero with zero momentum.
 """
 
 import math
@@ -28,8 +28,8 @@ class Dynamic(Random):
     Args:
         every: number of steps between two updates.
         fraction: share of a layer's weights that the first update exchanges.
-        end: share of the training after which the masks stay as they are.
-        anneal: how the fraction changes until then: ``cosine`` (to zero) or ``constant``.
+        end: share of the training after which the masks no longer change.
+        anneal: schedule of the fraction: ``cosine`` (decay to zero) or ``constant``.
     """
 
     every: int = 100
@@ -52,11 +52,24 @@ class Dynamic(Random):
                 )
 
     def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:
-        """Return scores of a layer's weights. The pruned weights of the highest scores grow."""
+        """Return a score of every weight of a layer.
+
+        The pruned weights with the highest scores grow.
+
+        Args:
+            name: name of the weight tensor.
+            context: constant data of the run.
+            state: state of the phase.
+        """
         raise NotImplementedError
 
     def updates_at(self, step: int, steps: int) -> bool:
-        """Return whether the masks change after this step, counted from 1."""
+        """Return whether the masks are updated after a step.
+
+        Args:
+            step: number of the step in the phase, counted from 1.
+            steps: number of steps of the phase.
+        """
         return step % self.every == 0 and step < self.end * steps
 
     def fraction_at(self, step: int, steps: int) -> float:
@@ -76,7 +89,8 @@ class Dynamic(Random):
     def _update(self, context: Context, state: TrainingState, fraction: float) -> None:
         masks = state.masks
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
-        # At most the number of pruned weights, because a dropped weight cannot grow at once.
+        # At most the number of pruned weights, because a weight that is dropped in this update
+        # cannot grow in it.
         moved = {
             name: min(round(fraction * count), masks[name].numel() - count)
             for name, count in kept.items()

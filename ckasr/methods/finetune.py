@@ -1,4 +1,4 @@
-"""What methods share that prune a trained network and then fine-tune it."""
+"""Base class of methods that prune a trained network and then fine-tune it."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ class Finetuned(Method):
     """Base class of methods that fine-tune after pruning.
 
     Args:
-        finetune: number of epochs after the pruning, as a share of the recipe's epochs; 0: none.
-        finetune_rate: learning rate at the start of fine-tuning; the drops of the recipe follow.
+        finetune: number of epochs of fine-tuning, as a share of the epochs of the recipe; 0: no
+            fine-tuning.
+        finetune_rate: learning rate at the start of fine-tuning. It drops at the milestones of the
+            recipe.
     """
 
     finetune: float = 0.5
@@ -25,7 +27,7 @@ class Finetuned(Method):
             )
 
     def finetuning(self, epochs: int, *, term: bool = True) -> list[Phase]:
-        """Return the phase after the pruning, as a list that may be empty.
+        """Return a list with the phase of fine-tuning; an empty list without fine-tuning.
 
         Args:
             epochs: number of epochs of the recipe.

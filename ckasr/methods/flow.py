@@ -1,4 +1,4 @@
-"""Modes in which the scores run a model: all in float64, and for SynFlow linear as well."""
+"""Modes in which a model runs for saliency scores: in float64, and for SynFlow only if linear."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ _LINEAR = (
 
 
 class InFloat64(TorchFunctionMode):
-    """Make every floating-point tensor that a model creates or casts inside it a float64 tensor."""
+    """Convert every floating-point tensor that a model creates or casts to float64."""
 
     def begin(self, x: Tensor) -> Tensor:
-        """Return the input in the form that the model gets."""
+        """Convert the input before it is passed to the model."""
         return x
 
     def __torch_function__(
@@ -46,9 +46,13 @@ class InFloat64(TorchFunctionMode):
 
 
 class LinearFlow(InFloat64):
-    """Raise ValueError for a forward pass that is not linear in an input that is not negative.
+    """Check that a forward pass is linear, and raise ValueError if it is not.
 
-    It must also be linear in the weight of each layer. The tables of ``paths`` classify operations.
+    The forward pass must be linear in its input, which must not be negative, and in the weight of
+    each layer. The tables of ``ckasr.sparsity.paths`` classify the operations.
+
+    Args:
+        layers: names of the layers, for the error message.
     """
 
     def __init__(self, layers: paths.LayerNames) -> None:
@@ -114,7 +118,7 @@ def _problem(
 
 def _keeps_small_values(func: Any, args: tuple, kwargs: dict) -> bool:
     small = torch.full((1,), 1e-12, dtype=torch.float64)
-    limits = [limit for limit in args[1:] if not isinstance(limit, bool)]  # but for inplace
+    limits = [limit for limit in args[1:] if not isinstance(limit, bool)]  # without inplace
     return torch.equal(func(small.clone(), *limits, **kwargs), small)
 
 

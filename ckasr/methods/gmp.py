@@ -1,8 +1,9 @@
-"""Gradual magnitude pruning: masks that grow emptier while the network trains.
+"""Gradual magnitude pruning: the sparsity increases while the network trains.
 
 Zhu & Gupta 2017, "To prune, or not to prune" (arXiv 1710.01878), equation 1:
-``s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3``, with ``s_i = 0``. They prune every layer to
-the same sparsity; here a layer's share follows the run's distribution (``uniform`` is theirs).
+``s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3``, with ``s_i = 0``. The authors prune every
+layer to the same sparsity, as the distribution ``uniform`` does. Here the distribution of the run
+determines the densities of the layers.
 """
 
 from collections.abc import Mapping
@@ -19,18 +20,18 @@ from .method import Context, Method, TrainingState
 
 @dataclass
 class GMP(Method):
-    """Prunes the smallest weights of each layer in small portions while the network trains.
+    """Prunes the smallest weights of each layer in many small steps while the network trains.
 
     Args:
         begin: share of the training after which pruning begins.
         end: share of the training at which pruning ends. The last pruning is at this step and
-            reaches the sparsity of the run, whatever ``every`` is.
+            reaches the sparsity of the run for any value of ``every``.
         every: number of steps between two prunings.
     """
 
     name: ClassVar[str] = "gmp"
     summary: ClassVar[str] = (
-        "smallest weights of each layer, gradually during training (Zhu & Gupta 2017)"
+        "prunes the smallest weights of each layer gradually during training (Zhu & Gupta 2017)"
     )
     uses_distribution: ClassVar[bool] = True
 
@@ -60,7 +61,7 @@ class GMP(Method):
         return min(round(self.begin * steps), last - 1), last
 
     def sparsity_at(self, step: int, steps: int, final: float) -> float:
-        """Return the sparsity at a step: 0 before the span, ``final`` from its end on."""
+        """Return the sparsity after a step: 0 up to t_0, and ``final`` from the last pruning on."""
         first, last = self.span(steps)
         left = min(1.0, max(0.0, (last - step) / (last - first)))
         return final * (1 - left**3)
@@ -72,18 +73,19 @@ class GMP(Method):
             allocate(layer_densities(shapes, density, context.distribution), shapes)
             for density in (1 - sparsity, context.density)
         )
-        # The rounded count of a layer may rise by one between two densities. No weight comes back
-        # then, and a layer never has fewer weights than at the end.
+        # Because of rounding, the count of a layer can be one larger at a lower density. The count
+        # then stays the same. It is never smaller than the final count.
         counts = {name: max(final[name], min(now[name], asked[name])) for name in shapes}
         masks.update(topk_masks(kept_magnitudes(context.model, masks), counts))
         masks.apply(state.optimizer)
 
 
 def kept_magnitudes(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|w| of the kept weights, and -1 for the pruned ones, so that these rank last.
+    """Return |w| of the kept weights, and -1 for pruned weights and for NaN.
 
-    A weight that is not finite ranks last too. The run has then diverged, and the engine reports
-    this at the end of the epoch.
+    Args:
+        model: the network.
+        masks: masks of its prunable weights.
     """
     weights = prunable(model)
     return {

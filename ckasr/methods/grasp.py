@@ -1,4 +1,4 @@
-"""GraSP: the weights whose removal would weaken the gradient flow stay.
+"""GraSP: the weights whose removal would reduce the gradient flow most are kept.
 
 Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradient Flow" (arXiv
 2002.07376), equation 8 and algorithm 1.
@@ -22,19 +22,22 @@ class GraSP(Method):
     """Keeps the weights with the highest GraSP score at initialisation.
 
     Args:
-        samples: number of training samples per class to score with.
+        samples: number of training samples per class in the scoring batch.
         temperature: divisor of the logits.
         train_mode: whether batch norm uses the statistics of the scoring batches, as in the
-            authors' code. With False it uses the running statistics, which are mean 0 and variance
-            1 before training and normalise nothing. The logits of a residual network then explode,
-            and the masks train worse than random ones.
-        official: whether to score as the authors' code does. It sorts the samples by class and cuts
-            them into two halves, which then hold different classes, and batch norm uses the
-            statistics of each half. This gives other masks.
+            authors' code. Otherwise it uses the running statistics, which are mean 0 and variance 1
+            before training, so that nothing is normalised. The logits of a residual network are
+            then very large, and the accuracy after training is lower than with random masks.
+        official: whether to score as the authors' code does. That code sorts the samples by class
+            and splits them into two halves, which then contain different classes, and batch norm
+            uses the statistics of each half. The resulting masks are different.
     """
 
     name: ClassVar[str] = "grasp"
-    summary: ClassVar[str] = "what hurts the gradient's norm least, before training (Wang 2020)"
+    summary: ClassVar[str] = (
+        "prunes weights whose removal reduces the norm of the gradient least, before training "
+        "(Wang et al. 2020)"
+    )
 
     samples: int = 10
     temperature: float = 200.0

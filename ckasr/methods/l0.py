@@ -1,14 +1,15 @@
-"""L0: every weight, or every filter, has a gate, and the training learns which gates are open.
+"""L0: every weight or every filter has a gate, and the training learns which gates are open.
 
 Louizos, Welling & Kingma 2018, "Learning sparse neural networks through L0 regularization" (arXiv
-1712.01312): hard concrete gates (equations 10 and 11), the expected number of open gates as penalty
-(equation 12), and the gate at test time (equation 13).
+1712.01312): hard concrete gates (equations 10 and 11), the expected number of open gates as a
+penalty (equation 12), and the gate at test time (equation 13).
 
-If the run has a sparsity, a multiplier weights the penalty. It grows while too many gates are open,
-and is reset to 0 as soon as few enough are (dual ascent with restarts, after Gallego-Posada
-et al. 2022, "Controlled sparsity via constrained optimization", arXiv 2208.04425). It grows faster
-in a shorter training, so that this closes its gates as well. With sparsity 0 the weight is the
-constant ``strength`` of the paper, and the training decides the sparsity.
+If the sparsity of the run is not 0, the penalty is multiplied by a variable. This multiplier grows
+while too many gates are open, and is reset to 0 as soon as the sparsity is reached (dual ascent
+with restarts, after Gallego-Posada et al. 2022, "Controlled sparsity via constrained optimization",
+arXiv 2208.04425). It grows faster in a shorter training, so that a short training also reaches the
+sparsity. If the sparsity of the run is 0, the multiplier is the constant ``strength`` of the paper,
+and the sparsity is a result of the training.
 """
 
 import math
@@ -33,7 +34,7 @@ DualPer = Literal["phase", "step"]
 TEMPERATURE = 2 / 3
 LOW, HIGH = -0.1, 1.1
 LIMIT = math.log(100)
-"""Bound of ``|log alpha|``. Beyond it the gradient of a gate is too small to change it again."""
+"""Bound of ``|log alpha|``. Beyond it, the gradient is too small to change the gate again."""
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
@@ -42,19 +43,19 @@ def open_probability(log_alpha: Tensor) -> Tensor:
 
 
 def noisy_gate(log_alpha: Tensor) -> Tensor:
-    """Sample z in [0, 1] with torch's global generator (equations 10 and 11)."""
+    """Sample the gate z in [0, 1] with torch's global random generator (equations 10 and 11)."""
     u = torch.rand_like(log_alpha).clamp_(1e-6, 1 - 1e-6)
     s = torch.sigmoid((torch.logit(u) + log_alpha) / TEMPERATURE)
     return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def test_gate(log_alpha: Tensor) -> Tensor:
-    """Return z at test time, without noise and temperature (equation 13)."""
+    """Return the gate z at test time, without noise and temperature (equation 13)."""
     return (torch.sigmoid(log_alpha) * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 class _Gated:
-    """Mixin of a layer whose weight is multiplied by its gate in every forward pass."""
+    """Mixin for a layer whose weight is multiplied by its gates in every forward pass."""
 
     training: bool
     weight: Tensor
@@ -95,33 +96,34 @@ _GATED: dict[type[nn.Module], type[nn.Module]] = {
 
 @dataclass
 class L0(Finetuned):
-    """Trains hard concrete gates, then prunes the weights behind closed gates.
+    """Trains hard concrete gates, then prunes the weights whose gates are closed.
 
-    The record holds the share of weights whose gate is still open when training ends, before any
-    are cut (``measured``). If this is over 10 % more than the sparsity allows, a RuntimeWarning
-    says that the cut prunes what training did not.
+    If too many gates are open when the training ends, those with the lowest log alpha are closed.
+    The record contains the share of weights with an open gate before this (``open_before_cut``). If
+    it is more than 1.1 times the density of the run, a RuntimeWarning is issued.
 
     Args:
-        unit: what a gate opens: ``weight`` or ``filter``. The rows of the classifier have no gate.
-        strength: lambda of equation 2, used with sparsity 0. The loss has lambda / N times the
-            expected number of weights, where N is the number of training samples.
+        unit: part of the network that has one gate: ``weight`` or ``filter``. With ``filter``, the
+            classifier has no gates.
+        strength: lambda of equation 2, used if the sparsity of the run is 0. The penalty is
+            lambda / N times the expected number of weights, where N is the number of training
+            samples.
         droprate: initial drop probability of a gate, before hard-concrete stretching.
-        rate: factor of the gates' learning rate, which is this times the recipe's times
-            sqrt(number of gates), because the gradient of one gate falls with that root.
-        dual_rate: how fast the multiplier of the penalty grows while too many gates are open.
-        dual_per: ``phase``: the multiplier grows by ``dual_rate * sqrt(number of gates)`` over a
-            whole phase if at least twice the allowed weights are open, and in proportion less if
-            fewer are. As soon as few enough are open, the momentum of the gates is set to zero, so
-            that no more of them close. ``step``: the multiplier grows by ``dual_rate`` times the
-            excess density in every step, whatever the length of the phase. A short training then
-            ends with its gates open.
+        rate: factor of the learning rate of the gates. This learning rate is the product of
+            ``rate``, the learning rate of the recipe and sqrt(number of gates), because the
+            gradient of a single gate is proportional to 1 / sqrt(number of gates).
+        dual_rate: growth rate of the multiplier while too many gates are open.
+        dual_per: unit of time of ``dual_rate``. ``phase``: the multiplier grows by
+            ``dual_rate * sqrt(number of gates)`` over a whole phase if at least twice the allowed
+            number of weights are open, and proportionally less if fewer are open. When the sparsity
+            is reached, the momentum of the gates is set to zero, so that they stop closing.
+            ``step``: the multiplier grows by ``dual_rate`` times the excess density in every step.
+            A short training can then end with most of its gates open.
         finetune, finetune_rate: see ``Finetuned``.
     """
 
     name: ClassVar[str] = "l0"
-    summary: ClassVar[str] = (
-        "weights or filters, by gates that train with them (Louizos et al. 2018)"
-    )
+    summary: ClassVar[str] = "prunes weights or filters by trained gates (Louizos et al. 2018)"
 
     unit: str = "weight"
     strength: float = 1.0
@@ -146,7 +148,7 @@ class L0(Finetuned):
                 raise ValueError(
                     f"option {option}={getattr(self, option)!r} of method 'l0' must be {rule}"
                 )
-        # Any, because a layer has the attributes of its own class and of _Gated.
+        # The type is Any, because a layer has the attributes of its own class and of _Gated.
         self._gated: dict[str, Any] = {}
         self._weights = 0
         self._multiplier = torch.zeros(())
@@ -161,8 +163,8 @@ class L0(Finetuned):
         if self._budget(context) < 0:
             raise ValueError(
                 f"sparsity {context.sparsity} leaves {context.kept} weights, fewer than the "
-                f"classifier's {context.kept - self._budget(context)}, which have no gate: ask for "
-                "less, or for unit=weight"
+                f"classifier's {context.kept - self._budget(context)}, which have no gate: choose "
+                "a lower sparsity, or unit=weight"
             )
         return super().prepare(context)
 
@@ -175,15 +177,15 @@ class L0(Finetuned):
         factor = self.rate * math.sqrt(self._gates())
         return [
             {"params": rest},
-            # Weight decay would pull every gate towards half open.
+            # Weight decay would move every log alpha towards 0, which is a half-open gate.
             {"params": gates, "weight_decay": 0.0, "rate_factor": factor},
         ]
 
     def gain(self, excess: Tensor, density: float, steps: int) -> Tensor:
-        """Return how much the multiplier grows after a step.
+        """Return the increase of the multiplier after a step.
 
         Args:
-            excess: density of open gates minus the density of the run.
+            excess: share of weights with an open gate minus the density of the run, a scalar.
             density: density of the run.
             steps: number of steps of the phase.
         """
@@ -198,11 +200,11 @@ class L0(Finetuned):
         return self._multiplier * self.expected_density()
 
     def expected_density(self) -> Tensor:
-        """Return the expected share of weights whose gate is open, of all weights."""
+        """Return the expected share of weights with an open gate in training, a scalar."""
         return self._density(open_probability)
 
     def open_density(self) -> Tensor:
-        """Return the share of weights whose gate is open at test time, of all weights."""
+        """Return the share of weights with an open gate at test time, a scalar."""
         return self._density(lambda a: (test_gate(a) > 0).float())
 
     def after_step(self, context: Context, state: TrainingState) -> None:
@@ -216,7 +218,7 @@ class L0(Finetuned):
                 grown = self._multiplier + self.gain(excess, context.density, state.steps)
                 self._multiplier.copy_(torch.where(excess > 0, grown, torch.zeros_like(grown)))
                 if self.dual_per == "phase":
-                    # Otherwise the momentum closes more gates when enough are closed.
+                    # Otherwise the momentum would close more gates after the sparsity is reached.
                     for layer in self._gated.values():
                         moments = state.optimizer.state[layer.log_alpha]
                         if (buffer := moments.get("momentum_buffer")) is not None:
@@ -224,16 +226,16 @@ class L0(Finetuned):
 
     @torch.no_grad()
     def end_phase(self, context: Context, state: TrainingState) -> None:
-        """Multiply the weights by their test-time gates and mask those of closed gates."""
+        """Multiply the weights by their test-time gates, and prune those with a closed gate."""
         if not self._gated:
             return
         self._open_before_cut = self.open_density().item()
         if context.sparsity and self._open_before_cut > 1.1 * context.density:
             warnings.warn(
                 f"method 'l0': {self._open_before_cut:.1%} of the weights still had an open gate "
-                f"when training ended, and {context.density:.1%} were asked for: the rest is cut "
-                "now, by log alpha, which training has not prepared; train longer, or raise "
-                "option dual_rate",
+                f"when training ended, but the density of the run is {context.density:.1%}: the "
+                "gates with the lowest log alpha are closed now, without training; train longer, "
+                "or raise option dual_rate",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -245,7 +247,7 @@ class L0(Finetuned):
         state.masks.apply()
 
     def measured(self) -> dict[str, Any]:
-        """Return ``open_before_cut``, the share of open gates when training ended."""
+        """Return ``open_before_cut``, the share of weights with an open gate after training."""
         return {"open_before_cut": self._open_before_cut}
 
     def state(self) -> dict[str, Any]:
@@ -273,7 +275,7 @@ class L0(Finetuned):
         self._weights = sum(math.prod(shape) for shape in shapes.values())
         owners = list(weight_owners(context.model).values())
         if self.unit == "filter":
-            owners = owners[:-1]  # a class cannot be pruned; the classifier is the last layer
+            owners = owners[:-1]  # the last layer is the classifier, whose rows must not be pruned
         mean = math.log(1 - self.droprate) - math.log(self.droprate)
         for owner in owners:
             name = owner.name
@@ -303,8 +305,8 @@ class L0(Finetuned):
     def _open(self, context: Context, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return masks of the weights whose test-time gate is open.
 
-        If more are open than the sparsity allows, the gates of lowest log alpha are closed. A
-        filter that does not fit into the allowed number is closed as a whole.
+        If more weights are open than the sparsity allows, the gates with the lowest log alpha are
+        closed. A filter is closed if it would exceed the allowed number of weights.
         """
         masks = {name: torch.ones_like(mask) for name, mask in current.items()}
         layers = self._gated
@@ -326,7 +328,10 @@ class L0(Finetuned):
         return masks
 
     def _density(self, share: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the share of open weights; ``share`` gives that of each gate. No gate: open."""
+        """Return the sum of ``share`` over all weights, divided by their number.
+
+        ``share`` maps log alpha to a value per gate; it is 1 for a weight without a gate.
+        """
         opened = [
             share(layer.log_alpha).sum() * self._size(layer) for layer in self._gated.values()
         ]
@@ -336,12 +341,12 @@ class L0(Finetuned):
         return sum(layer.log_alpha.numel() for layer in self._gated.values())
 
     def _size(self, layer: Any) -> int:
-        """Return the number of weights behind one gate of a layer."""
+        """Return the number of weights that share one gate of a layer."""
         return layer.weight.numel() // layer.log_alpha.numel()
 
     def _ungated(self) -> int:
         return self._weights - sum(layer.weight.numel() for layer in self._gated.values())
 
     def _budget(self, context: Context) -> int:
-        """Return how many of the weights behind gates may stay open."""
+        """Return the number of weights with gates that may stay open."""
         return context.kept - self._ungated()

@@ -1,8 +1,8 @@
-"""L1: a penalty on all weights while they train, then the smallest go: the plain baseline.
+"""L1: training with an L1 penalty, pruning of the smallest weights, and fine-tuning.
 
-The penalty's subgradient is added to the loss (there is no proximal step: SGD with momentum leaves
-weights small, not zero). Then the smallest weights of the whole network are pruned at once, and the
-rest is trained on (Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626,
+The penalty is added to the loss. There is no proximal step, so SGD makes weights small, but not
+zero. After the training, the smallest weights of the whole network are pruned at once, and the kept
+weights are fine-tuned (Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626,
 section 3.1).
 """
 
@@ -29,7 +29,8 @@ class L1(Finetuned):
 
     name: ClassVar[str] = "l1"
     summary: ClassVar[str] = (
-        "smallest weights, after training with an L1 penalty; then fine-tuning (Han et al. 2015)"
+        "prunes the smallest weights after training with an L1 penalty, then fine-tunes "
+        "(Han et al. 2015)"
     )
 
     strength: float = 1e-5

@@ -1,8 +1,8 @@
-"""Lottery tickets by iterative magnitude pruning with rewinding.
+"""Lottery tickets: iterative magnitude pruning with rewinding.
 
-Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1, rewinding to initialisation; Frankle et al.
-2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (arXiv 1912.05671), algorithm 2,
-rewinding to an early step.
+The sources are Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1, with rewinding to
+initialisation, and Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
+Hypothesis" (arXiv 1912.05671), algorithm 2, with rewinding to an early step.
 """
 
 import copy
@@ -31,14 +31,17 @@ class LTH(Method):
         rewind: optimiser step of the first training to which every level rewinds the weights, the
             batch-norm statistics, the momentum and the learning-rate schedule; 0: initialisation.
 
-    Warning: with a learning rate of 0.1, rewinding to step 0 is known to fail in ResNets on CIFAR:
-    the subnetworks do not reach the accuracy of the dense network (Frankle et al. 2020, arXiv
-    1912.05671). Rewind to an early step there: their ResNet-20 became stable to the noise of SGD at
-    step 2000 of 63 000, which is 3 % of the training.
+    Warning:
+        With a learning rate of 0.1, rewinding to step 0 is known to fail for ResNets on CIFAR: the
+        subnetworks do not reach the accuracy of the dense network (Frankle et al. 2020, arXiv
+        1912.05671). Rewind to an early step instead. The ResNet-20 of that paper became stable to
+        the noise of SGD at step 2000 of 63 000, which is 3 % of the training.
     """
 
     name: ClassVar[str] = "lth"
-    summary: ClassVar[str] = "smallest weights after each of several trainings (Frankle 2019, 2020)"
+    summary: ClassVar[str] = (
+        "prunes the smallest weights after each of several trainings (Frankle et al. 2019, 2020)"
+    )
 
     rate: float = 0.2
     levels: str = ""
@@ -47,13 +50,14 @@ class LTH(Method):
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise ValueError(f"option rate of method 'lth' is {self.rate}: between 0 and 1")
-        # Weights and optimiser to rewind to; empty before that step.
+        # State of the model and the optimiser at the rewinding step; empty before that step.
         self._origin: dict[str, Any] = {}
 
     def counts(self, context: Context) -> list[int]:
-        """Return the number of weights after each pruning, decreasing; empty for sparsity 0.
+        """Return the number of kept weights after each pruning; an empty list for sparsity 0.
 
-        Raises ValueError for options that do not give a decreasing list.
+        Raises:
+            ValueError: for options with which a level would prune no weight.
         """
         kept, total = context.kept, context.total
         counts = [total]
@@ -62,7 +66,8 @@ class LTH(Method):
                 counts.append(round(round((1 - sparsity) * total, 6)))
                 _check_decreasing(counts)
             return counts[1:]
-        # The last level may prune a little more than the rate, to save a level for few weights.
+        # The last level may prune slightly more than the rate, which avoids another training for
+        # few weights.
         levels = math.ceil(math.log(kept / total) / math.log(1 - self.rate) - 0.05)
         levels = max(levels, kept < total)
         while len(counts) <= levels:
@@ -89,7 +94,7 @@ class LTH(Method):
 
     def begin_phase(self, context: Context, state: TrainingState) -> None:
         if state.phase.start:
-            # A copy, because the optimiser writes into the tensors that it loads.
+            # The state is copied, because the optimiser changes the tensors that it loads.
             state.optimizer.load_state_dict(copy.deepcopy(self._origin["optimizer"]))
 
     def after_step(self, context: Context, state: TrainingState) -> None:
@@ -105,7 +110,7 @@ class LTH(Method):
         count = next((count for count in self.counts(context) if count < left), None)
         if count is None:
             return
-        # Pruned weights rank last, because a kept weight may be zero as well.
+        # A pruned weight has the score -1, because a kept weight can also be zero.
         saliency = {
             name: torch.where(masks[name], w.double().abs(), -1.0)
             for name, w in prunable(context.model).items()
@@ -122,7 +127,7 @@ class LTH(Method):
 
     def _sparsities(self, last: float) -> list[float]:
         try:
-            # Without the brackets of a list or tuple, as Python and the command line write it.
+            # The value may be a list or tuple in brackets, as Python writes it.
             sparsities = [float(part) for part in self.levels.strip("()[] ,").split(",")]
         except ValueError:
             raise ValueError(

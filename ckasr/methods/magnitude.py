@@ -1,4 +1,4 @@
-"""Magnitude pruning at initialisation: the weights that were drawn largest stay."""
+"""Magnitude pruning at initialisation: the weights with the largest initial magnitude are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Magnitude(Method):
     """Keeps the weights of the largest initial magnitude, over all layers together."""
 
     name: ClassVar[str] = "magnitude"
-    summary: ClassVar[str] = "smallest weights of all layers, before training"
+    summary: ClassVar[str] = "prunes the smallest weights of all layers before training"
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
         return global_topk_masks(scores.magnitude(context.model), context.kept)

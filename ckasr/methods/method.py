@@ -1,10 +1,9 @@
-"""The method interface: which weights live, and when that changes.
+"""The interface of sparse-training methods: which weights are kept, and when this changes.
 
-A method is one small dataclass in a file of its own. Its fields are its hyper-parameters, each
-typed and with a default; they become ``--option name=value`` on the command line and part of the
-run's settings. The training engine knows no method by name: it calls the hooks below, and a method
-overrides those it needs. To add one, write the file and add its class to
-``ckasr.methods.METHODS``.
+A method is a dataclass in its own file. Its fields are its hyperparameters, each with a type and a
+default. On the command line, they are set by ``--option name=value``, and they are part of the
+settings of a run. The training engine calls the hooks below, and a method overrides the hooks that
+it needs. To add a method, write its file and add its class to ``ckasr.methods.METHODS``.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ckasr.tasks import CLASSIFICATION, Task
 
 @dataclass(frozen=True)
 class Phase:
-    """One training with its own optimiser and learning-rate schedule.
+    """A part of the training with its own optimiser and learning-rate schedule.
 
     Args:
         name: name of the phase, in curves and checkpoints.
         epochs: length of the phase and of its learning-rate schedule.
-        learning_rate: learning rate at the start of the schedule; None: the recipe's.
+        learning_rate: learning rate at the start of the schedule; None: that of the recipe.
         constant: whether the learning rate stays constant within the phase.
         term: whether the term of the run is added to the loss in this phase.
         start: number of optimiser steps to skip: the schedule starts at this step. A network that
@@ -45,18 +44,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is given. It stays the same for the whole run.
+    """Constant data of a run, which the engine passes to every hook of a method.
 
     Args:
-        model: the network to train. Its parameters change; the object does not.
-        sparsity: share of zeros, over all prunable weights, at the end.
+        model: the network to train. It is the same object during the whole run.
+        sparsity: share of pruned weights among all prunable weights at the end of the run.
         distribution: how the density is distributed over the layers: uniform, er or erk.
         seed: seed of the run.
         num_classes: number of classes.
-        samples: returns a new iterator over training batches ``(x, y)``, not augmented and in a
-            fixed order.
+        samples: function that returns a new iterator over training batches ``(x, y)``, which are
+            not augmented and in a fixed order.
         steps_per_epoch: number of optimiser steps per epoch.
-        task: what the network is trained for.
+        task: task of the data set, with the loss.
     """
 
     model: nn.Module
@@ -70,28 +69,31 @@ class Context:
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights that are kept at the end."""
+        """Share of the prunable weights that are kept at the end of the run."""
         return 1 - self.sparsity
 
     @property
     def kept(self) -> int:
-        """Number of weights that are kept at the end."""
-        # The inner rounding removes the float noise of the density.
+        """Number of weights that are kept at the end of the run."""
+        # The inner rounding removes the rounding error of the density.
         return round(round(self.density * self.total, 6))
 
     @property
     def total(self) -> int:
-        """Number of prunable weights of the model as it is now."""
+        """Number of prunable weights of the model at present."""
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every prunable weight, by name."""
+        """Return the shape of every prunable weight, by name."""
         return {name: tuple(weight.shape) for name, weight in prunable(self.model).items()}
 
     def check_sparsity(self) -> None:
         """Check that the model has prunable weights and that the sparsity keeps at least one.
 
-        The engine calls this before any hook of a method. Raises ValueError otherwise.
+        The engine calls this method before any hook.
+
+        Raises:
+            ValueError: if no weight is prunable, or if no weight would be kept.
         """
         if not self.total:
             raise ValueError(f"{type(self.model).__name__} has no conv or linear weight to prune")
@@ -104,11 +106,11 @@ class Context:
 
 @dataclass
 class TrainingState:
-    """What changes while a phase trains. The engine makes it; a method reads and may change it.
+    """State of a phase. The engine creates it; a method can read and change it.
 
     Args:
-        masks: masks of the model's prunable weights. A method changes them with ``masks.update``,
-            or replaces them if it changes the shapes of the weights.
+        masks: masks of the model's prunable weights. A method changes them with ``masks.update``.
+            A method that changes the shapes of the weights assigns new masks.
         optimizer: optimiser of the current phase.
         phase: current phase.
         steps: number of optimiser steps of the phase.
@@ -124,7 +126,7 @@ class TrainingState:
 
 @dataclass
 class Method:
-    """Base class of all methods. On its own it changes nothing, which is dense training.
+    """Base class of all methods. Without overridden hooks, it trains the dense network.
 
     The engine calls ``prepare`` (or, when it resumes a run, ``restore``), then ``phases``. For each
     phase it calls ``parameter_groups`` and ``begin_phase``. In each step it calls ``penalty``,
@@ -133,42 +135,45 @@ class Method:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
-    """One line: what it prunes and when, and its source."""
+    """One line that says which weights are pruned and when, and gives the source."""
     uses_distribution: ClassVar[bool] = False
-    """Whether it reads ``context.distribution``. If not, that setting is not part of the run."""
+    """Whether the method reads ``context.distribution``. Otherwise, runs that differ only in the
+    distribution are the same run."""
 
     def phases(self, epochs: int, context: Context) -> list[Phase]:
         """Return the phases of the training.
 
-        The result must not depend on anything that was trained, because a resumed run calls this
-        again.
+        The result must not depend on trained values, because a resumed run calls this method again.
 
         Args:
             epochs: number of epochs of the recipe.
-            context: what the run is given.
+            context: constant data of the run.
         """
         return [Phase("train", epochs)]
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
-        """Prepare the model before anything is trained, and return the first masks.
+        """Prepare the model before the first step, and return the first masks.
 
-        A method scores the weights here, or adds parameters to the model. The masks are bool
-        tensors by the names of the prunable weights, on any device.
+        A method that scores weights or adds parameters to the model does this here.
+
+        Returns:
+            A bool mask of every prunable weight, by the name of the weight, on any device.
         """
         return dense_masks(context.model)
 
     def parameter_groups(self, context: Context) -> list[dict[str, Any]]:
-        """Return the parameter groups of each phase's SGD, as ``torch.optim`` takes them.
+        """Return the parameter groups of the optimiser (SGD), in the format of ``torch.optim``.
 
-        ``rate_factor`` in a group multiplies the learning rate of the recipe for this group.
+        If a group has the key ``rate_factor``, the learning rate of the recipe is multiplied by
+        its value for this group.
         """
         return [{"params": list(context.model.parameters())}]
 
     def begin_phase(self, context: Context, state: TrainingState) -> None:
-        """Called when a phase starts. Its optimiser is new."""
+        """Called when a phase starts, with a new optimiser."""
 
-    # The next two hooks, penalty and after_backward, run inside a training step. A step of a method
-    # that overrides one of them is not captured in a CUDA graph.
+    # If a method overrides penalty or after_backward, which run inside a training step, the step is
+    # not captured in a CUDA graph.
 
     def penalty(self, context: Context, state: TrainingState) -> Tensor | None:
         """Return a scalar to add to the loss of this step, or None."""
@@ -177,49 +182,52 @@ class Method:
     def needs_dense_gradient(self, context: Context, state: TrainingState) -> bool:
         """Return whether ``after_backward`` of the next step reads gradients of pruned weights.
 
-        Sparse execution does not compute them, so it computes such a step densely.
+        Sparse execution does not compute these gradients, so such a step uses dense execution.
         """
         return False
 
     def after_backward(self, context: Context, state: TrainingState) -> None:
-        """Called when the gradients are computed and not yet applied."""
+        """Called in each step after the gradients are computed and before the optimiser step."""
 
     def after_step(self, context: Context, state: TrainingState) -> None:
-        """Called when the optimiser has stepped and the masks are applied.
+        """Called in each step after the optimiser step, when the masks have been applied.
 
-        ``state.step`` counts this step already.
+        ``state.step`` includes this step.
         """
 
     def end_phase(self, context: Context, state: TrainingState) -> None:
-        """Called when a phase ends: prune or rewind here.
+        """Called when a phase ends. A method that prunes or rewinds after a phase does it here.
 
-        It must be deterministic, because a resumed run may repeat it.
+        The hook must be deterministic, because a resumed run can call it a second time.
         """
 
     def counted(
         self, context: Context, masks: Mapping[str, Tensor]
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """Return the network and the masks whose sparsity the record reports.
+        """Return the network and the masks from which the sparsity in the record is computed.
 
         Called after the last phase. A method that removes filters from the model returns the
-        network it began with.
+        original network, with masks in which the removed weights are False.
         """
         return context.model, masks
 
     def measured(self) -> dict[str, Any]:
-        """Return what else the method has to report after the last phase, for the record.
+        """Return additional measurements of the method for the record, after the last phase.
 
-        Plain JSON values by name; None for a value that was not measured.
+        The result maps names to JSON values; a value that was not measured is None.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold besides weights, masks and optimiser."""
+        """Return the state of the method for a checkpoint.
+
+        The checkpoint also contains the weights, the masks and the state of the optimiser.
+        """
         return {}
 
     def restore(self, state: dict[str, Any], context: Context) -> None:
-        """Take back the result of ``state()``.
+        """Restore the state that ``state()`` returned.
 
-        Called before weights and masks are loaded, which must fit: a method that added parameters
-        or changed shapes does so again here.
+        Called before the weights and masks are loaded. A method that has added parameters to the
+        model, or changed the shapes of its weights, must do so again here.
         """

@@ -1,8 +1,9 @@
-"""Random pruning at initialisation: the host of the paper's released code.
+"""Random pruning at initialisation.
 
-Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning" (arXiv 2202.02643), with layer
-densities uniform, ER or ERK (Evci et al. 2020, appendix). The authors draw each weight on its own
-(Bernoulli masks); here each layer keeps an exact count.
+Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning" (arXiv 2202.02643), with
+uniform, ER or ERK densities of the layers (Evci et al. 2020, appendix). The released code of CKA-SR
+uses this method. The authors prune each weight independently (Bernoulli masks); here the number of
+kept weights of each layer is exact.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,10 @@ from .method import Context, Method
 
 @dataclass
 class Random(Method):
-    """Random masks, drawn once before training. All layers keep an exact count of weights."""
+    """Prunes random weights before training. The number of kept weights of each layer is exact."""
 
     name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "random weights, before training (Liu et al. 2022)"
+    summary: ClassVar[str] = "prunes random weights before training (Liu et al. 2022)"
     uses_distribution: ClassVar[bool] = True
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:

@@ -1,7 +1,8 @@
-"""RigL: drop the smallest weights, grow those whose loss gradient is largest.
+"""RigL: drop the smallest weights and grow the weights with the largest gradients of the loss.
 
 Evci et al. 2020, "Rigging the lottery" (arXiv 1911.11134), algorithm 1 and equation 1. The gradient
-is that of the whole loss, including the added term, for all weights, also the pruned ones.
+is that of the whole loss, including the added term, with respect to all weights, including the
+pruned ones.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ from .method import Context, TrainingState
 
 @dataclass
 class RigL(Dynamic):
-    """Grows the pruned weights whose gradients are largest. Options as in ``Dynamic``."""
+    """Grows the pruned weights with the largest gradients. The options are those of ``Dynamic``."""
 
     name: ClassVar[str] = "rigl"
     summary: ClassVar[str] = (
-        "random weights; the smallest are exchanged for those of largest gradient "
-        "(Evci et al. 2020)"
+        "prunes random weights; exchanges the smallest weights for those with the largest "
+        "gradients (Evci et al. 2020)"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Used within one step only, so checkpoints do not hold them.
+        # These gradients are used within one step, so they are not part of a checkpoint.
         self._gradients: dict[str, Tensor] = {}
 
     def needs_dense_gradient(self, context: Context, state: TrainingState) -> bool:

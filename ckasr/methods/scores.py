@@ -1,9 +1,9 @@
-"""Saliency scores: how much each weight matters. The weights of the highest scores are kept.
+"""Saliency scores of weights. The weights with the highest scores are kept.
 
-All functions are pure. They compute in float64 on copies of the weights, so that rounding does not
-change the ranking, even if the model itself casts to a smaller type. They do not change the model
-(weights, gradients, batch-norm statistics, mode) nor torch's global random generators. Inputs of a
-floating-point type become float64; integers, such as tokens, stay as they are.
+All functions compute in float64 on copies of the weights, so that rounding does not change the
+ranking, even if the model itself casts to a smaller type. They change neither the model (weights,
+gradients, batch-norm statistics, mode) nor torch's global random generators. Floating-point inputs
+are converted to float64; integer inputs, such as tokens, are not converted.
 """
 
 import math
@@ -27,8 +27,8 @@ Scores = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 CHUNK = 128
-"""Largest number of samples that go through the network at once. A batch is cut into as few parts
-as this allows, whose sizes differ by at most one. In eval mode the scores do not depend on it."""
+"""Default of the largest number of samples in one forward pass. A larger batch is split into as few
+chunks as possible, whose sizes differ by at most one. In eval mode it does not affect scores."""
 
 
 def score(
@@ -38,19 +38,24 @@ def score(
     targets: Tensor | None = None,
     **options: Any,
 ) -> Scores:
-    """Return the saliency of every weight that ``prunable`` names, as float64 tensors by name.
+    """Return the saliency scores of all prunable weights.
 
     Args:
         model: the network to score.
         method: ``magnitude``, ``snip``, ``grasp`` or ``synflow``.
-        inputs: batch of inputs, (N, ...); magnitude needs none, synflow reads only its shape.
-        targets: batch of targets, such as (N,) int64; needed by snip and grasp.
-        options: options of the function of that name below.
+        inputs: batch of inputs, (N, ...). ``magnitude`` does not need it; ``synflow`` uses only
+            its shape and type.
+        targets: batch of targets, for example (N,) int64. Only ``snip`` and ``grasp`` need it.
+        options: further arguments of the function with the name of the method.
+
+    Returns:
+        A float64 tensor of the weight's shape for every weight of ``ckasr.sparsity.prunable``, by
+        the name of the weight.
 
     Raises:
         LookupError: for an unknown method.
-        ValueError: for a missing batch, a model without a conv or linear layer, scores that are not
-            finite, and a model through which SynFlow has no linear flow.
+        ValueError: for a missing batch, a model without a convolution or linear layer, scores that
+            are not finite, and a model that is not linear in the sense of ``synflow``.
     """
     functions: dict[str, Callable[..., Scores]] = {
         "magnitude": magnitude,
@@ -69,7 +74,7 @@ def score(
 
 
 def magnitude(model: nn.Module) -> Scores:
-    """Return |w| of every weight."""
+    """Return |w| of every weight, as ``score`` does."""
     return {name: w.detach().double().abs() for name, w in _weights(model).items()}
 
 
@@ -84,14 +89,22 @@ def snip(
     train_mode: bool = False,
     chunk: int = CHUNK,
 ) -> Scores:
-    """Return |w dL/dw| for the mean loss L (Lee et al. 2019, equation 5, before normalising).
+    """Return |w dL/dw| of every weight, where L is the mean loss.
+
+    This is equation 5 of Lee et al. 2019 (arXiv 1810.02340) without the normalisation, which does
+    not change the ranking.
 
     Args:
         model: the network to score.
-        inputs, targets: the batch to score with.
-        loss: returns the mean loss from ``(outputs, targets)``.
-        train_mode: whether batch norm uses the statistics of each chunk, not the running ones.
+        inputs, targets: the batch to score with, (N, ...) and (N, ...).
+        loss: function ``(outputs, targets) -> mean loss``.
+        train_mode: whether batch norm uses the statistics of each chunk instead of the running
+            statistics.
         chunk: largest number of samples per chunk; the sizes of chunks differ by at most one.
+
+    Raises:
+        ValueError: if the numbers of inputs and targets differ or are 0, if ``chunk`` is below 1,
+            or if the scores are not finite.
     """
     copy = _Copy(model, train_mode)
     gradients = [torch.zeros_like(w) for w in copy.weights.values()]
@@ -113,23 +126,25 @@ def grasp(
     chunk: int = CHUNK,
     temperature: float = 200.0,
 ) -> Scores:
-    """Return w (H g): how much the removal of a weight reduces the norm of the gradient.
+    """Return w (H g) of every weight: the effect of its removal on the norm of the gradient.
 
-    g and H are the gradient and the Hessian, over conv and linear weights, of the mean loss of
-    outputs / temperature; so a score is half of w d|g|^2/dw. The score of the paper (Wang et al.
-    2020, equation 8) is the negative of this, and the highest are removed.
+    g and H are the gradient and the Hessian, with respect to all prunable weights, of the mean loss
+    of outputs / temperature. A score is therefore half of w d|g|^2/dw. The score of the paper (Wang
+    et al. 2020, arXiv 2002.07376, equation 8) has the opposite sign, and its highest scores are
+    pruned.
 
     Args:
         model: the network to score.
-        inputs, targets: the batch to score with. Every class must be in it.
-        loss: returns the mean loss from ``(outputs, targets)``.
+        inputs, targets: the batch to score with, (N, ...) and (N,). It must contain every class.
+        loss: function ``(outputs, targets) -> mean loss``.
         train_mode: whether batch norm uses the statistics of each chunk (see ``snip``). H g is then
-            the sum of the chunks' Hessians times the whole gradient, as in the authors' code.
+            the sum of the products of each chunk's Hessian with the gradient of the whole batch, as
+            in the authors' code.
         chunk: largest number of samples per chunk; the sizes of chunks differ by at most one.
         temperature: divisor of the outputs.
 
     Raises:
-        ValueError: for targets in which a class is missing, because the scores would ignore it.
+        ValueError: if the targets lack a class, which the scores would ignore, and as ``snip``.
     """
     copy = _Copy(model, training=False)
     with copy.pure():
@@ -140,7 +155,7 @@ def grasp(
         for part in _losses(copy, loss, inputs, targets, chunk, temperature):
             torch._foreach_add_(gradients, torch.autograd.grad(part, **copy.wanted))
     products = [torch.zeros_like(w) for w in copy.weights.values()]
-    with copy.pure():  # entered again, so that dropout repeats its random numbers
+    with copy.pure():  # a second context, so that dropout uses the same random numbers again
         for part in _losses(copy, loss, inputs, targets, chunk, temperature):
             of_chunk = torch.autograd.grad(part, create_graph=True, **copy.wanted)
             inner = part.new_zeros(())
@@ -155,25 +170,26 @@ def grasp(
 def synflow(
     model: nn.Module, inputs: Tensor, *, masks: Mapping[str, Tensor] | None = None
 ) -> Scores:
-    """Return |w| dR/d|w|, where R is the sum of the outputs for an input of ones.
+    """Return |w| dR/d|w| of every weight, where R is the sum of the outputs for an input of ones.
 
-    (Tanaka et al. 2020, equation 2.) Every parameter is replaced by its absolute value, and batch
-    norms are in eval mode with mean zero, so R is a sum over paths. In a feed-forward network
-    without biases the scores of each layer have the same total.
+    This is equation 2 of Tanaka et al. 2020 (arXiv 2006.05467). Every parameter is replaced by its
+    absolute value, and batch norms are in eval mode with mean zero, so that R is a sum over paths.
+    In a feed-forward network without biases, the sum of the scores is the same for every layer.
 
-    R must be linear in the flow. ReLU and similar functions, which do not change positive values,
-    sums, averages, maxima, batch norm and dropout in eval mode are linear. The upper limits of
-    ReLU6, hardtanh and clamp are ignored, because the input could be small enough.
+    The network must be linear for positive values. This holds for ReLU and similar functions that
+    do not change positive values, and for sums, averages, maxima, batch norm and dropout in eval
+    mode. The upper limits of ReLU6, hardtanh and clamp are ignored, because they have no effect on
+    a sufficiently small input.
 
     Args:
         model: the network to score.
-        inputs: a batch of which only the shape is read. For integers, such as tokens, every
-            embedding is a vector of ones.
+        inputs: a batch, (N, ...), of which only the shape and type are used. For integers, such as
+            tokens, every embedding is replaced by a vector of ones.
         masks: masks to apply before scoring.
 
     Raises:
-        ValueError: with the name of the layer, for anything else: smooth or saturating activations,
-            softmax, layer norm, attention, gates, differences of branches.
+        ValueError: for any other operation: smooth or saturating activations, softmax, layer norm,
+            attention, gates, differences of branches. The message contains the name of the layer.
     """
     copy = _Copy(model, training=False, linear=True)
     with torch.no_grad():
@@ -185,7 +201,7 @@ def synflow(
         if not inputs.is_floating_point():
             copy.fill_embeddings()
         for name, buffer in copy.buffers.items():
-            # A mean would be subtracted, and what ReLU then cuts off is no path.
+            # Batch norm would subtract the mean, and ReLU would then set some paths to zero.
             if name.endswith("running_mean"):
                 buffer.zero_()
     flow = torch.ones_like if inputs.is_floating_point() else torch.zeros_like
@@ -208,8 +224,8 @@ def per_class(
         batches: batches to take the samples from.
         num_classes: number of classes.
         count: number of samples per class.
-        class_major: whether all samples of a class follow each other. Otherwise the classes
-            alternate, so that any part of the batch has all classes in equal numbers.
+        class_major: whether the samples are sorted by class. Otherwise the classes alternate, so
+            that all parts of the batch contain the classes in about equal numbers.
 
     Raises:
         ValueError: if a class has too few samples.
@@ -242,13 +258,12 @@ def per_class(
 
 
 class _Copy:
-    """A float64 copy of a model's tensors, which the model's own code computes with.
+    """A float64 copy of a model's tensors. The forward pass of the model runs on this copy.
 
     Args:
         model: the model.
         training: whether the model runs in training mode.
-        linear: whether to raise ValueError, with the name of the layer, for an operation that is
-            not linear in the input.
+        linear: whether to raise ValueError for an operation that is not linear (see ``synflow``).
     """
 
     def __init__(self, model: nn.Module, training: bool, linear: bool = False) -> None:
@@ -263,7 +278,7 @@ class _Copy:
             name: b.detach().to(torch.float64 if b.is_floating_point() else b.dtype, copy=True)
             for name, b in self.model.named_buffers()
         }
-        # By identity, because wrappers inside the model are part of a parameter's name there.
+        # By identity, because ``named_parameters`` includes the names of wrappers inside the model.
         own = {id(p): self.parameters[name] for name, p in self.model.named_parameters()}
         self.weights = {name: own[id(w)].requires_grad_() for name, w in _weights(model).items()}
         self.device = next(iter(self.weights.values())).device
@@ -291,7 +306,7 @@ class _Copy:
 
     @contextmanager
     def pure(self) -> Iterator[None]:
-        """Restore the random generators at the end, and use attention that has two derivatives."""
+        """Context that restores the random generators, and uses twice differentiable attention."""
         generators = devices.of(self.device).generators()
         with torch.random.fork_rng(generators), sdpa_kernel(SDPBackend.MATH):
             yield
@@ -305,7 +320,7 @@ class _Copy:
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """Arguments of torch.autograd.grad: all weights, with zeros for those that are not used."""
+        """Arguments of torch.autograd.grad: all weights, with zeros for unused weights."""
         return {"inputs": list(self.weights.values()), "materialize_grads": True}
 
     @property
@@ -337,10 +352,10 @@ def _losses(
     chunk: int,
     temperature: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Yield the share of each chunk in the mean loss.
+    """Yield the contribution of each chunk to the mean loss.
 
-    The sizes of the chunks differ by at most one. A small last chunk would have batch statistics of
-    few samples, which would change the scores.
+    The sizes of the chunks differ by at most one, because the batch statistics of a small last
+    chunk would change the scores.
     """
     if len(inputs) != len(targets) or not len(inputs):
         raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: give one for each")

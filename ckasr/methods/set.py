@@ -1,9 +1,10 @@
-"""SET: drop the smallest weights, grow random ones.
+"""SET: drop the smallest weights and grow random ones.
 
 Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse
-connectivity inspired by network science" (Nature Communications 9), algorithm 1. They exchange a
-constant share after every epoch; here the share and its cosine decay are RigL's, so that the two
-differ only in what grows (``anneal=constant`` is theirs).
+connectivity inspired by network science" (Nature Communications 9), algorithm 1. The authors
+exchange a constant share of the weights after every epoch. Here the period, the share and its
+cosine decay are those of RigL, so that the two methods differ only in the weights that grow. Option
+``anneal=constant`` keeps the share constant, as the authors do.
 """
 
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ from .method import Context, TrainingState
 
 @dataclass
 class SET(Dynamic):
-    """Grows random pruned weights. Options as in ``Dynamic``."""
+    """Grows random pruned weights. The options are those of ``Dynamic``."""
 
     name: ClassVar[str] = "set"
     summary: ClassVar[str] = (
-        "random weights; the smallest are exchanged for random ones (Mocanu et al. 2018)"
+        "prunes random weights; exchanges the smallest weights for random ones (Mocanu et al. 2018)"
     )
 
     def growth(self, name: str, context: Context, state: TrainingState) -> Tensor:
-        # Keyed by the step, so that a resumed run repeats the random numbers.
+        # The generator depends on the step, so that a resumed run repeats the random numbers.
         generator = keyed_generator("grow", context.seed, name, state.step)
         mask = state.masks[name]
         return torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)

@@ -1,4 +1,4 @@
-"""SNIP: the weights on which the loss depends most at initialisation stay.
+"""SNIP: the weights on which the loss depends most at initialisation are kept.
 
 Lee et al. 2019, "SNIP: Single-shot Network Pruning" (arXiv 1810.02340), equations 5 and 6.
 """
@@ -20,15 +20,17 @@ class SNIP(Method):
     """Keeps the weights with the highest ``|w dL/dw|`` at initialisation.
 
     Args:
-        samples: number of training samples per class to score with.
-        train_mode: whether batch norm uses the statistics of the scoring batches. With False it
-            uses the running statistics, which are mean 0 and variance 1 before training. The logits
-            of a residual network then explode: a ResNet20 puts all of CIFAR-100 into two classes,
-            and SNIP leaves the other classes without a weight.
+        samples: number of training samples per class in the scoring batch.
+        train_mode: whether batch norm uses the statistics of the scoring batches. Otherwise it uses
+            the running statistics, which are mean 0 and variance 1 before training. The logits of a
+            residual network are then very large: a ResNet20 predicts two classes for all images of
+            CIFAR-100, and SNIP prunes all weights of most other classes.
     """
 
     name: ClassVar[str] = "snip"
-    summary: ClassVar[str] = "lowest |weight x gradient|, before training (Lee et al. 2019)"
+    summary: ClassVar[str] = (
+        "prunes weights with the lowest |weight x gradient| before training (Lee et al. 2019)"
+    )
 
     samples: int = 10
     train_mode: bool = True

@@ -1,11 +1,11 @@
-"""Filter pruning of a trained network: whole channels are removed, then it is fine-tuned.
+"""Filter pruning: whole channels of a trained network are removed, and the network is fine-tuned.
 
 The package torch-pruning (Fang et al. 2023, "DepGraph", arXiv 2301.12900) finds which channels
-depend on each other (those of a residual stream are removed together) and measures the importance
-of each. Its channel ratio r removes about 1 - (1 - r)^2 of the weights. Here the sparsity is that
-of the weights, as for every other method: the least important channels of the whole network are
-removed one by one until at most the allowed number of weights is left. The final count is therefore
-below that number by at most the weights of one channel.
+depend on each other and must be removed together, such as those of a residual stream. It also
+measures the importance of each channel. Its channel ratio r removes about 1 - (1 - r)^2 of the
+weights. Here the sparsity counts weights, as for every other method: the least important channels
+of the whole network are removed one by one until the number of weights is at most the allowed
+number. The difference between the two numbers is less than the weights of one channel.
 """
 
 import copy
@@ -32,7 +32,8 @@ Criterion = Literal["l1", "bn", "group"]
 TermPhases = Literal["pretrain", "finetune", "both"]
 
 Removed = dict[str, list[int]]
-"""Channels to remove, by the layer that computes them. Whatever depends on them is removed too."""
+"""Channels to remove, by the layer that computes them. All weights that depend on these channels
+are removed with them."""
 
 
 @dataclass
@@ -46,19 +47,19 @@ class Structured(Finetuned):
             stem. ``bn``: scales of its batch norms, not divided (network slimming, Liu et al. 2017,
             arXiv 1708.06519). ``group``: squared L2 norm of all weights that are removed with the
             channel (DepGraph).
-        weights: file of a pretrained network, which replaces the pre-training. A relative path is
-            also looked up in CKASR_DATA/weights.
+        weights: file of a pretrained network, which is loaded instead of the pre-training. A
+            relative path is also searched for in CKASR_DATA/weights.
         gamma_l1: strength of an L1 penalty on the scales of batch norms in pre-training (network
             slimming uses 1e-5 to 1e-4).
         term: phases in which the term is added to the loss: ``pretrain``, ``finetune`` or ``both``.
-            Every phase compares the same layers: those found before anything is removed.
+            The term compares the same layers in both phases: those of the unpruned network.
         finetune, finetune_rate: see ``Finetuned``.
     """
 
     name: ClassVar[str] = "structured"
     summary: ClassVar[str] = (
-        "filters of a trained network, by L1, batch-norm scale or group norm; then fine-tuning "
-        "(Fang et al. 2023)"
+        "prunes filters of a trained network by L1, batch-norm scale or group norm, then "
+        "fine-tunes (Fang et al. 2023)"
     )
 
     criterion: str = "group"
@@ -97,7 +98,7 @@ class Structured(Finetuned):
         return after if self.weights else [before, *after]
 
     def prepare(self, context: Context) -> Mapping[str, Tensor]:
-        _Channels(context).check()  # before hours of training, not after
+        _Channels(context).check()  # raises an error before the training instead of after it
         _rehearse(context)
         if self.weights:
             load_pretrained(context.model, _find(self.weights))
@@ -134,7 +135,7 @@ class Structured(Finetuned):
         channels = _Channels(context)
         scores = channels.importance(self.criterion)
         self._remove(channels.least_important(scores), context)
-        # New masks of ones: the weights are new tensors, and all that are left are kept.
+        # The remaining weights are new tensors, and all of them are kept.
         return dense_masks(context.model)
 
     def _remove(self, removed: Removed, context: Context) -> None:
@@ -148,7 +149,7 @@ class Structured(Finetuned):
 
 
 class _Channels:
-    """The channels of a network that can be removed, in groups that depend on each other."""
+    """The removable channels of a network, in groups of channels that depend on each other."""
 
     def __init__(self, context: Context) -> None:
         self.package = _torch_pruning()
@@ -194,7 +195,7 @@ class _Channels:
         }
 
     def check(self) -> None:
-        """Raise ValueError if even one channel per group is more than the sparsity allows."""
+        """Raise ValueError if one channel per group already has more weights than allowed."""
         least = self._count(self._take(self._all_but_one()))
         total = sum(shape.numel() for shape in self.sizes.values())
         if least > self.kept:
@@ -246,7 +247,10 @@ class _Channels:
         return self._take((name, c) for _, name, c in candidates[:low])
 
     def remove(self, removed: Removed) -> dict[str, Tensor]:
-        """Remove channels from the model, in place. Return masks of the weights that are left."""
+        """Remove channels from the model in place.
+
+        Returns masks of the original weights, in which the removed weights are False.
+        """
         masks = self._survivors(removed)
         for name, channels in removed.items():
             root = self.groups[name][0].dep
@@ -267,8 +271,9 @@ class _Channels:
     def _whole(self, group: Any) -> bool:
         """Return whether a group covers all channels of its layers.
 
-        A group with a shortcut that pads with zeros (option A) does not: the graph identifies
-        channel i on both sides, but the padding shifts it. Such a stream keeps its width.
+        A group with a shortcut that pads with zeros (option A) does not: the package takes channel
+        i on both sides for the same channel, although the padding shifts it. The channels of such a
+        residual stream are not removed.
         """
         for dep, idxs in group:
             side = self._side(dep)
@@ -302,12 +307,14 @@ class _Channels:
 
 
 def _rehearse(context: Context) -> None:
-    """Take all channels but one of each group out of a copy and run it.
+    """Remove all channels but one of each group from a copy of the model, and run the copy.
 
-    Raises ValueError where the copy cannot run: a network that splits its channels into attention
-    heads, or reshapes by a fixed width, needs the number of channels that it was built with.
+    Raises:
+        ValueError: if the copy cannot run. The forward pass of a network that splits its channels
+            into attention heads, or reshapes to a fixed width, needs the original number of
+            channels.
     """
-    # The distribution is given, so that it is not read: this method does not depend on it.
+    # `replace` reads every field that is not given, and this method must not read the distribution.
     trial = replace(context, model=copy.deepcopy(context.model), distribution="uniform")
     channels = _Channels(trial)
     try:
@@ -325,7 +332,7 @@ def _rehearse(context: Context) -> None:
 def _torch_pruning() -> ModuleType:
     try:
         with warnings.catch_warnings():
-            # It imports tqdm, which in Jupyter asks for ipywidgets; no progress bar is shown here.
+            # The package imports tqdm, which warns in Jupyter if ipywidgets is not installed.
             warnings.filterwarnings("ignore", "IProgress not found")
             import torch_pruning
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""SynFlow: prunes a little at a time what carries least synaptic flow; sees no data.
+"""SynFlow: the weights with the least synaptic flow are pruned in many small steps, without data.
 
 Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving synaptic
 flow" (arXiv 2006.05467), equation 2 and algorithm 1.
@@ -22,11 +22,14 @@ class SynFlow(Method):
     """Keeps the weights with the most synaptic flow, in several rounds of scoring and pruning.
 
     Args:
-        steps: number of rounds; each multiplies the density by the same factor.
+        steps: number of rounds. Each round multiplies the density by the same factor.
     """
 
     name: ClassVar[str] = "synflow"
-    summary: ClassVar[str] = "least synaptic flow, in 100 steps before training (Tanaka 2020)"
+    summary: ClassVar[str] = (
+        "prunes weights with the least synaptic flow in 100 steps before training "
+        "(Tanaka et al. 2020)"
+    )
 
     steps: int = 100
 
@@ -40,7 +43,7 @@ class SynFlow(Method):
         x, _ = next(context.samples())
         for step in range(1, self.steps + 1):
             saliency = scores.synflow(context.model, x, masks=masks)
-            # Pruned weights rank last, because a kept weight without flow scores zero as well.
+            # A pruned weight has the score -1, because a kept weight without flow also scores zero.
             saliency = {n: torch.where(masks[n], s, -1.0) for n, s in saliency.items()}
             # The number of pruned weights is rounded down, as in the authors' code. The last step
             # keeps the exact count.

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "shrink":  # a way to execute a masked network, documented under this name as well
+    if name == "shrink":  # also documented as ckasr.sparsity.shrink
         from ckasr.execution import shrink
 
         return shrink

@@ -1,8 +1,8 @@
-"""How many weights each layer keeps, as shares (densities) and as numbers (counts).
+"""Densities of layers, and the numbers of weights that the layers keep.
 
-The *density* of a layer is the share of its weights that are kept; its *sparsity* is one minus the
-density. Both refer to all convolution and linear weights of the network; biases and norms do not
-count.
+The *density* of a layer is the share of its weights that are kept. Its *sparsity* is one minus the
+density. Both count the prunable weights (convolutions and linear layers); biases and the parameters
+of norms do not count.
 """
 
 import math
@@ -21,14 +21,14 @@ Shapes = Mapping[str, Sequence[int]]
 def layer_densities(shapes: Shapes, density: float, distribution: str) -> dict[str, float]:
     """Return the density of each layer, such that the whole network has the given density.
 
-    A layer to which a proportional rule gives more than its size is dense; the rest goes to the
-    other layers by the same rule.
+    If a proportional rule gives a layer a density above 1, the layer is dense, and the remaining
+    weights are distributed over the other layers by the same rule.
 
     Args:
-        shapes: Shape of each weight, by name.
-        density: Share of the network's weights to keep, from 0 to 1. The densities of the layers,
-            weighted by their sizes, have this mean to float accuracy.
-        distribution: How the densities differ:
+        shapes: shape of each weight, by name.
+        density: share of the network's weights to keep, from 0 to 1. The mean of the densities of
+            the layers, weighted by the sizes of the layers, equals this number up to rounding.
+        distribution: rule for the densities:
 
             - ``uniform``: all layers have the same density;
             - ``er``: Erdős-Rényi, proportional to (out + in) / (out * in) without the kernel
@@ -37,8 +37,8 @@ def layer_densities(shapes: Shapes, density: float, distribution: str) -> dict[s
               al. 2020, section 3).
 
     Raises:
-        ValueError: For a density outside [0, 1], an unknown distribution, no shapes, or a shape
-            that is not that of a weight.
+        ValueError: for a density outside [0, 1], for an unknown distribution, for no shapes, and
+            for a shape with fewer than two dimensions.
     """
     check_density(density)
     sizes = _sizes(shapes)
@@ -52,16 +52,16 @@ def layer_densities(shapes: Shapes, density: float, distribution: str) -> dict[s
 def allocate(densities: Mapping[str, float], shapes: Shapes) -> dict[str, int]:
     """Return the number of weights that each layer keeps, by the largest remainder method.
 
-    The sum of the counts is the sum of density * size over all layers, rounded. Each count differs
-    from the layer's own density * size by less than 1. Of equal remainders, those of the first
+    The sum of the counts is the rounded sum of density * size over all layers. Each count differs
+    from density * size of its layer by less than 1. Among equal remainders, those of the first
     layers are rounded up.
 
     Args:
-        densities: Share of weights to keep, by layer name.
-        shapes: Shape of each weight, by name.
+        densities: share of weights to keep, by name.
+        shapes: shape of each weight, by name.
 
     Raises:
-        ValueError: For a layer without a density, or a density outside [0, 1].
+        ValueError: for a layer without a density, and for a density outside [0, 1].
     """
     sizes = _sizes(shapes)
     missing = [name for name in sizes if name not in densities]
@@ -70,8 +70,8 @@ def allocate(densities: Mapping[str, float], shapes: Shapes) -> dict[str, int]:
     for name in sizes:
         check_density(densities[name], f"density of layer {name!r}")
     shares = {name: densities[name] * size for name, size in sizes.items()}
-    # The inner rounding removes the round-off of the sum, which would otherwise decide in which
-    # direction an exact half is rounded.
+    # The inner rounding removes the rounding error of the sum, which would otherwise determine
+    # whether an exact half is rounded up or down.
     total = round(round(math.fsum(shares.values()), 6))
     counts = {name: math.floor(share) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
@@ -92,14 +92,14 @@ def _raw_density(shape: Sequence[int], distribution: str) -> float:
 
 
 def _fill(raw: dict[str, float], sizes: dict[str, int], density: float) -> dict[str, float]:
-    """min(1, scale * raw), with the scale for which density * total weights are kept."""
+    """Return min(1, scale * raw), where ``scale`` is chosen to reach the density of the network."""
     total = density * sum(sizes.values())
     dense: set[str] = set()
     while True:
         rest = [name for name in raw if name not in dense]
         left = total - sum(sizes[name] for name in dense)
         scale = left / math.fsum(raw[name] * sizes[name] for name in rest) if rest else 0.0
-        # The scale only grows when layers become full, so a full layer stays full.
+        # When a layer becomes full, the scale can only grow, so a full layer remains full.
         full = [name for name in rest if scale * raw[name] > 1]
         if not full:
             return {name: 1.0 if name in dense else scale * raw[name] for name in raw}

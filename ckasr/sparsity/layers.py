@@ -1,4 +1,4 @@
-"""The layers of a model: which of their weights sparsity counts, and under which names."""
+"""The prunable weights of a model, which sparsity counts, and their names."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from torch import nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""Input projections, which nn.MultiheadAttention holds itself; its output projection is a layer."""
+"""Input projections, which are parameters of nn.MultiheadAttention. Its output projection is a
+linear layer."""
 _UNSUPPORTED = (
     nn.modules.conv._ConvTransposeNd,
     nn.RNNBase,
@@ -33,10 +34,10 @@ _HOOKS = (
 
 
 class WeightOwner(NamedTuple):
-    """Where a weight is stored: ``getattr(module, attribute)``."""
+    """The module and the attribute that contain a weight: ``getattr(module, attribute)``."""
 
     layer: str
-    """Name of the module, without wrappers; empty for the model itself."""
+    """Name of the module, without wrappers; an empty string for the model itself."""
     module: nn.Module
     attribute: str
     """``"weight"``, except for the input projections of nn.MultiheadAttention."""
@@ -48,44 +49,48 @@ class WeightOwner(NamedTuple):
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter that the module holds at present."""
-        weight = self.module._parameters[self.attribute]
-        assert weight is not None
+        """The parameter at present. Raises ValueError if it has been removed from the module."""
+        weight = self.module._parameters.get(self.attribute)
+        if weight is None:
+            raise ValueError(
+                f"weight {self.name!r} is no longer a parameter of its layer: call prunable() or "
+                "weight_owners() again after a change of the model"
+            )
         return weight
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights that sparsity counts: convolutions, linear, bilinear and attention layers.
+    """Return the weights of convolutions and of linear, bilinear and attention layers.
 
-    A weight that several layers share appears once, under the name of the first of them. Of
-    nn.MultiheadAttention the input projections count (``in_proj_weight``, or three weights where
-    keys or values have a width of their own), and so does the output projection. Embeddings are
-    look-up tables and do not count. A weight that a module of another kind holds and multiplies
-    by itself cannot be recognised and does not count.
+    Sparsity counts these weights. If several layers share a weight, it appears once, under the name
+    of the first layer. The weights of nn.MultiheadAttention are its output projection and its input
+    projections (``in_proj_weight``, or three weights if keys or values have another width).
+    Embeddings do not count, because they are look-up tables. The weights of custom modules that do
+    not use these layers cannot be recognised and do not count.
 
     Args:
-        model: Any module. Wrappers (DataParallel, DistributedDataParallel, AveragedModel,
-            torch.compile) are looked through, around the model and inside it.
+        model: any module. Wrappers (DataParallel, DistributedDataParallel, AveragedModel,
+            torch.compile) around the model and inside it are removed first.
 
     Returns:
-        The weights by name, in the order of ``model.named_modules()``. A name is that of
-        ``model.named_parameters()`` without the prefixes of wrappers, so that a wrapped model has
-        the names of the model itself.
+        The weights by name, in the order of ``model.named_modules()``. The names are those of
+        ``model.named_parameters()`` without the prefixes of wrappers, so that they are the same
+        with and without a wrapper.
 
     Raises:
-        ValueError: With the name of the layer, for a weight that is no plain parameter
-            (torch.nn.utils.prune and parametrize replace it), for a lazy layer that is not
-            initialised yet, and for transposed convolutions, recurrent layers and scripted
-            modules, which are not supported.
+        ValueError: for a weight that is not a plain parameter (torch.nn.utils.prune and
+            parametrize replace it), for a lazy layer that is not initialised yet, and for
+            transposed convolutions, recurrent layers and scripted modules, which are not supported.
+            The message contains the name of the layer.
     """
     return {name: owner.weight for name, owner in weight_owners(model).items()}
 
 
 def weight_owners(model: nn.Module) -> dict[str, WeightOwner]:
-    """Return the layer of each prunable weight: the first one where several share a weight.
+    """Return the layer of each prunable weight, or the first of several layers that share it.
 
-    Use it to get from a weight's name to its layer, as the attribute is not always ``weight``.
-    Keys, order and errors are those of `prunable`.
+    This function maps the name of a weight to its layer and to the attribute, which is not always
+    ``weight``. Keys, order and errors are those of `prunable`.
     """
     owners: dict[int, WeightOwner] = {}
     for owner in all_weight_owners(model):
@@ -94,14 +99,17 @@ def weight_owners(model: nn.Module) -> dict[str, WeightOwner]:
 
 
 def all_weight_owners(model: nn.Module) -> Iterator[WeightOwner]:
-    """Yield every place that holds a prunable weight; a shared weight has several."""
+    """Yield the owners of all prunable weights; a shared weight has several owners."""
     for path, module in _named_modules(unwrapped(model), "", set()):
         for attribute in _weight_attributes(path, module):
             yield WeightOwner(path, module, attribute)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile."""
+    """Return the model without wrappers.
+
+    The wrappers are DataParallel, DistributedDataParallel, AveragedModel and torch.compile.
+    """
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(inner, nn.Module):
@@ -113,10 +121,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def default_input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Return the shape of one input, as far as the first layer determines it.
+    """Return the shape of one input, from the first layer of the model.
 
-    A linear layer determines it; after a 2-d convolution an image of 32 x 32 pixels is assumed.
-    Raises ValueError for any other first layer.
+    For a linear layer it is the number of inputs. For a 2-d convolution, an image of 32 x 32 pixels
+    is assumed.
+
+    Raises:
+        ValueError: for any other first layer.
     """
     layers = (m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)))
     first = next(layers, model)
@@ -128,9 +139,9 @@ def default_input_shape(model: nn.Module) -> tuple[int, ...]:
 
 
 def memo_without_hooks(model: nn.Module) -> dict[int, object]:
-    """Return a memo with which ``copy.deepcopy`` leaves all hooks out of the copy.
+    """Return a memo with which ``copy.deepcopy`` copies the model without its hooks.
 
-    The closure of a hook may hold a tensor of an autograd graph, which cannot be copied.
+    The closure of a hook can contain a tensor of an autograd graph, which cannot be copied.
     """
     return {
         id(hooks): type(hooks)()
@@ -142,7 +153,7 @@ def memo_without_hooks(model: nn.Module) -> dict[int, object]:
 def _named_modules(
     module: nn.Module, path: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """As ``module.named_modules()``, but wrappers inside the model do not appear in the names."""
+    """Yield names and modules as ``named_modules()``, but without the wrappers inside the model."""
     if module in seen:
         return
     seen.add(module)
@@ -152,7 +163,7 @@ def _named_modules(
 
 
 def _weight_attributes(path: str, module: nn.Module) -> list[str]:
-    """Names of the prunable weights among a module's own parameters."""
+    """Return the names of the prunable weights among a module's own parameters."""
     called = f"layer {path!r}" if path else "the model"
     if isinstance(module, _UNSUPPORTED):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Masks: which weights are kept, and how a model is held to them.
+"""Masks: which weights of a model are kept, and functions that create and apply masks.
 
-A *mask* is a bool tensor of its weight's shape, True where the weight is kept. There is a mask for
-every weight that `prunable` names (a layer that stays dense has a mask of ones). Biases and norms
-are never masked.
+A *mask* is a bool tensor of the shape of its weight, which is True where the weight is kept. Every
+weight of `prunable` has a mask; the mask of a dense layer is True everywhere. Biases and the
+parameters of norms have no masks.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ def dense_masks(model: nn.Module) -> "Masks":
 
 
 def random_masks(shapes: Shapes, densities: Mapping[str, float], seed: int) -> dict[str, Tensor]:
-    """Return random masks with exact counts, on the CPU.
+    """Return random masks with exact numbers of kept weights, on the CPU.
 
-    Each layer ranks its weights with a random generator of its own, whose seed depends on ``seed``
-    and on the layer's name, and keeps the first ones. So the mask of a layer does not depend on
-    other layers, on other random numbers or on the device. The masks of one seed are nested: a
-    sparser one is a subset of a denser one.
+    The weights of each layer are ranked at random, and the first ones are kept. Each layer has its
+    own random generator, whose seed depends on ``seed`` and on the name of the layer. The mask of a
+    layer therefore does not depend on other layers, on other random numbers or on the device. For
+    the same seed, the mask of a lower density is a subset of that of a higher density.
 
     Args:
-        shapes: Shape of each weight, by name.
-        densities: Share of weights to keep, by name, as `layer_densities` returns it. The numbers
-            of weights follow from it by `allocate`.
-        seed: Seed of the masks.
+        shapes: shape of each weight, by name.
+        densities: share of weights to keep, by name, as `layer_densities` returns it. `allocate`
+            converts the densities to numbers of weights.
+        seed: seed of the masks.
 
     Raises:
-        ValueError: As `allocate`.
+        ValueError: as `allocate`.
     """
     counts = allocate(densities, shapes)
     masks = {}
@@ -54,10 +54,17 @@ def random_masks(shapes: Shapes, densities: Mapping[str, float], seed: int) -> d
 
 
 def topk_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return masks that keep the ``counts[name]`` highest scores of each layer.
+    """Return masks that keep the weights with the highest scores of each layer.
 
-    Of equal scores, those with the lowest indices are kept. Raises ValueError for a NaN score, a
-    layer without a count, and a count that is larger than the layer.
+    Among equal scores, those with the lowest indices are kept.
+
+    Args:
+        scores: score of every weight, by the name of the weight tensor.
+        counts: number of weights to keep, by name.
+
+    Raises:
+        ValueError: for a NaN score, for a layer without a count, and for a count that is negative
+            or larger than the layer.
     """
     for name, score in scores.items():
         _check_scores(name, score)
@@ -68,11 +75,18 @@ def topk_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[
 
 
 def global_topk_masks(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Return masks that keep the ``count`` highest scores of all layers together.
+    """Return masks that keep the weights with the highest scores of all layers together.
 
-    Of equal scores, those of the first layers are kept, and within a layer those with the lowest
-    indices. Raises ValueError where there is no score, for a NaN score, and for a count that is
-    larger than the network.
+    Among equal scores, those of the first layers are kept, and within a layer those with the lowest
+    indices.
+
+    Args:
+        scores: score of every weight, by the name of the weight tensor.
+        count: number of weights to keep.
+
+    Raises:
+        ValueError: if there are no scores, for a NaN score, and for a count that is negative or
+            larger than the number of weights.
     """
     if not scores:
         raise ValueError("no scores: there is no layer to choose weights from")
@@ -88,29 +102,29 @@ def global_topk_masks(scores: Mapping[str, Tensor], count: int) -> dict[str, Ten
 
 
 class Masks(Mapping[str, Tensor]):
-    """The masks of a model, which set its pruned weights to zero after every step.
+    """The masks of a model. `apply` sets the pruned weights to zero after every optimiser step.
 
-    Create it when the model is on its device and in its memory format. It reads as a mapping from
-    the name of a weight to its bool mask. To change a mask, change its tensor in place and call
-    `refresh`, or pass new masks to `update`. All tensors keep their addresses, so a CUDA graph that
-    captured `apply` stays valid.
+    This class is a mapping from the name of a weight to its bool mask. Move the model to its device
+    and its memory format before you create the masks. To change a mask, change its tensor in place
+    and call `refresh`, or pass new masks to `update`. The addresses of all tensors remain the same,
+    so that a CUDA graph that has captured `apply` remains valid.
 
-    A parameter that is replaced by another one of the same shape (as
-    ``load_state_dict(assign=True)`` does) is still masked. Layers that shared a weight keep its
-    mask when they share it no longer.
+    If a parameter is replaced by another one of the same shape, for example by
+    ``load_state_dict(assign=True)``, the new parameter is masked. If layers have shared a weight
+    and no longer do so, the weight of each layer is masked.
 
     Args:
-        model: Any module, with or without a wrapper.
-        masks: One bool mask for each weight that `prunable` names. They are copied.
+        model: any module, with or without a wrapper.
+        masks: bool mask of every prunable weight, by name. The masks are copied.
 
     Raises:
-        ValueError: For a mask that is missing, that belongs to no weight, that has another shape
+        ValueError: for a mask that is missing, that belongs to no weight, that has another shape
             than its weight, or that is not bool.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.version = 0
-        """Number of times the masks have been set."""
+        """Number of times that the masks have been set."""
         weights = prunable(model)
         check_masks(weights, masks)
         names = {id(weight): name for name, weight in weights.items()}
@@ -118,8 +132,8 @@ class Masks(Mapping[str, Tensor]):
         self._masks = {
             name: masks[name].to(weight.device, copy=True) for name, weight in weights.items()
         }
-        # A product of tensors with equal strides and element sizes is one fused kernel for all
-        # layers; a product with bool masks would be one kernel per layer.
+        # With factors of the weights' strides and element sizes, one fused kernel multiplies all
+        # layers. With bool masks, each layer would need its own kernel.
         self._factors = {
             name: torch.empty_like(weight, dtype=_BITS[weight.element_size()], requires_grad=False)
             for name, weight in weights.items()
@@ -137,14 +151,25 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over masks that were changed in place. Does not synchronise with the device."""
+        """Use masks that were changed in place. Call this after every change of a mask tensor.
+
+        It does not synchronise with the device.
+        """
         self.version += 1
         for name, factor in self._factors.items():
             factor.copy_(self._masks[name])
 
     @torch.no_grad()
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """Copy new masks, of all layers or of some, into the tensors of this object."""
+        """Copy new masks into the tensors of this object.
+
+        Args:
+            masks: bool masks of some or all weights, by name.
+
+        Raises:
+            ValueError: for a mask that belongs to no weight, that has another shape than its
+                weight, or that is not bool.
+        """
         check_masks({name: self._masks[name] for name in masks if name in self}, masks)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
@@ -154,14 +179,17 @@ class Masks(Mapping[str, Tensor]):
     def apply(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Set the pruned weights, and their entries in the optimiser's state, to zero in place.
 
-        Call it after every optimiser step, because weight decay and momentum change a pruned weight
-        even where its gradient is zero. In the optimiser's state, every tensor of the weight's
-        shape is masked (momentum, moments of Adam). Pruned entries become zero whatever they were,
-        including infinities and NaN. Does not synchronise with the device, so a CUDA graph can
-        capture it.
+        Call this method after every optimiser step, because weight decay and momentum change a
+        pruned weight even if its gradient is zero. In the optimiser's state, every tensor of the
+        weight's shape is masked, such as the momentum or the moments of Adam. Infinities and NaN
+        are also set to zero. The method does not synchronise with the device, so that a CUDA graph
+        can capture it.
+
+        Args:
+            optimizer: optimiser whose state is masked; None: only the weights are masked.
 
         Raises:
-            ValueError: If a layer no longer has a parameter of its mask's shape.
+            ValueError: if a layer no longer has a parameter of the shape of its mask.
         """
         targets: list[Tensor] = []
         factors: list[Tensor] = []
@@ -173,13 +201,13 @@ class Masks(Mapping[str, Tensor]):
                     for state in optimizer.state.get(weight, {}).values()
                     if isinstance(state, Tensor) and state.shape == weight.shape
                 ]
-            # Their bits are multiplied as integers: 0 times infinity would be NaN.
+            # The bits are multiplied as integers, because 0 times infinity would be NaN.
             targets += [tensor.view(_BITS[tensor.element_size()]) for tensor in tensors]
             factors += [self._factors[name]] * len(tensors)
         torch._foreach_mul_(targets, factors)
 
     def _current_weights(self) -> dict[nn.Parameter, str]:
-        """The parameters that the layers hold at present, with the names of their masks."""
+        """Return the present parameters of the layers, with the names of their masks."""
         found: dict[nn.Parameter, str] = {}
         for name, owner in self._owners:
             weight = owner.module._parameters.get(owner.attribute)

@@ -1,4 +1,4 @@
-"""The report on a masked network: its sparsity, what of it is dead, and its cost."""
+"""Report on a masked network: its sparsity, its dead parts and its cost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,42 +13,43 @@ from .paths import live_weights
 def report(
     model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int] | None = None
 ) -> dict[str, object]:
-    """Return the sparsity of a classifier under its masks, as a run record holds it.
+    """Return the sparsity, the dead parts and the cost of a masked classifier.
 
-    A weight is *effective* if it is kept and lies on a path of kept weights from an input to an
-    output. A *filter* is an output unit of any layer except the classifier; it is dead if no path
-    enters it. A class is *empty* if its row in the classifier has no kept weight, and *dead* if no
-    path reaches it.
+    A weight is *effective* if it is kept and is on a path of kept weights from an input to an
+    output. A *filter* is an output unit of any layer except the classifier; it is *dead* if no such
+    path goes through it. A class is *empty* if its row in the classifier has no kept weight, and
+    *dead* if no path leads to it.
 
-    Paths are followed through the model's own forward pass, operation by operation, so skip
+    Paths are followed through the forward pass of the model, operation by operation, so that skip
     connections, pooling, attention and padding need no description (see `ckasr.sparsity.paths`).
-    A path leads through every function of a value, whatever its slope; through each factor of a
-    product unless the other factor is zero; and from each value to all values that are normalised
-    with it (layer norm, group norm, softmax). A softmax at the end of the model is ignored. No path
-    starts at a constant, such as a bias.
+    A path goes through every elementwise function, for any slope of the function; through each
+    factor of a product, unless the other factor is zero; and from each value to all values that are
+    normalised together with it (layer norm, group norm, softmax). A softmax at the end of the model
+    is ignored. A constant, such as a bias, is not the start of a path.
 
     Args:
-        model: Maps (batch, *input_shape) to (batch, classes). It is left as it was.
-        masks: One bool mask for each weight that `prunable` names.
-        input_shape: Shape of one input, without the batch. By default the first layer determines
-            it: the inputs of a linear layer, or images of 32 x 32 pixels for a 2-d convolution.
+        model: model from (batch, *input_shape) to (batch, classes). It is not changed.
+        masks: bool mask of every prunable weight, by name.
+        input_shape: shape of one input, without the batch dimension. By default, the first layer
+            determines it: the inputs of a linear layer, or 32 x 32 pixels for a 2-d convolution.
 
     Returns:
         A dict of JSON values:
 
         - ``weights``, ``kept``, ``effective_kept``: numbers of weights;
         - ``nominal``, ``effective``: sparsity, 1 - kept / weights and 1 - effective_kept / weights;
-        - ``dead_layers``: names of the weights of which none is effective;
+        - ``dead_layers``: names of the weight tensors without an effective weight;
         - ``filters``, ``dead_filters``, ``classes``, ``empty_classes``, ``dead_classes``: numbers;
-        - ``macs_dense``, ``macs``: multiply-adds of all layers for one input, with all weights and
-          with the kept ones;
-        - ``layers``: for each weight its ``shape``, ``kept`` and ``effective``.
+        - ``macs_dense``, ``macs``: multiply-accumulate operations of all layers for one input, with
+          all weights and with the kept weights;
+        - ``layers``: ``shape``, ``kept`` and ``effective`` of each weight tensor.
 
     Raises:
-        ValueError: For an operation that cannot be followed, with the name of the layer (a branch
-            or an index that depends on the input, a custom autograd.Function,
-            nn.MultiheadAttention, and any operation without a rule); for masks that do not fit, a
-            model without a prunable weight, and an output that is not (batch, classes).
+        ValueError: for an operation whose paths cannot be followed (a branch or an index that
+            depends on the input, a custom autograd.Function, nn.MultiheadAttention, and any
+            operation without a rule; the message contains the name of the layer), for a mask that
+            is missing, unknown, of another shape than its weight or not bool, for a model without a
+            prunable weight, and for an output that is not (batch, classes).
     """
     model = unwrapped(model)
     weights = prunable(model)

@@ -1,8 +1,9 @@
-"""A training step that is captured as a graph, so that one call launches its hundreds of kernels.
+"""A training step that is captured as a CUDA graph, so that one call launches all its kernels.
 
-On a GPU, a step of a CIFAR network takes less time than the host needs to launch its kernels one by
-one. A step cannot be captured if Python must run in the middle of it: in methods that read the
-gradient or add a penalty, and with batches that read files.
+A step of a CIFAR network has hundreds of kernels, and the host needs more time to launch them one
+by one than the GPU needs to compute them. A step cannot be captured if it must run Python code in
+the middle: with a method that reads the gradient or adds a penalty, and with batches that read
+files.
 """
 
 from collections.abc import Callable
@@ -16,27 +17,30 @@ from ckasr.methods import Method
 from .step import Step
 
 WARM_UP = 3
-"""Steps of each kind to run before the capture. They allocate state and choose kernels."""
+"""Number of steps with the term, and of steps without it, before the capture. They allocate the
+state of the optimiser and choose kernels."""
 
 Capture = Callable[[Callable[[], None]], Callable[[], Any]]
-"""Captures the device operations of a step, without running them, and returns their replay."""
+"""Function that captures the device operations of a step without running them, and returns a
+function that replays them."""
 
 
 def can_capture(method: Method, batches: Batches) -> bool:
-    """Return whether a step can be captured: its batch and its method run no Python inside it."""
+    """Return whether a step can be captured: batch and method must run no Python code inside it."""
     kind = type(method)
     acts = kind.penalty is not Method.penalty or kind.after_backward is not Method.after_backward
     return batches.can_capture and not acts
 
 
 class CapturedStep(Step):
-    """A step that is captured after its warm-up, once with the term and once without.
+    """A step that is captured after a warm-up, once with the term and once without it.
 
-    Whatever changes between steps is a tensor of fixed address: the batch indices, which are copied
-    into one, learning rates (the engine makes them tensors), masks, weights, momentum and the sums.
+    All values that change between steps are tensors with constant addresses: the indices of the
+    batch, which are copied into one tensor, the learning rates, which the engine stores in tensors,
+    the masks, weights, momentum and sums.
 
     Args:
-        capture: captures a step; see ``Capture``.
+        capture: function that captures a step; see ``Capture``.
         args: arguments of ``Step``.
     """
 

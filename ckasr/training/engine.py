@@ -1,8 +1,9 @@
-"""The training loop, one for every method, with an optional term in the loss.
+"""The training loop of all methods, with an optional term in the loss.
 
-A run is a list of phases (one for most methods). A phase is a list of epochs with its own optimiser
-and learning-rate schedule. After every epoch the whole state goes into a checkpoint, so that a run
-that is killed and started again ends with the same weights, bit for bit on a CPU.
+A run consists of phases; most methods have one phase. A phase consists of epochs and has its own
+optimiser and learning-rate schedule. After every epoch, the whole state is saved in a checkpoint.
+A run that is killed and started again therefore ends with the same weights; on a CPU they are equal
+bit for bit.
 """
 
 import itertools
@@ -39,8 +40,8 @@ CURVES = (
     "execution",
     "seconds",
 )
-"""What is recorded after each epoch. ``term`` is the mean over the steps that added it to the loss;
-``term_measured`` is measured in the same way in all arms (``term_curve.py``)."""
+"""Values that are recorded after each epoch. ``term`` is the mean over the steps that added the
+term to the loss; ``term_measured`` is measured in the same way in all runs (``term_curve.py``)."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Recipe:
     """SGD and its learning-rate schedule.
 
     Args:
-        epochs: number of epochs of each phase that trains.
-        learning_rate: learning rate at the start.
+        epochs: number of epochs, from which a method determines the lengths of its phases.
+        learning_rate: learning rate at the start of a phase.
         momentum: momentum.
-        nesterov: whether the momentum is Nesterov's.
+        nesterov: whether to use Nesterov momentum.
         weight_decay: weight decay of every parameter.
         milestones: shares of a phase's epochs after which the learning rate drops.
         decay: factor of the learning rate at each milestone.
@@ -77,30 +78,30 @@ class Recipe:
 
 
 class DivergedError(ArithmeticError):
-    """The training loss is no longer finite."""
+    """Raised if the training loss is no longer finite."""
 
 
 @dataclass
 class Engine:
-    """Trains ``context.model`` with a method. Iterate over ``epochs()`` to run it.
+    """Trains ``context.model`` with a method. Iterate over ``epochs()`` to run the training.
 
     Args:
-        context: what the run is given.
+        context: constant data of the run.
         method: the sparse-training method.
-        recipe: optimiser and schedule.
+        recipe: optimiser and learning-rate schedule.
         batches: training batches.
-        seed: seed of the random numbers of the method.
-        validation: batches on which to measure the accuracy after each epoch, or None.
-        make_term: adds a term (``ckasr.terms``) to a model; None for a baseline.
-        measure_term: measures the term of a model after each epoch (``queued_term``), without
-            effect on the training; None: it is not measured.
-        checkpoint: file in which to keep the state between epochs, or None.
-        owner: id of the run. A checkpoint of another run is refused.
-        capture: how a step is captured (``captured.py``); None: it is not captured; ``"auto"``: as
-            the device does it, if device, batches and method allow it.
-        execution: how the network is computed: ``"dense"``, ``"sparse"``, or ``"auto"``, which
-            chooses for each phase (:func:`ckasr.execution.choose`).
-        say: gets one line about each of these choices.
+        seed: seed of torch's global random generator, which is set anew for each epoch.
+        validation: batches from which the accuracy is measured after each epoch, or None.
+        make_term: function that adds a term (``ckasr.terms``) to a model; None for a baseline.
+        measure_term: function that measures the term of a model after each epoch (``queued_term``),
+            or None.
+        checkpoint: file in which the state is saved after each epoch, or None.
+        owner: id of the run. A checkpoint of another run raises a ValueError.
+        capture: function that captures a step (``captured.py``); None: steps are not captured;
+            ``"auto"``: the function of the device, if device, batches and method support it.
+        execution: ``"dense"``, ``"sparse"``, or ``"auto"``, which chooses one of them for each
+            phase (:func:`ckasr.execution.choose`).
+        say: function that receives one line of text about the execution of each phase.
     """
 
     context: Context
@@ -117,7 +118,7 @@ class Engine:
     execution: str = "dense"
     say: Callable[[str], None] = lambda line: None
     state: TrainingState = field(init=False)
-    """State of the current phase; set when the first phase starts."""
+    """State of the current phase. It does not exist before the first phase starts."""
 
     def __post_init__(self) -> None:
         self._sparse: SparseExecution | None = None
@@ -129,18 +130,21 @@ class Engine:
             self.capture = self.device.capture if can_capture and self.device.can_capture else None
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Run all phases and yield one entry of the curves after each epoch.
+        """Run all phases. Yields a dict with one value of each of ``CURVES`` after each epoch.
 
-        Raises DivergedError at the end of an epoch whose loss is not finite.
+        Raises:
+            DivergedError: at the end of an epoch whose mean loss is not finite.
+            ValueError: if the samples do not fill one batch, if the sparsity keeps no weight, if
+                the checkpoint cannot be used, and for invalid options of the method.
         """
         return (entry for entry in self.queued_epochs() if entry is not None)
 
     def queued_epochs(self) -> Iterator[dict[str, Any] | None]:
-        """Like ``epochs``, but also yield None while an epoch is queued on the device.
+        """Run all phases as ``epochs`` does, but also yield None while an epoch is being queued.
 
         It yields None after every ``Device.interleaved_steps`` steps and at the end of the epoch.
-        Several engines can share a process: at each None the next engine queues steps on its own
-        stream, before this one waits for the end of its epoch.
+        With this method, several engines can share a process: when one engine yields None, another
+        one can queue steps on its own stream, before the first one waits for its results.
         """
         context, method = self.context, self.method
         self._check_batches()
@@ -236,12 +240,12 @@ class Engine:
             own = rate * group.get("rate_factor", 1)
             if self.capture is None:
                 group["lr"] = own
-            else:  # a tensor of fixed address, which the graph reads
+            else:  # a tensor of constant address, which the captured graph reads
                 group["lr"] = torch.as_tensor(
                     group["lr"], dtype=torch.float32, device=self.device.place
                 )
                 group["lr"].fill_(own)
-        # Seeds the noise of a method (L0's gates), so that an epoch can be repeated after a kill.
+        # A seed per epoch, so that a resumed run repeats the random numbers (such as L0's gates).
         torch.manual_seed(keyed_generator("noise", self.seed, index, epoch).initial_seed())
         context.model.train()
         first = epoch * len(self.batches)
@@ -285,7 +289,7 @@ class Engine:
         return entry
 
     def _warn_of_collapse(self, when: str) -> None:
-        """Warn of layers that have no weight left, once per layer."""
+        """Issue a RuntimeWarning for layers without a kept weight, once per layer."""
         masks = self.state.masks
         empty = [n for n, mask in masks.items() if n not in self._collapsed and not mask.any()]
         self._collapsed.update(empty)
@@ -312,7 +316,7 @@ class Engine:
 
     def _restore(self, saved: dict[str, Any]) -> Masks:
         curves = saved["curves"]
-        if "term_measured" not in curves:  # a checkpoint from before it was measured
+        if "term_measured" not in curves:  # an old checkpoint, from before this value was added
             curves["term_measured"] = [None] * len(curves["epoch"])
         if curves.keys() != set(CURVES):
             raise KeyError("curves")

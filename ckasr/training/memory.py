@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training step needs, made before the first step."""
+"""Estimate of the memory that a training step needs, before the first step."""
 
 import copy
 
@@ -8,24 +8,26 @@ from torch import Tensor, nn
 from ckasr import devices
 
 COPIES = 4
-"""Copies of every parameter: itself, its gradient, its momentum and its mask."""
+"""Number of tensors per parameter: the parameter, its gradient, its momentum and its mask."""
 
 
 def least_bytes(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> int:
-    """Return the bytes that a step needs at least, for the backward pass and the model.
+    """Return a lower bound of the memory of a step, in bytes.
 
-    It runs on the meta device, so it computes and allocates nothing and does not change the model.
-    Buffers of kernels and the overhead of the allocator are not counted. For bf16, activations
-    count half.
+    The bound counts the parameters and the activations that the backward pass needs. It does not
+    count the buffers of kernels and the overhead of the allocator. With bf16, activations need half
+    the memory. The function runs a copy of the model on the meta device, which computes and
+    allocates nothing.
 
     Args:
         model: the model.
-        inputs: inputs of a batch, of which only shape and type are used; may be on the meta device.
+        inputs: inputs of a batch, (n, ...), of which only shape and type are used. The tensor can
+            be on the meta device.
         precision: precision of the training.
     """
     empty = copy.deepcopy(model).to("meta").train()
     own = {tensor.untyped_storage()._cdata for tensor in empty.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # references, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -41,16 +43,16 @@ def least_bytes(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> in
 
 
 def check(model: nn.Module, example: Tensor, batch_size: int, precision: str) -> None:
-    """Check that a batch can fit into the free memory.
+    """Check that the free memory of the device is sufficient for a training step.
 
     Args:
         model: the model, on its device.
-        example: a batch of one input.
+        example: a batch of one input, (1, ...).
         batch_size: number of samples per batch.
         precision: precision of the training.
 
     Raises:
-        ValueError: if it cannot fit.
+        ValueError: if the free memory is less than ``least_bytes``.
     """
     free = devices.of(model).free_memory()
     inputs = torch.empty((batch_size, *example.shape[1:]), dtype=example.dtype, device="meta")

@@ -1,4 +1,4 @@
-"""One optimiser step: batch, forward pass, loss, term, backward pass, update, masks."""
+"""One training step: batch, forward pass, loss, term, backward pass, update and masks."""
 
 from collections.abc import Iterable
 
@@ -14,14 +14,15 @@ from ckasr.terms import Term
 
 
 class Step:
-    """A training step, and the sums over the steps of an epoch.
+    """A training step. It also sums the loss and the term over the steps of an epoch.
 
-    ``_work`` contains only device operations, so a CUDA graph can capture it (``captured.py``);
-    host bookkeeping stays outside. The sums stay on the device, so no step waits for it.
+    ``_work`` contains only device operations, so that a CUDA graph can capture it
+    (``captured.py``); host bookkeeping is outside of it. The sums are tensors on the device, so
+    that the host does not wait for the device.
 
     Args:
-        context: what the run is given.
-        state: state of the training; its optimiser and its masks are used.
+        context: constant data of the run.
+        state: state of the phase; its optimiser and its masks are used.
         method: the sparse-training method.
         term: the term that is added to the loss, or None.
         precision: ``fp32``; ``bf16``: forward and backward pass under autocast, with the term in
@@ -50,10 +51,11 @@ class Step:
         self.start_epoch()
 
     def start_epoch(self, number: int = 0) -> None:
-        """Start an epoch.
+        """Set the sums to zero and reset the term.
 
         Args:
-            number: a number that no other epoch of the run has. Terms key random numbers by it.
+            number: unique number of the epoch within the run. The random numbers of a term depend
+                on it.
         """
         self.loss_sum.zero_()
         self.term_sum.zero_()
@@ -64,7 +66,7 @@ class Step:
             self.term.reset(number)
 
     def __call__(self, indices: Indices) -> None:
-        """Run the step on the batch of these indices."""
+        """Run one step on the batch of these indices."""
         with_term = self.term is not None and self.term.active
         if with_term and self.gradient_ratio is None:
             self._work(indices, with_term, compare=True)
@@ -86,7 +88,7 @@ class Step:
         Args:
             indices: indices of the batch.
             with_term: whether the term is added to the loss.
-            compare: whether to compute the gradients of loss and term separately, and to store the
+            compare: whether to compute the gradients of loss and term separately and to store the
                 ratio of their norms.
         """
         context, state = self.context, self.state
@@ -114,11 +116,12 @@ class Step:
         state.masks.apply(state.optimizer)
 
     def _backward_compared(self, loss: Tensor, weighted: Tensor) -> Tensor:
-        """Run both backward passes; return the norm of the term's gradient over the loss's.
+        """Run the backward passes of the loss and of the term, and return the ratio of their norms.
 
-        Only kept weights count in the norms, and under DistributedDataParallel only the samples of
-        this process. The sum of the gradients goes through autograd's own accumulation, as in a
-        plain backward pass, so that DistributedDataParallel averages it over the processes.
+        The ratio is the norm of the term's gradient divided by the norm of the loss's gradient. The
+        norms count kept weights only and, under DistributedDataParallel, the samples of this
+        process only. Autograd accumulates the sum of both gradients as in a usual backward pass, so
+        that DistributedDataParallel averages it over the processes.
         """
         parameters = [p for p in self.context.model.parameters() if p.requires_grad]
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
@@ -138,13 +141,13 @@ def _norm(gradients: Iterable[Tensor], masks: Iterable[Tensor | None]) -> Tensor
 def accuracy(
     model: nn.Module, batches: Iterable[Batch], precision: str, task: Task = CLASSIFICATION
 ) -> float:
-    """Return the share of correct predictions, in [0, 1], in eval mode.
+    """Return the share of correct predictions in eval mode, from 0 to 1.
 
     Args:
         model: the model.
-        batches: batches ``(x, y)`` on its device.
-        precision: as in ``Step``.
-        task: the task; it says which predictions are correct.
+        batches: batches ``(x, y)`` on the device of the model.
+        precision: precision as in ``Step``.
+        task: task that defines which predictions are correct.
     """
     return queued_accuracy(model, batches, precision, task).item()
 
@@ -153,7 +156,7 @@ def accuracy(
 def queued_accuracy(
     model: nn.Module, batches: Iterable[Batch], precision: str, task: Task = CLASSIFICATION
 ) -> Tensor:
-    """Like ``accuracy``, but return a float64 scalar on the device without waiting for it."""
+    """Return ``accuracy`` as a float64 scalar on the device, without waiting for the device."""
     training = model.training
     model.eval()
     device = devices.of(model)

@@ -1,7 +1,7 @@
-"""The term as it is measured after each epoch, without effect on the training.
+"""Measurement of the CKA-SR term after each epoch, without effect on the training.
 
-While a network trains, only the arms with a term compute one. For a curve that all arms have, the
-value is measured in the same way in each of them, the baseline included.
+During training, only runs with a term compute the term. For a comparison over the epochs, it is
+measured in the same way in all runs, including the baseline.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,31 +16,35 @@ from ckasr.layers import named_layers
 from ckasr.sparsity.layers import unwrapped
 
 TERM_SAMPLES = 128
-"""Number of samples that the term is measured on."""
+"""Number of samples from which the term is measured."""
 
 
 @torch.no_grad()
 def queued_term(
     model: nn.Module, stages: Sequence[Sequence[str]], inputs: Tensor, precision: str
 ) -> Tensor | None:
-    """Return the term of CKA-SR before beta, as a scalar on the device, without waiting for it.
+    """Return the CKA-SR term without the factor beta, without waiting for the device.
 
-    It is the ``official`` term (``ckasr.cka_sr_loss``) of all given samples, in eval mode. So it
-    draws no random number and changes no buffer, and the training does not depend on it. Layers
-    that the forward pass does not call are left out; None if no layer is called.
+    The value is the ``official`` term (``ckasr.cka_sr_loss``) of all given samples. The model runs
+    in eval mode, so that the measurement uses no random numbers, changes no buffers, and has no
+    effect on the training.
 
     Args:
         model: the model.
-        stages: names of the layers to compare, one list per stage.
+        stages: names of the layers to compare, one list per stage. Layers that the forward pass
+            does not call are ignored.
         inputs: a batch of inputs ``(n, ...)`` on the device of the model, ``n >= 4``.
-        precision: as in ``Step``. The term itself is computed in float32.
+        precision: precision as in ``Step``. The term itself is computed in float32.
+
+    Returns:
+        A scalar on the device, or None if the forward pass calls none of the layers.
     """
     inner = unwrapped(model)
     features: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-            # A copy, because the layers that follow may work in place.
+            # The output is copied, because the layers that follow may work in place.
             features[name] = tensor_of(name, output).clone().movedim(own_batch_dim(module) or 0, 0)
 
         return hook

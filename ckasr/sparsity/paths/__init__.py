@@ -1,9 +1,9 @@
-"""Following the paths from a model's input to its output, through the model's own forward pass.
+"""Follow the paths from a model's input to its output through the forward pass of the model.
 
-`follow` replaces every operation that the forward pass calls on a tensor that depends on the input
-by one that computes which entries depend on it. What an operation does is in the tables of
-`operations` and in the rules of `rules`. An operation without a rule is refused with the name of
-the layer that calls it: nothing is assumed about it.
+Module `follow` runs the forward pass and replaces every operation on a tensor that depends on the
+input by an operation that computes which entries depend on the input. The tables in `operations`
+and the rules in `rules` describe the operations. An operation without a rule raises an error with
+the name of the layer that calls it.
 """
 
 from .layer_names import LayerNames

@@ -1,4 +1,4 @@
-"""Sums and products of tensors that say which entries depend on the input."""
+"""Sums and products of tensors whose positive entries are those that depend on the input."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,20 +12,21 @@ Factors = list[tuple[Tensor, Tensor]]
 
 
 class Arithmetic:
-    """The operations from which the rules of `rules` are built.
+    """Operations that the rules of `rules` use.
 
-    No value is negative, so nothing cancels. The gradient of an entry of a mask is then positive
-    exactly where a path leads through it.
+    No value is negative, so that values do not cancel. The gradient of an entry of a mask is then
+    positive if and only if a path goes through this weight.
 
     Args:
-        weights: Names of the prunable weights, by the id of the parameter.
-        constants: What a positive entry means. If True, the entry may differ from zero, because of
+        weights: names of the prunable weights, by the id of the parameter.
+        constants: meaning of a positive entry. If True, the entry can differ from zero, because of
             the input or because of a constant (a bias, a position embedding). If False, the entry
             depends on the input.
-        factors: The two factors of each product of tensors that both depend on the input: which of
-            their entries may differ from zero. A product depends on one factor only where the other
-            one is not zero. A forward pass with ``constants=True`` fills the list, and the one with
-            ``constants=False`` reads it.
+        factors: list of the factors of each product of two tensors that depend on the input. The
+            entries of a factor are 1 where it can differ from zero. The list is needed because a
+            product depends on one factor only where the other factor is not zero. A forward pass
+            with ``constants=True`` appends to the list, and the next one with ``constants=False``
+            reads it.
     """
 
     def __init__(self, weights: Mapping[int, str], constants: bool, factors: Factors) -> None:
@@ -33,21 +34,27 @@ class Arithmetic:
         self.positions = dict.fromkeys(weights.values(), 0)
         """For each weight, the number of output entries that one of its rows contributes to."""
         self.last = ""
-        """Name of the weight that was used last."""
+        """Name of the last weight that was used."""
         self._weights, self._factors, self._products = weights, factors, 0
 
     def weight_name(self, value: Any) -> str | None:
-        """The name of the prunable weight that a value is; None if it is none."""
+        """Return the name of a prunable weight; None for any other value."""
         return value.name if isinstance(value, Weight) else self._weights.get(id(value))
 
     def use(self, weight: Any, output: Tensor, dim: int) -> None:
-        """Record that an output was computed with a weight whose outputs lie along ``dim``."""
+        """Record that an output was computed with a weight.
+
+        Args:
+            weight: the weight.
+            output: the output.
+            dim: dimension of the weight that corresponds to output units.
+        """
         if name := self.weight_name(weight):
             self.positions[name] += output.numel() // weight.shape[dim]
             self.last = name
 
     def term(self, value: Any) -> Tensor:
-        """The contribution of a value to a sum."""
+        """Return the contribution of a value to a sum. Raises RefusedError for an infinity."""
         if isinstance(value, Reach):
             return value
         if self.weight_name(value):
@@ -60,13 +67,13 @@ class Arithmetic:
         return nonzero(value) * float(self.constants)
 
     def factor(self, value: Any) -> Tensor:
-        """The contribution of a value to a product."""
+        """Return the contribution of a value to a product."""
         if isinstance(value, Reach):
             return Clip.apply(value)
         return value if self.weight_name(value) else nonzero(torch.as_tensor(value, device="cpu"))
 
     def product(self, func: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tensor:
-        """The value of a function that is linear in each of its two arguments."""
+        """Return the result of a bilinear function of x and y."""
         both = isinstance(x, Reach) and isinstance(y, Reach)
         x, y = self.factor(x), self.factor(y)
         if not both:
@@ -79,13 +86,16 @@ class Arithmetic:
         return func(x, nonzero_y) + func(nonzero_x, y)
 
     def plus_constant(self, x: Tensor) -> Tensor:
-        """The value plus a constant that is not zero."""
+        """Return the sum of a value and a constant that is not zero."""
         return x + 1 if self.constants else x
 
     def normalised(self, x: Tensor, dims: Sequence[int], shifted: bool) -> Tensor:
-        """A normalisation over some dimensions: each value depends on all of them.
+        """Return the result of a normalisation: each value depends on all values.
 
-        ``shifted``: whether a bias is added.
+        Args:
+            x: the values.
+            dims: dimensions over which the values are normalised.
+            shifted: whether a bias is added.
         """
         result = spread(x, dims)
         if all(x.shape[dim] == 1 for dim in dims):
@@ -93,5 +103,5 @@ class Arithmetic:
         return self.plus_constant(result) if shifted else result
 
     def divided(self, x: Tensor, by: Tensor) -> Tensor:
-        """``x / (by + epsilon)``, which is zero where ``x`` is."""
+        """Return ``x / (by + epsilon)``, which is zero where ``x`` is zero."""
         return self.product(torch.mul, x, reach(self.plus_constant(by).expand_as(x)))

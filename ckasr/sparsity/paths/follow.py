@@ -1,4 +1,4 @@
-"""The forward pass that follows paths: it calls a rule for each operation, or refuses it."""
+"""The forward pass that follows paths: it calls a rule for each operation or raises an error."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ class Paths(TorchFunctionMode):
     """Mode in which a forward pass computes which entries depend on the input.
 
     Args:
-        model: A copy of the model, prepared as `live_weights` does: prunable weights are their
-            masks, other parameters are ones.
-        weights: As `Arithmetic` takes it, and so are ``constants`` and ``factors``.
+        model: copy of the model as `live_weights` prepares it: prunable weights are replaced by
+            their masks, and other parameters by ones.
+        weights, constants, factors: arguments of `Arithmetic`.
     """
 
     def __init__(
@@ -33,9 +33,14 @@ class Paths(TorchFunctionMode):
         self.arithmetic = Arithmetic(weights, constants, factors)
 
     def run(self, input_shape: Sequence[int]) -> Tensor:
-        """Return the output for two samples in which every value can be anything."""
+        """Return the output for two samples, as numbers that are positive where a path arrives.
+
+        Raises:
+            ValueError: for an operation whose paths cannot be followed.
+        """
         ones = torch.ones((2, *input_shape), dtype=torch.float64, device="cpu")
-        # With a gradient function, by which `_check_seen` recognises what this mode did not see.
+        # With the gradient function of ``clone``, `_check_seen` recognises the results of
+        # operations that this mode has not handled.
         ones = ones.requires_grad_().clone()
         with self.layers, self:
             output = self.model(ones.as_subclass(Reach))
@@ -68,8 +73,8 @@ class Paths(TorchFunctionMode):
                 _check_seen(tensor)
             if not reached and (not used or asks(name)):
                 return func(*args, **kwargs)
-            # Computations under torch.no_grad count as well. Saved tensors are copied, so that
-            # checkpointing does not compute them again in the backward pass, outside this mode.
+            # Operations under torch.no_grad are also followed. Saved tensors are copied, so that
+            # checkpointing does not recompute them in the backward pass, outside this mode.
             copied = saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy)
             with torch.enable_grad(), copied:
                 if not reached:
@@ -97,7 +102,7 @@ class Paths(TorchFunctionMode):
     def _reshape_weight(
         self, name: str, func: Callable, args: tuple, kwargs: dict, weight: str, *more: str
     ) -> Any:
-        """A weight that is reshaped, or scaled by constants, is still that weight."""
+        """Reshape or scale a weight. The result counts as the same weight."""
         if more or name not in MOVES | COPIES | {"mul", "div"}:
             raise RefusedError(f"applies {name} to the weight {weight!r} but not to the input")
         if name in COPIES:
@@ -117,7 +122,7 @@ class Paths(TorchFunctionMode):
 
 
 def _check_seen(tensor: Tensor) -> None:
-    """Refuse the result of an operation that the mode did not see."""
+    """Raise RefusedError for the result of an operation that the mode has not handled."""
     if isinstance(tensor.grad_fn, torch.autograd.function.BackwardCFunction):
         name = tensor.grad_fn.name().removesuffix("Backward")
         raise RefusedError(f"gets what the autograd.Function {name!r} computed")

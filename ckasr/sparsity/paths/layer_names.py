@@ -1,4 +1,4 @@
-"""The name of the layer that runs, for error messages."""
+"""Name of the running layer, for error messages."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ from torch.nn.modules.module import (
 
 
 class LayerNames:
-    """Context manager within which ``str()`` of it names the layer that runs."""
+    """Context manager that tracks the running layer. ``str()`` of it is the name of this layer.
+
+    Args:
+        model: the model whose layers are tracked.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}

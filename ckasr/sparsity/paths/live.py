@@ -1,4 +1,4 @@
-"""Which weights of a masked model lie on a path from its input to its output."""
+"""Find the weights of a masked model that are on a path from its input to its output."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,29 +13,29 @@ from .follow import Paths
 
 
 class Live(NamedTuple):
-    """What is alive in a masked classifier."""
+    """The parts of a masked classifier that are on a path from its input to its output."""
 
     weights: dict[str, Tensor]
-    """Bool tensors of the weights' shapes: the kept weights on a path from input to output."""
+    """Bool tensors of the weights' shapes, True for kept weights on such a path."""
     classes: Tensor
-    """(classes,) bool: the classes that a path reaches."""
+    """(classes,) bool, whether a path leads to each class."""
     positions: dict[str, int]
     """Number of positions at which each weight is used for one input (1 for a linear layer)."""
     classifier: str
-    """Name of the weight that was used last."""
+    """Name of the classifier's weight, which is the last weight that was used."""
 
 
 def live_weights(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> Live:
-    """Follow all paths through a copy of the model whose weights are its masks.
+    """Follow all paths through a copy of the model in which masks replace the weights.
 
     Args:
-        model: A model without a wrapper; it is left as it was.
-        masks: One bool mask on the CPU for each prunable weight.
-        input_shape: Shape of one input, without the batch.
+        model: model without a wrapper; it is not changed.
+        masks: bool mask of every prunable weight, by name, on the CPU.
+        input_shape: shape of one input, without the batch dimension.
 
     Raises:
-        ValueError: For an operation that cannot be followed, with the name of its layer, and for a
-            model whose output is not (batch, classes).
+        ValueError: for an operation whose paths cannot be followed, with the name of its layer, and
+            for a model whose output is not (batch, classes).
     """
     with torch.inference_mode(False):
         copied = _skeleton(model, masks)
@@ -62,8 +62,11 @@ def live_weights(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Seq
 
 
 def _skeleton(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """A copy in float64, on the CPU and in eval mode; weights are masks, other parameters ones."""
-    # The memo tells deepcopy what to use in place of each parameter, so no parameter is copied.
+    """Return a copy of the model in float64, on the CPU and in eval mode.
+
+    Masks replace the prunable weights, and ones replace all other parameters.
+    """
+    # With the memo, deepcopy uses these tensors instead of copies of the parameters.
     memo = memo_without_hooks(model)
     for param in model.parameters():
         ones = torch.ones(param.shape, dtype=torch.float64, device="cpu")
@@ -72,7 +75,7 @@ def _skeleton(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         memo[id(weight)] = nn.Parameter(masks[name].double())
     try:
         copied = copy.deepcopy(model, memo).to("cpu", torch.float64).eval()
-    except Exception as error:  # any error that a module of the model raises
+    except Exception as error:  # a module of the model can raise any error
         raise ValueError(
             f"{type(model).__name__} cannot be copied, so its paths cannot be followed: {error}"
         ) from error

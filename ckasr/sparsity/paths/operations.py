@@ -1,4 +1,4 @@
-"""What PyTorch's operations do to the entries of a tensor, in tables of their names."""
+"""Tables of PyTorch's operations, by their effect on the entries of a tensor."""
 
 import inspect
 from collections.abc import Callable
@@ -16,12 +16,12 @@ MOVES = _names(
     "index_select gather roll flip contiguous clone pixel_shuffle pixel_unshuffle channel_shuffle",
     "unfold fold diagonal tril triu get_T get_mT",
 )
-"""Operations that move, repeat or leave out values, without changing them."""
+"""Operations that move, repeat or omit values without changing them."""
 JOINS = _names("cat concat concatenate stack hstack vstack")
 SUMS = _names("sum mean cumsum") | {
     f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)
 }
-"""Sums of values whose coefficients are not negative."""
+"""Sums of values with coefficients that are not negative."""
 COPIES = _names("to float double half bfloat16 type type_as cpu detach get_data identity")
 DROPOUTS = _names(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout",
@@ -35,12 +35,12 @@ ENTRYWISE = _names(
     "threshold clamp clamp_min clamp_max clip abs neg square sqrt rsqrt exp expm1 log log1p",
     "reciprocal sin cos erf pow rpow sign round floor ceil nan_to_num long int bool positive",
 )
-"""Functions of one value each."""
+"""Elementwise functions of one tensor."""
 QUERIES = _names(
     "size dim ndimension numel nelement len stride is_contiguous is_floating_point is_complex",
     "element_size get_device is_signed data_ptr",
 )
-"""Questions about a tensor whose answer does not depend on its values."""
+"""Operations that return a property of a tensor which does not depend on its values."""
 CONSTRUCTORS = _names(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full",
     "new_empty new_tensor",
@@ -77,7 +77,7 @@ _SYNONYMS = {
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """Return one name for a function, its method, its operator and its in-place form."""
+    """Return the common name of a function, its method, its operator and its in-place version."""
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":  # of a property, such as Tensor.T
         return f"get_{func.__self__.__name__}"  # type: ignore[attr-defined]
@@ -87,12 +87,12 @@ def name_of(func: Callable[..., Any]) -> str:
 
 
 def asks(name: str) -> bool:
-    """Whether an operation only asks for a shape, a type or the like, not for values."""
+    """Return whether an operation only reads a property such as a shape or a type, not values."""
     return name in QUERIES or (name.startswith("get_") and name not in MOVES | COPIES)
 
 
 def in_place(func: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
-    """Whether a call changes its first argument."""
+    """Return whether a call changes its first argument."""
     name = func.__name__
     if name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"):
         return True

@@ -1,7 +1,8 @@
-"""One rule for each operation: which entries of its result depend on the input.
+"""Rules for PyTorch's operations: which entries of a result depend on the input.
 
-A rule is called with an `Arithmetic`, the function that was called, and the arguments of the call.
-It returns the result of the function, or raises RefusedError.
+A rule is a function of an `Arithmetic`, the PyTorch function that the model has called, and the
+arguments of this call. It returns the tensor that replaces the result, or raises RefusedError if
+the paths through the operation cannot be followed.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: the function is the rule for the operations of these names."""
+    """Return a decorator that registers a function as the rule of the operations of these names."""
 
     def add_to_table(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -226,7 +227,8 @@ def softmax(
         dim = 0 if x.ndim in (0, 1, 3) else 1  # PyTorch's default
     result = reach(at.normalised(x, [dim], True))
     if x.ndim == 2 and dim in (1, -1):
-        # At the model's end each class would depend on all others, and none would count as dead.
+        # At the end of the model, each class would depend on all others, so that no class would
+        # count as dead.
         result.before_softmax = x
     return result
 
@@ -256,7 +258,7 @@ def attention(
     if any_reach((query, key)):
         key = reach(key.mT) if isinstance(key, Reach) else key.mT
         shares = spread(at.product(torch.matmul, query, key) * allowed, [-1])
-        # A query that sees a single key gives it a share of 1, whatever the score is.
+        # If a query may attend to a single key only, the share of this key is 1 for any score.
         shares = shares * (allowed.sum(-1, keepdim=True) > 1)
         shares = reach(at.plus_constant(shares) * allowed)
     return at.product(torch.matmul, shares, value)
@@ -267,7 +269,8 @@ def attention(
 
 @rule(*MAXIMA)
 def max_pool(at: Arithmetic, func: Callable, x: Any, *args: Any, **kw: Any) -> Any:
-    # A maximum passes its gradient to one of several equal values, an average to all of them.
+    # The gradient of a maximum goes to one of several equal values. That of an average goes to all
+    # of them.
     name = name_of(func)
     average = getattr(functional, name.replace("max", "avg"))
     if name.startswith("adaptive"):
@@ -314,7 +317,7 @@ _REDUCTIONS = {
     "std": (1, 3),
     "norm": (2, 3),
 }
-"""At which positions of the arguments the dimensions and ``keepdim`` are."""
+"""Positions of the arguments ``dim`` and ``keepdim``."""
 
 
 @rule(*_REDUCTIONS)

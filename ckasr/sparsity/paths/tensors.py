@@ -1,4 +1,4 @@
-"""Tensors that say which entries depend on the input, and what is common to all operations."""
+"""Tensor classes that mark a dependence on the input, and functions that all rules use."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,20 +9,20 @@ from torch.utils import _pytree as pytree
 
 
 class RefusedError(Exception):
-    """An operation whose paths cannot be followed; the message says what it does."""
+    """Raised for an operation whose paths cannot be followed. The message says what it does."""
 
 
 class _Marked(Tensor):
-    """A tensor of a class of its own, with which PyTorch computes as with any other."""
+    """Base class of marked tensors. PyTorch's operations treat them like plain tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class Reach(_Marked):
-    """A tensor that depends on the input. Exactly the entries that do are positive."""
+    """A tensor that depends on the input. An entry is positive if it does, and zero otherwise."""
 
     before_softmax: "Reach | None" = None
-    """The argument of the softmax over the classes whose result this tensor is."""
+    """Argument of the softmax, if this tensor is the result of a softmax over the classes."""
 
 
 class Weight(_Marked):
@@ -32,13 +32,13 @@ class Weight(_Marked):
 
 
 class Constant(_Marked):
-    """A tensor of which the input determines only the shape."""
+    """A tensor whose shape depends on the input, but whose values do not."""
 
 
 class Clip(torch.autograd.Function):
-    """Replace positive values, and positive gradients, by one.
+    """Replace positive values and positive gradients by one.
 
-    They count paths, whose number grows exponentially with the depth and would overflow.
+    Otherwise they would be numbers of paths, which grow exponentially with the depth and overflow.
     """
 
     @staticmethod
@@ -51,19 +51,20 @@ class Clip(torch.autograd.Function):
 
 
 def reach(value: Tensor) -> Reach:
+    """Mark a tensor as depending on the input."""
     return value.as_subclass(Reach)
 
 
 def any_reach(values: Any) -> bool:
-    """Whether any tensor in a nested structure depends on the input."""
+    """Return whether any tensor in a nested structure depends on the input."""
     return any(isinstance(value, Reach) for value in pytree.tree_leaves(values))
 
 
 def nonzero(values: Tensor) -> Tensor:
-    """One where a value differs from zero, else zero."""
+    """Return 1 where a value differs from zero, and 0 elsewhere."""
     return (values.detach().as_subclass(Tensor) != 0).double()
 
 
 def spread(x: Tensor, dims: Iterable[int]) -> Tensor:
-    """The sum over some dimensions, in each of the places that it is taken over."""
+    """Return the sum over some dimensions, expanded to the shape of ``x``."""
     return Clip.apply(x).sum(list(dims), keepdim=True).expand_as(x).clone()

@@ -11,6 +11,8 @@ from .failures_figure import failure_signatures, write_failures
 from .failures_floor_figure import accuracy_and_floor, floor_groups, write_floor
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
 from .few_shots_figure import few_shots, write_few_shots
+from .information import CRITERION, information_effects, information_table
+from .information_figure import information_and_accuracy
 from .layers_figure import layer_cka_maps
 from .mechanism import hypotheses, mechanism_cells, mechanism_table
 from .mechanism_figure import mechanism_numbers, write_mechanism
@@ -25,6 +27,7 @@ from .verdict import learned, similarity_verdict, verdict_of
 from .write import all_tables, write_all, write_executions
 
 __all__ = [
+    "CRITERION",
     "Comparison",
     "aa_checks",
     "aa_table",
@@ -48,6 +51,9 @@ __all__ = [
     "headline_table",
     "holm",
     "hypotheses",
+    "information_and_accuracy",
+    "information_effects",
+    "information_table",
     "layer_cka_maps",
     "learned",
     "mechanism_cells",

@@ -283,7 +283,7 @@ def execute(
             )
         except failed as error:
             raise ChildProcessError(
-                f"{notebook.name}: {error.ename}: {error.evalue} (the traceback is in {output})"
+                f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
             raise ChildProcessError(

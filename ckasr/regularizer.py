@@ -355,8 +355,8 @@ class CKASR:
             else:
                 why = (
                     "call the model itself, not a copy, in train mode before reg(), and name only "
-                    "layers that every forward pass runs. If a compiled model has run before CKASR "
-                    "was created, call torch.compiler.reset(), so that it is compiled again"
+                    "layers that every forward pass runs. If the model was compiled and has run "
+                    "before CKASR was created, compile it again after torch.compiler.reset()"
                 )
             raise RuntimeError(
                 f"no forward pass of {', '.join(missing)} since the last step: {why}"

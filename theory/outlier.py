@@ -8,8 +8,8 @@ by t v. As t grows, biased CKA(X, Y) converges to K_ii / (||K|| (1 - 1/n)) for a
 sample i of X is moved too, it converges to 1; if sample j of X is moved instead, to 1/(n - 1)^2.
 Two equal layers Y = X can therefore reach a low CKA by moving one sample, while all other samples
 stay equal. Unbiased CKA does not change at all if v is orthogonal to every difference of two
-features. Otherwise it converges to the cosine of the U-centred Gram matrix of X and the U-centred
-matrix whose row and column i equal Yv and whose other entries are zero.
+features. Otherwise it converges to the cosine of two U-centred matrices: the Gram matrix of X, and
+the matrix whose row and column i equal Yv and whose other entries are zero.
 
 Assumptions: X is not constant and K_ii > 0 for the limits of biased CKA; n >= 4 for unbiased CKA.
 Davari et al. (2022, arXiv 2210.16156) show such shifts of subsets in trained networks.

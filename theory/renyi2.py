@@ -1,4 +1,4 @@
-"""Matrix-based Renyi entropy of order 2 is a kernel similarity and does not measure mutual information.
+"""Matrix-based Renyi information of order 2 is a kernel similarity, not mutual information.
 
 Claim: The paper equates minimising CKA with minimising mutual information and takes the latter from
 Gaussian determinants. Matrix-based Renyi entropy often replaces mutual information for layers. If

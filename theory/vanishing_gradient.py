@@ -68,7 +68,7 @@ def bound_of(c: Tensor, y: Tensor, gram_norm: Tensor) -> Tensor:
 def slope_near_one(
     x: Tensor, direction: Tensor, estimator: Estimator
 ) -> tuple[float, list[float], list[float]]:
-    """Power law of the norm of the gradient for Y = X + s E with decreasing s.
+    """Power law of the norm of the gradient for Y = X + s E, with s from 0.001 to 0.1.
 
     Args:
         x: features, shape (n, d).

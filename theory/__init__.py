@@ -1,7 +1,7 @@
 """Numerical checks of the paper's claims about CKA-SR, one module per check: `python -m theory`.
 
-Every module has `check(fast, seed, ...) -> Result` and `figure(result) -> Figure`. The formulas of a
-module are arguments of `check`, so that the tests can pass a wrong formula, which must change the
+Every module has `check(fast, seed, ...) -> Result` and `figure(result) -> Figure`. The formulas of
+a module are arguments of `check`, so that the tests can pass a wrong formula, which must change the
 verdict.
 """
 

@@ -29,8 +29,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=Path,
-        help="folder of the results (default: results, or results/demo with --fast, so that results "
-        "at small sizes do not replace those at full size)",
+        help="folder of the results (default: results; with --fast results/demo, so that results "
+        "with small sizes do not replace those with full sizes)",
     )
     return parser.parse_args(argv)
 

@@ -222,8 +222,8 @@ def check(
         [
             at_most("seeds left out because a network diverged", whole.count(False), 0),
             at_least("accuracy without the term", means["accuracy"][0], 0.9),
-            rejects(f"share below 0.1 rms does not rise at beta {TESTED:g}", rises(near)),
-            rejects("||W||_F^2 does not rise there", rises(ratios.log().tolist())),
+            rejects(f"fraction below 0.1 RMS does not rise at beta {TESTED:g}", rises(near)),
+            rejects(f"||W||_F^2 does not rise at beta {TESTED:g}", rises(ratios.log().tolist())),
         ],
         verdict=HOLDS,
         consequence=REFUTES,

@@ -121,12 +121,14 @@ def check(
     same = [float((output(w, x) - output(weights, x)).abs().max()) for w in twins]
     shares = [below(w[:1]) for w in twins]
     conditions = [
-        at_most("CKA(X, tWX), range over t", paths.max(1).values - paths.min(1).values, 1e-10),
-        at_least("distance of its limits at W = 0 along two directions", jump, 0.05),
-        at_most("t ||grad||, relative range over t", slopes.max() / slopes.min() - 1, 1e-8),
-        at_least("Lipschitz bound less the change of the output, smallest", slacks, -1e-10),
+        at_most("range of CKA(X, tWX) over t", paths.max(1).values - paths.min(1).values, 1e-10),
+        at_least("difference of the limits of CKA at W = 0 along two directions", jump, 0.05),
+        at_most("relative range of t ||grad|| over t", slopes.max() / slopes.min() - 1, 1e-8),
+        at_least("smallest Lipschitz bound minus change of the output", slacks, -1e-10),
         at_most("change of the output by rescaling", same, 1e-10),
-        at_least("change of the share below 1e-2 by rescaling", abs(shares[-1] - shares[0]), 0.5),
+        at_least(
+            "change of the fraction below 1e-2 by rescaling", abs(shares[-1] - shares[0]), 0.5
+        ),
     ]
     return judge(
         __name__,

@@ -103,10 +103,10 @@ def check(
     sizes = [125, 250, 500, 1000, 2000]
     estimates = [nearest_neighbours(x[:n], x[:n], seed) for n in sizes]
     conditions = [
-        at_most("slope against ln(1/s), distance from rank(W)", slopes, 0.01),
-        at_most("constant, distance from 1/2 ln pdet(W S W')", constants, 1e-6),
-        at_most("entropy of 256 points, distance from ln 256", np.abs(entropies), 1e-12),
-        at_most("KSG against the formula, 1-d, nats", np.abs(gaps), 0.1),
+        at_most("|slope of I against ln(1/s) - rank(W)|", slopes, 0.01),
+        at_most("|constant - 1/2 ln pdet(W S W')|", constants, 1e-6),
+        at_most("|entropy of 256 points - ln 256|, nats", np.abs(entropies), 1e-12),
+        at_most("|KSG estimate - formula| in one dimension, nats", np.abs(gaps), 0.1),
     ]
     return judge(
         __name__,

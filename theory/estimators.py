@@ -140,14 +140,14 @@ def check(
     centred = [float(of(x, y)) - exact for x, y in pairs]
     lowest = [2 * low / size for low, size in zip(lows, sizes, strict=True)]
     conditions = [
-        at_most("three-term formula, worst relative difference", formula, 1e-10),
+        at_most("HSIC_1 minus the three-term formula, largest relative difference", formula, 1e-10),
         at_most("largest |CKA_1|", values, 1 + 1e-10),
-        at_most("shift by 10, worst difference of CKA_1", shifts, 1e-10),
-        at_most("sum over pairs, worst difference a layer", sums, 1e-10),
-        at_most("its gradient, worst difference", gradient, 1e-8),
-        at_least("lowest sum over pairs, in units of L / 2", lowest, -1 - 1e-10),
-        at_most("float32 after centring, worst error", np.abs(centred), 1e-3),
-        *(at_most(f"{name}, worst difference", d, 1e-10) for name, d in packages.items()),
+        at_most("largest change of CKA_1 by a shift of 10", shifts, 1e-10),
+        at_most("sum over pairs, largest difference per layer", sums, 1e-10),
+        at_most("gradient of the sum over pairs, largest difference", gradient, 1e-8),
+        at_least("smallest sum over pairs, in units of L / 2", lowest, -1 - 1e-10),
+        at_most("largest error of float32 after centring", np.abs(centred), 1e-3),
+        *(at_most(f"largest difference to {name}", d, 1e-10) for name, d in packages.items()),
     ]
     return judge(
         __name__,

@@ -195,13 +195,17 @@ def check(
     grouped = [(n, value) for n, values in zip(shots, cosine, strict=True) for value in values]
     trend = kendalltau(*zip(*grouped, strict=True), alternative="greater").pvalue
     exact = [
-        at_most("mean gradient of unbiased CKA over all pairings", empty, 1e-10),
-        at_most("that of biased CKA less grad sqrt(PRx PRy) / (n - 1)", rank, 1e-10),
-        at_least("order in the learning rate of beta on 1 step in 5 less beta / 5", order, 1.4),
+        at_most("|mean gradient of unbiased CKA over all pairings|", empty, 1e-10),
+        at_most("|mean gradient of biased CKA - grad sqrt(PRx PRy) / (n - 1)|", rank, 1e-10),
+        at_least(
+            "order in the learning rate of the distance of beta on 1 step in 5 and beta / 5",
+            order,
+            1.4,
+        ),
     ]
     observed = [
-        rejects("cosine with the full gradient rises with n", trend),
-        at_most("signal / noise (variance) of the gradient at n = 8", ratio[1], 1),
+        rejects("cosine with the full gradient does not rise with n", trend),
+        at_most("ratio of signal to noise (variance) of the gradient at n = 8", ratio[1], 1),
     ]
     return judge(
         __name__,

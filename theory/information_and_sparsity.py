@@ -4,10 +4,10 @@ Claim: Minimising the mutual information of layers raises sparsity (title and su
 text; the appendix goes from information to sparse weights without an argument).
 
 Statement: For a noisy linear layer Y = WX + e, if W2 has less information I(X; Y) than W1, then W2
-has at least as many zero weights as W1. The check tests four counterexamples. (a) A rotation of the
-outputs keeps I and removes all zeros. (b) A smaller scale lowers I and keeps the zeros. (c) At
-equal ||W||_F, a dense matrix of rank one has less information than a diagonal matrix. (d) Setting
-a single weight to zero can raise I. A weaker converse does hold: setting rows of W to zero never
+has at least as many zero weights as W1. The check computes four cases. (a) A rotation of the
+outputs keeps I and removes all zeros. (b) A smaller scale lowers I and adds no zero. (c) At equal
+||W||_F, a dense matrix of rank one has less information than a diagonal matrix. (d) Setting a
+single weight to zero can raise I. A weaker converse does hold: setting rows of W to zero never
 raises I.
 
 Assumptions: X ~ N(0, I) with d coordinates, and e ~ N(0, s^2 I). Zeros are counted exactly, not by
@@ -90,13 +90,13 @@ def check(
     row_gains = information(rows) - information(w)
     conditions = [
         at_most("(a) |change of I| by a rotation", abs(i1 - i0), 1e-10),
-        at_least("(a) share of zeros lost", z0 - z1, 0.5),
-        at_least("(b) I lost by half the scale, nats", i0 - i2, 0.1),
-        at_most("(b) |change of the share of zeros|", abs(z2 - z0), 1e-12),
-        at_least("(c) I lost at equal norm, nats", i0 - i3, 1),
-        at_least("(c) share of zeros lost", z0 - z3, 0.5),
-        at_least("(d) most I gained by one zero, nats", float(gains.max()), 0.01),
-        at_most("I gained by zero rows, most", float(row_gains.max()), 1e-10),
+        at_least("(a) decrease of the fraction of zeros", z0 - z1, 0.5),
+        at_least("(b) decrease of I by half the scale, nats", i0 - i2, 0.1),
+        at_most("(b) |change of the fraction of zeros|", abs(z2 - z0), 1e-12),
+        at_least("(c) decrease of I at equal norm, nats", i0 - i3, 1),
+        at_least("(c) decrease of the fraction of zeros", z0 - z3, 0.5),
+        at_least("(d) largest rise of I by one zero, nats", float(gains.max()), 0.01),
+        at_most("largest rise of I by zero rows, nats", float(row_gains.max()), 1e-10),
     ]
     share = float((gains > 0).double().mean())
     return judge(
@@ -113,7 +113,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
-    """Left: information and zeros of four layers. Right: change of I by one zero weight."""
+    """Left: information and zeros of four layers. Right: change of I by a zero weight."""
     data = result.figure
     drawing, (left, right) = panels(2)
     for index, (name, (zeros, nats)) in enumerate(data["points"].items()):
@@ -123,5 +123,5 @@ def figure(result: Result) -> "Figure":
     left.legend()
     right.hist(data["gains"], bins=60, color="0.6")
     right.axvline(0, color="k", linewidth=1)
-    right.set(xlabel="change of I by setting one weight to zero, nats", ylabel="number of 4 x 4 layers")
+    right.set(xlabel="change of I by setting one weight to zero, nats", ylabel="number of layers")
     return drawing

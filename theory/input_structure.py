@@ -1,4 +1,4 @@
-"""Random layers on the same input have high CKA; removing the contribution of the input corrects it.
+"""Random layers on the same input have high CKA; subtracting the part of the input corrects it.
 
 Claim: High CKA between layers shows redundancy that training can remove (summary of the main text;
 figure of the layer-by-layer CKA).
@@ -113,10 +113,10 @@ def check(
     gaps = [abs(a - b) for k in found for a, b in zip(found[k], predicted[k], strict=True)]
     highest = max(values[-1] for values in found.values())
     conditions = [
-        *decisive([at_most("mean corrected Gram matrix, relative", exact, 1e-10)]),
-        at_most("mean CKA less the formula", gaps, 0.03),
+        *decisive([at_most("relative size of the mean corrected Gram matrix", exact, 1e-10)]),
+        at_most("|mean CKA - formula|", gaps, 0.03),
         at_least("CKA of wide random layers, few input directions", highest, 0.9),
-        at_most("mean corrected CKA of independent layers", [abs(c) for c in corrected], 0.1),
+        at_most("|mean corrected CKA of independent layers|", [abs(c) for c in corrected], 0.1),
     ]
     return judge(
         __name__,

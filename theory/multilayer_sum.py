@@ -170,14 +170,14 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
         net, worst[name] = search(values, cka, nats, *size, seed)
         pair = f"CKA({cka}) against I({nats})"
         if name == "control":
-            conditions.append(at_least(f"control, {pair}, cosine", worst[name], -1e-8))
+            conditions.append(at_least(f"control, {pair}, cosine of the gradients", worst[name], -1e-8))
             continue
         curves[name] = descend(net, values, cka, nats, times)
         fall, rise = (
             np.ptp(curve[: 1 + int(np.argmax(curves[name][1]))]) for curve in curves[name]
         )
         conditions += [
-            at_most(f"{pair}, cosine", worst[name], -0.1),
+            at_most(f"{pair}, cosine of the gradients", worst[name], -0.1),
             at_least(f"{pair}, fall of CKA while I rises", fall, 1e-3),
             at_least(f"{pair}, rise of I along the flow, nats", rise, 0.1),
         ]

@@ -151,18 +151,18 @@ def check(
     rates = [0.001, 0.01, 0.1, 1.0]
     finite = [share_raised((w, s, r), rate, 20 if fast else 100) for rate in rates]
     conditions = [
-        at_least("cosine of grad I and grad CKA, smallest", product / sizes, -1e-8),
+        at_least("smallest cosine of grad I and grad CKA", product / sizes, -1e-8),
         at_most(
-            "<grad I, grad CKA> against its formula, worst share",
+            "largest relative error of the formula of <grad I, grad CKA>",
             (product - value * inner(w, s, r)).abs() / sizes,
             1e-8,
         ),
         at_most(
-            "d||W||^2/dt against its formula, worst share",
+            "largest relative error of the formula of d||W||^2/dt",
             (measured - predicted).abs() / (g.norm(w) * g.norm(down)),
             1e-8,
         ),
-        at_most("d||W||^2/dt, largest", predicted, 0),
+        at_most("largest d||W||^2/dt", predicted, 0),
         at_most("largest rise of I along a flow, nats", [rise[0] for rise in rises], 1e-9),
         at_most("largest rise of ||W||^2 along a flow", [rise[1] for rise in rises], 1e-9),
     ]

@@ -105,15 +105,21 @@ def check(
     information, hsic, a, b = discrete_models(600 if fast else 3_000, rng)
     floor = bounded(hsic, a, b)
     conditions = [
-        at_least("r^2 - CKA, smallest", largest.square() - cka, -1e-10),
-        at_least("I above the bound by CKA, smallest share", (nats - bound(cka)) / nats, -1e-10),
+        at_least("smallest r^2 - CKA", largest.square() - cka, -1e-10),
+        at_least(
+            "smallest relative difference of I and the bound by CKA",
+            (nats - bound(cka)) / nats,
+            -1e-10,
+        ),
         at_most(
-            "distance from equality in one dimension",
+            "largest relative difference of I and the bound in one dimension",
             ((nats - bound(cka)) / nats)[scalar].abs(),
             1e-10,
         ),
         at_least(
-            "I above the bound by HSIC, smallest share", (information - floor) / information, -1e-10
+            "smallest relative difference of I and the bound by HSIC",
+            (information - floor) / information,
+            -1e-10,
         ),
     ]
     few = slice(None, None, 4 if fast else 20)

@@ -129,11 +129,13 @@ def check(
     paths["(e)"] = [values[::-1] for values in paths["(d)"]]
     conditions = []
     for name, (similarity, nats) in paths.items():
-        turn = -1 if name == "(e)" else 1  # (e) processes Y, so CKA should not rise, but it does.
-        moved = turn * (similarity[0] - similarity[-1])
-        conditions.append(at_least(f"{name} CKA {'rises' if turn < 0 else 'falls'} by", moved, 0.5))
-        against = turn * (nats[-1] - nats[0])
-        conditions.append(at_least(f"{name} I moves against it by, nats", against, -1e-10))
+        sign = -1 if name == "(e)" else 1  # (e) processes Y, so CKA should not rise, but it does.
+        moved = sign * (similarity[0] - similarity[-1])
+        conditions.append(at_least(f"{name} {'rise' if sign < 0 else 'fall'} of CKA", moved, 0.5))
+        against = sign * (nats[-1] - nats[0])
+        conditions.append(
+            at_least(f"{name} change of I in the opposite direction, nats", against, -1e-10)
+        )
     rank, similarity, nats = rank_correlation(cka, information, 500 if fast else 3000, seed)
     return judge(
         __name__,

@@ -115,13 +115,19 @@ def check(
     }
     rest = linear_cka(x[1:], move(x, 0, FAR * v)[1:], "biased")
     conditions = [
-        at_most("biased CKA less its limit, one layer moved", torch.stack(one).abs(), 1e-5),
-        at_most("both layers moved in one sample: CKA less 1", torch.stack(both).abs(), 1e-5),
-        at_most("in two samples: CKA less 1/(n - 1)^2", torch.stack(two).abs(), 1e-5),
-        at_most("unbiased CKA, orthogonal outlier: change", torch.stack(fresh).abs(), 1e-8),
-        at_most("unbiased CKA less its limit", torch.stack(along).abs(), 1e-3),
+        at_most("|biased CKA - its limit|, one layer moved", torch.stack(one).abs(), 1e-5),
+        at_most("|biased CKA - 1|, both layers moved in one sample", torch.stack(both).abs(), 1e-5),
+        at_most(
+            "|biased CKA - 1/(n - 1)^2|, layers moved in different samples",
+            torch.stack(two).abs(),
+            1e-5,
+        ),
+        at_most(
+            "|change of unbiased CKA| by an orthogonal outlier", torch.stack(fresh).abs(), 1e-8
+        ),
+        at_most("|unbiased CKA - its limit|", torch.stack(along).abs(), 1e-3),
         at_most("biased CKA of equal layers, one sample moved", curves["biased"][-1], 0.5),
-        at_most("1 - CKA of their other samples", (1 - rest).abs(), 1e-10),
+        at_most("1 - biased CKA of the other samples of these layers", (1 - rest).abs(), 1e-10),
     ]
     return judge(
         __name__,

@@ -115,16 +115,20 @@ def check(
         far = normal(100, rows, size, rng=rng)
         others = torch.cat([far, best + 10 ** (-4 * torch.rand(100, 1, 1, generator=rng)) * far])
         below.append(float((cka_of(others, s) - least).min()))
-    lowest = at_least("CKA of other layers less the minimum, smallest", below, -1e-12)
+    lowest = at_least("smallest CKA of other layers minus the minimum", below, -1e-12)
     s = covariance(size=64, rng=rng, condition=30.0)
     start = normal(64, 64, rng=rng) / 8
     trace, end = descend(start, s, 1000 if fast else 6000)
     conditions = [
         *decisive([lowest]),
-        at_most("CKA of the minimiser less l_min / ||S||", torch.tensor(attained).abs(), 1e-12),
-        at_most("effective rank where descent ends", trace["rank"][-1], 2),
-        at_least("||W||_F there, relative to the start", trace["norm"][-1], 1),
-        at_least("growth of P(|w| < 0.1 rms)", trace["near"][-1] / trace["near"][0], 1.2),
+        at_most("|CKA of the minimiser - l_min / ||S|||", torch.tensor(attained).abs(), 1e-12),
+        at_most("effective rank after descent", trace["rank"][-1], 2),
+        at_least("||W||_F after descent, relative to its initial value", trace["norm"][-1], 1),
+        at_least(
+            "P(|w| < 0.1 RMS) after descent, relative to its initial value",
+            trace["near"][-1] / trace["near"][0],
+            1.2,
+        ),
     ]
     histograms = [
         torch.histc(w / w.square().mean().sqrt(), 81, -4, 4) / w.numel() for w in (start, end)

@@ -88,10 +88,12 @@ def check(
     penalties = torch.logspace(-6, 9, 61).tolist()
     curve = [float(alignment(readout(x, z, q), readout(y, z, q))) for q in penalties]
     conditions = [
-        at_most("alignment under a heavy penalty less CKA", torch.stack(heavy).abs(), 1e-6),
-        at_most("alignment without penalty less mean r^2", torch.stack(light).abs(), 1e-6),
+        at_most("|alignment under a large penalty - CKA|", torch.stack(heavy).abs(), 1e-6),
+        at_most("|alignment without penalty - mean r^2|", torch.stack(light).abs(), 1e-6),
         at_most(
-            "predictions from XA less those from X", (predictions[0] - predictions[1]).abs(), 1e-6
+            "|predictions from XA - predictions from X|",
+            (predictions[0] - predictions[1]).abs(),
+            1e-6,
         ),
         at_most("CKA of X and XA", low, 0.5),
     ]

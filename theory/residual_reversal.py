@@ -162,7 +162,7 @@ def check(
     rng = generator(seed)
     cloud = random_layers(300 if fast else 20_000, rng)
     slack = at_least(
-        f"||W||_op less the bound, smallest of {len(cloud)} layers",
+        f"smallest ||W||_op minus the bound, of {len(cloud)} layers",
         [norm - bound(c) for c, norm in cloud],
         -1e-10,
     )
@@ -174,10 +174,14 @@ def check(
     conditions = [
         *decisive([slack]),
         at_most("1 - CKA at W = 0", abs(1 - float(linear_cka(x, x, "biased"))), 1e-12),
-        at_least("||W||_F along the flow, last / first", flow["frobenius"][-1] / 0.1, 10),
+        at_least(
+            "||W||_F at the end of the flow, relative to its initial value",
+            flow["frobenius"][-1] / 0.1,
+            10,
+        ),
         at_most("CKA at the end of the flow", flow["cka"][-1], 0.5),
         rejects(f"dCKA/dlog gamma < 0 in {falling}/{seeds} seeds", sign_test(falling, seeds)),
-        at_most("|cos| of a BN weight with its gradient", cosines, 1e-10),
+        at_most("largest |cosine| of a BN weight and its gradient", cosines, 1e-10),
     ]
     grid = np.linspace(0, 1, 101).tolist()
     data = {"cloud": cloud[:1500], "grid": grid, "bound": [bound(c) for c in grid], "flow": flow}

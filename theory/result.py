@@ -108,7 +108,7 @@ def fits(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
 
 
 def decisive(conditions: Iterable[Condition]) -> list[Condition]:
-    """The same conditions, marked such that the failure of any of them makes the statement false."""
+    """The same conditions, each marked as one whose failure makes the statement false."""
     return [replace(condition, decisive=True) for condition in conditions]
 
 

@@ -193,9 +193,9 @@ def check(
     shown = slice(None, 2000, 5)
     conditions = [
         *(at_most(f"<W, grad CKA>, {kind}", forces[kind], 1e-10) for kind in kinds),
-        at_most("growth of ||W||^2 by descent, worst relative error", errors, 1e-6),
+        at_most("largest relative error of the growth of ||W||^2 by descent", errors, 1e-6),
         at_most(
-            "||W||^2 under decay against the formula, worst relative error",
+            "largest relative error of ||W||^2 with weight decay",
             [abs(m / f - 1) for m, f in zip(means, formula, strict=True)],
             0.05,
         ),

@@ -135,13 +135,15 @@ def check(
             *decisive(
                 [
                     at_most(
-                        "gradient less the formula, relative to 2 ||Y||_op / ||L||", errors, 1e-10
+                        "error of the formula of the gradient, relative to 2 ||Y||_op / ||L||",
+                        errors,
+                        1e-10,
                     ),
-                    at_most("norm of the gradient / bound - 1, largest", excess, 1e-10),
-                    at_most("gradient at Y = X", at_one, 1e-12),
+                    at_most("largest norm of the gradient / bound - 1", excess, 1e-10),
+                    at_most("norm of the gradient at Y = X", at_one, 1e-12),
                 ]
             ),
-            at_most("exponent of |gradient| against 1 - CKA, less 1/2", off, 0.02),
+            at_most("|exponent of |gradient| against 1 - CKA - 1/2|", off, 0.02),
         ],
         verdict=PROVED,
         consequence=QUALIFIES,

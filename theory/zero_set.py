@@ -102,12 +102,12 @@ def check(
     shown = torch.arange(1, models, models // 150)
     conditions = [
         at_most("CKA and I of independent Gaussians", [similarity[0].abs(), nats[0].abs()], 1e-12),
-        at_least("relative slack below", ((nats - below) / nats)[live], -1e-7),
-        at_least("relative slack above", ((above - nats) / nats)[live], -1e-7),
+        at_least("relative slack of the lower bound", ((nats - below) / nats)[live], -1e-7),
+        at_least("relative slack of the upper bound", ((above - nats) / nats)[live], -1e-7),
         at_most("|CKA_1| of X and X^2 - 1 + e/2", abs(sampled), 0.01),
-        rejects("chi-square test of independence", p_value),
-        at_least("its I, quadrature, nats", truth, 0.1),
-        at_most("KSG against quadrature, nats", abs(nearest - truth), 0.1),
+        rejects("chi-square test of the independence of X and X^2 - 1 + e/2", p_value),
+        at_least("I of X and X^2 - 1 + e/2 by quadrature, nats", truth, 0.1),
+        at_most("|KSG estimate - quadrature|, nats", abs(nearest - truth), 0.1),
     ]
     return judge(
         __name__,

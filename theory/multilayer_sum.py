@@ -170,7 +170,9 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
         net, worst[name] = search(values, cka, nats, *size, seed)
         pair = f"CKA({cka}) against I({nats})"
         if name == "control":
-            conditions.append(at_least(f"control, {pair}, cosine of the gradients", worst[name], -1e-8))
+            conditions.append(
+                at_least(f"control, {pair}, cosine of the gradients", worst[name], -1e-8)
+            )
             continue
         curves[name] = descend(net, values, cka, nats, times)
         fall, rise = (

@@ -174,7 +174,9 @@ def check(
             reason = f"against the paper, in {count} units: " + ", ".join(
                 f"{name} {'falls' if claimed[name] > 0 else 'rises'}" for name in contrary
             )
-            conditions += [rejects(f"{n} does not change against the claim", against[n]) for n in contrary]
+            conditions += [
+                rejects(f"{n} does not change against the claim", against[n]) for n in contrary
+            ]
         else:
             conditions += [
                 rejects(

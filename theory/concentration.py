@@ -1,7 +1,7 @@
 """Weights do concentrate around zero with CKA-SR, but their norm grows.
 
 Claim: CKA-SR concentrates the weights around zero (figures 1 and 2), and it does so by shrinking
-||W||_F^2 (summary of the main text; the step is inferred).
+||W||_F^2 (summary of the main text; the second part is inferred).
 
 Statement: In a residual MLP with batch normalisation that is trained on digits under strong weight
 decay, CKA-SR with beta = 0.1 on 8 samples raises the fraction of weights below a tenth of their

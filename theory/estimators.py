@@ -155,8 +155,9 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="the code's estimator is not the printed one; its sum over pairs is a squared norm "
-        f"(checked against {', '.join(['the three-term formula', *packages])})",
+        reason="the official code does not compute the printed estimator; the sum of its estimator "
+        "over all pairs is given by one squared norm (compared with "
+        f"{', '.join(['the three-term formula', *packages])})",
         figure={
             "offsets": offsets,
             "naive": naive,
@@ -181,7 +182,9 @@ def figure(result: Result) -> "Figure":
     left.set_xlabel("offset added to both features (unit variance, n = 8, d = 4096)")
     left.set_ylabel("|error| of CKA$_1$ in float32")
     left.legend()
-    right.plot(data["sizes"], data["lows"], label="lowest of random draws, n = 4", **style(1, True))
+    right.plot(
+        data["sizes"], data["lows"], label="smallest over random layers, n = 4", **style(1, True)
+    )
     right.plot(data["sizes"], [-s / 2 for s in data["sizes"]], label="bound $-L/2$", **style(0))
     right.set_xticks(data["sizes"])
     right.set_xlabel("layers L")

@@ -1,8 +1,8 @@
 """Minimising *unnormalised* HSIC shrinks the weights, as the paper claims for CKA.
 
-Claim: Minimising CKA-SR drives X'WX, hence ||W||_F^2, toward zero (the appendix speaks of the
-distance between X'Y and the zero matrix, Lemma 1; the step itself is inferred, the denominator of
-CKA being dropped on the way).
+Claim: Minimising CKA-SR drives X'WX, and therefore ||W||_F^2, toward zero. (Lemma 1 of the appendix
+refers to the distance between X'Y and the zero matrix. The step to ||W||_F^2 is inferred; it drops
+the denominator of CKA.)
 
 Statement: For a linear layer Y = WX the population HSIC is ||WS||_F^2. It lies between
 l_min^2 ||W||^2 and l_max^2 ||W||^2, and its gradient flow is W(t) = W0 exp(-2 S^2 t), therefore

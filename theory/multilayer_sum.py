@@ -209,8 +209,8 @@ def figure(result: Result) -> "Figure":
     left.set_xticks(range(4), [f"I({p})" for p in PAIRS], fontsize=8)
     left.set_yticks(range(4), [f"CKA({p})" for p in PAIRS], fontsize=8)
     left.set_title(
-        f"fraction of {data['count']} random networks where descent on CKA\n"
-        "raises I at once, 99 % upper limit below",
+        f"fraction of {data['count']} random networks where\n"
+        "descent on CKA raises I; below: 99 % upper limit",
         fontsize=9,
     )
     titles = {"sum": "sums over all pairs", "hidden": "CKA(Z1,Z2) and I(X;Z1)"}

@@ -200,5 +200,5 @@ def figure(result: Result) -> "Figure":
     axes[3].semilogx(data["rates"], data["finite"], **style(0, marker=True))
     axes[3].set_ylim(0, 1)
     axes[3].set_xlabel("step size of gradient descent on CKA")
-    axes[3].set_ylabel("share of layers where a step raises I")
+    axes[3].set_ylabel("fraction of layers where a step raises I")
     return drawing

@@ -1,7 +1,7 @@
 """One outlying sample determines biased CKA, whatever the other samples of the moved layer are.
 
-Claim: Minimising CKA-SR removes what layers have in common, as CKA measures how alike they are
-(summary of the main text).
+Claim: Minimising CKA-SR removes what layers have in common, because CKA measures how similar they
+are (summary of the main text).
 
 Statement: Let K, L be the centred Gram matrices of X and Y with n samples, and move sample i of Y
 by t v. As t grows, biased CKA(X, Y) converges to K_ii / (||K|| (1 - 1/n)) for all Y and v. If

@@ -160,7 +160,7 @@ def figure(result: Result) -> "Figure":
     centres = [-4 + 8 * (i + 0.5) / 81 for i in range(81)]
     for i, (values, label) in enumerate(zip(data["histograms"], ("start", "end"), strict=True)):
         right.step(centres, values, where="mid", label=label, **style(i))
-    right.set(xlabel="weight / its RMS", ylabel="share of the 64 x 64 weights")
+    right.set(xlabel="weight / its RMS", ylabel="fraction of the 64 x 64 weights")
     for axis in (left, middle, right):
         axis.legend()
     return drawing

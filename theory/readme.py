@@ -67,7 +67,7 @@ def with_table(text: str, results: Sequence[Result]) -> str:
         ValueError: if `BEGIN` and `END` do not occur exactly once each.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{README.name} must hold the lines {BEGIN} and {END} once each")
+        raise ValueError(f"{README.name} must contain the lines {BEGIN} and {END} once each")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
 

@@ -1,7 +1,7 @@
 """CKA is the mean alignment of linear read-outs under a large ridge penalty, not of the best ones.
 
-Claim: Layers with low CKA hold different features, layers with high CKA redundant ones (summary of
-the main text).
+Claim: Layers with low CKA have different features, and layers with high CKA have redundant features
+(summary of the main text).
 
 Statement: For a target z let P_X(q) z = X (X'X + q I)^-1 X'z be its ridge prediction from centred
 features X with penalty q. The mean alignment of the predictions from X and Y over targets z with
@@ -104,7 +104,7 @@ def check(
         verdict=PROVED,
         consequence=QUALIFIES,
         reason="X and XA predict every target equally well although their CKA is "
-        f"{low:.2f}: low CKA does not mean that layers hold different information",
+        f"{low:.2f}: low CKA does not mean that layers contain different information",
         figure={"penalties": penalties, "curve": curve, "cka": low},
     )
 

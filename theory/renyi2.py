@@ -1,8 +1,8 @@
 """Matrix-based Renyi information of order 2 is a kernel similarity, not mutual information.
 
-Claim: The paper equates minimising CKA with minimising mutual information and takes the latter from
+Claim: The paper equates minimising CKA with minimising mutual information, which it computes from
 Gaussian determinants. Matrix-based Renyi entropy often replaces mutual information for layers. If
-it were close to mutual information and CKA close to it, the claim would hold for this quantity.
+it were close to both mutual information and CKA, the claim would hold for this quantity.
 
 Statement: Matrix-based Renyi information of order 2 gives the same order of layers as mutual
 information I. Its closed form: with A = K / n and B = L / n for Gram matrices K, L with unit

@@ -1,7 +1,7 @@
 """With a skip connection the claim on the norm is reversed: low CKA needs a large residual branch.
 
-Claim: Minimising CKA-SR shrinks ||W||_F^2 (summary of the main text; appendix, Lemma 1). What the
-official code regularises are the outputs of residual blocks, after the skip is added.
+Claim: Minimising CKA-SR shrinks ||W||_F^2 (summary of the main text; appendix, Lemma 1). The
+official code regularises the outputs of residual blocks, after the skip connection is added.
 
 Statement: For a residual layer Y = X + XW' with centred X, CKA(X, Y) <= c requires
 ||W||_op >= sqrt(1 + sqrt(1 - c^2)) - 1. W = 0 is the maximum of CKA, and the gradient flow of CKA

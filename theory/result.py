@@ -137,7 +137,7 @@ class Outcome:
                 f"{self.consequence!r} is not a consequence: {', '.join(CONSEQUENCES)}"
             )
         if "\n" in self.reason:
-            raise ValueError(f"a reason takes one line, got {self.reason!r}")
+            raise ValueError(f"a reason must have one line, got {self.reason!r}")
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Result:
     def sentence(self) -> str:
         """The outcome in one sentence."""
         verb = self.verdict if self.verdict == HOLDS else f"is {self.verdict}"
-        means = "settles nothing" if self.failing else f"{self.consequence} the claim"
+        means = "leaves the claim open" if self.failing else f"{self.consequence} the claim"
         return f"{self.name}: the statement {verb} and {means}: {self.reason}."
 
     def to_json(self) -> dict[str, Any]:

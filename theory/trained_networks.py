@@ -1,7 +1,7 @@
 """The paper's results on trained networks, tested on the run records of this repository.
 
-Claim: With CKA-SR layer-by-layer CKA falls with beta, the histogram of weights grows a peak at zero
-(figures 1 and 2), and ||W||_F^2 shrinks (summary of the main text).
+Claim: With CKA-SR the layer-by-layer CKA falls with beta, the histogram of weights develops a peak
+at zero (figures 1 and 2), and ||W||_F^2 shrinks (summary of the main text).
 
 Statement: In trained networks, as beta grows, the mean CKA between different layers falls, the
 fraction of kept weights below 1e-2 rises, and ||W||_F of the kept weights falls.

@@ -1,35 +1,37 @@
-"""Benchmarks: each measures this package and a plain implementation in turn, in one run."""
+"""Benchmarks that measure this package and a plain implementation alternately, in one run."""
 
 WHAT = {
     "term": "One training step on a batch of 128 images at sparsity 0.95, with and without the "
-    "term: float32 on a CPU, bf16 on a GPU; the mean over a cycle of five steps where the term "
-    "reads 8 samples.",
+    "term, in float32 on a CPU and in bf16 on a GPU. With 8 samples, the time is the mean over a "
+    "cycle of five steps.",
     "step": "One training step on a batch of 128 augmented images at sparsity 0.95, in a process "
     "of one thread.",
     "data": "One batch of 128 augmented images.",
     "epoch": "One pass over 12,800 training images (an epoch of CIFAR has 50,000) at sparsity "
-    "0.95, and the evaluation of 2,000 images after it; time per model.",
+    "0.95, followed by an evaluation of 2,000 images; time per model.",
     "import": "The start of one process.",
-    "scaling": "Forward and backward pass of the term: alone, on 8 samples of the given number of "
-    "layers and on the given number of samples of 9 layers; and what it adds to a network of 9 "
-    "layers at the given batch size. The ends of each curve; the figure shows the rest.",
+    "scaling": "Forward and backward pass of the term. It is measured alone, for the given number "
+    "of layers (8 samples) and for the given number of samples (9 layers), and as the additional "
+    "time in a network of 9 layers for the given batch size. The table has the first and the last "
+    "point of each curve; the figure shows all points.",
     "shrink": "Inference on one batch in float32.",
     "structured": "Inference on one batch in float32, before and after filter pruning.",
     "sparse": "One training step on a batch of 128 augmented images in float32; for evaluation, "
     "5,000 images.",
 }
-"""What one time of each benchmark is the time of, at the default sizes."""
+"""What each benchmark measures, with the default sizes."""
 NAMES = tuple(WHAT)
 MODULES = {"import": "imports"}
-"""Modules that cannot have the name of their benchmark."""
+"""Benchmarks whose module has another name, and the name of the module."""
 ON_CPU = ("sparse",)
-"""Benchmarks that run on the CPU whatever the device is."""
+"""Benchmarks that always run on the CPU."""
 COUNTED = (
-    "Multiply-adds: of convolutions and linear layers, forward and backward; of sparse execution, "
-    "of the weights that its kernels visit. Planes: channels of a whole batch that are computed. "
-    "MB: an estimate from the kernels' plans; every plane, its borders included, counts once for "
-    "each kernel that reads or writes it, however many weights use it. Pooling, loss, optimiser "
-    "and augmentation are not counted. Floor: the time that these bytes take at the speed, "
-    "measured beside it, at which one thread copies an array that no cache holds."
+    "Multiply-adds are those of convolutions and linear layers, forward and backward; for sparse "
+    "execution, those of the weights that the kernels use. Planes are the computed channels of a "
+    "whole batch. MB is an estimate from the plans of the kernels: every plane, including its "
+    "borders, counts once for each kernel that reads or writes it, for any number of weights. "
+    "Pooling, loss, optimiser and augmentation are not counted. Floor is the time to move these "
+    "bytes at the speed at which one thread copies an array that is larger than the caches; this "
+    "speed is measured in the same run."
 )
-"""How the columns of `Timing.work` are counted."""
+"""Explanation of the columns of `Timing.work`."""

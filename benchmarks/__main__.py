@@ -1,4 +1,4 @@
-"""``python -m benchmarks [names]``: time this package and plain references, print tables."""
+"""``python -m benchmarks [names]``: compare the times of this package and of plain references."""
 
 import json
 import os
@@ -25,24 +25,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Benchmarks, by default all: {', '.join(NAMES)}.")
+        list[str] | None, typer.Argument(help=f"Benchmarks (default: all): {', '.join(NAMES)}.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Save results and draw figures.")] = False,
     folder: Annotated[Path, typer.Option(help="Folder for saved results.")] = FOLDER,
     device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU if there is one.")
+        str, typer.Option(help="cpu, cuda or auto; auto uses a GPU if there is one.")
     ] = "auto",
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Measured rounds; more give steadier medians.")
-    ] = 11,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of measured rounds.")] = 11,
     threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads, unless a variant names its own.")
+        int, typer.Option(min=1, help="Number of CPU threads, unless a variant sets its own.")
     ] = 1,
 ) -> None:
-    """Measure, print and save benchmarks.
+    """Run benchmarks and print their tables.
 
-    Ratios compare variants within one run; times are those of this machine on this day.
+    Ratios compare variants within one run. Times depend on the machine and its load.
     """
     for name in names or ():
         if name not in NAMES:
@@ -84,8 +82,8 @@ def _stop(message: str) -> None:
 
 
 if __name__ == "__main__":
-    # This package is measured as in a sweep's workers. The allocator reads the environment once,
-    # when the process starts.
+    # The package is measured with the allocator settings of a sweep's workers. The allocator reads
+    # the environment only when the process starts.
     if not ALLOCATOR.items() <= os.environ.items():
         arguments = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, arguments, os.environ | ALLOCATOR)

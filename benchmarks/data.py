@@ -1,6 +1,6 @@
-"""A batch of 128 augmented images, by this package and by torchvision's transforms on PIL images.
+"""Time of a batch of 128 augmented images: this package and torchvision's transforms on PIL images.
 
-The images are random bytes in CIFAR's shape: the cost does not depend on their content.
+The images are random bytes in the shape of CIFAR images. The cost does not depend on their content.
 """
 
 import torch
@@ -16,7 +16,13 @@ MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
-    """Time random crop after padding, flip and normalisation, in the main process."""
+    """Time a random crop after padding, a random flip and normalisation, in the main process.
+
+    Args:
+        device: device of this package's images.
+        rounds: number of measured rounds, which is multiplied by ten.
+        images: number of images in the data set.
+    """
     ours = batches(images, device)
     indices = next(ours.batch_indices(0))
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
@@ -29,12 +35,12 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
             next(iterator)
 
     variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(indices)}
-    # A batch takes milliseconds: many rounds cost little.
+    # A batch takes only milliseconds.
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
 def random_images(count: int) -> tuple[Tensor, Tensor]:
-    """Images ``(count, 32, 32, 3)`` of uint8 and labels ``(count,)`` of 100 classes."""
+    """Random images (count, 32, 32, 3) of type uint8, and labels (count,) of 100 classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
     return images, torch.randint(0, 100, (count,), generator=generator)
@@ -55,7 +61,10 @@ def batches(
 
 
 def pil_dataset(count: int, augment: bool = True) -> Dataset:
-    """``count`` random images with torchvision's transforms, as in its CIFAR data sets."""
+    """A data set of ``count`` random PIL images with torchvision's transforms.
+
+    Its items are normalised images (3, 32, 32) and labels.
+    """
     from PIL import Image
     from torchvision import transforms
 

@@ -1,6 +1,6 @@
-"""Training on 12,800 images and evaluation: our engine, with as many models at once as in a sweep.
+"""Time of training on 12,800 images and of evaluation, with as many models at once as in a sweep.
 
-The time is wall time divided by the number of models that train at the same time.
+The time is the wall time divided by the number of models that train at the same time.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Variant:
 
     Args:
         label: name of the variant.
-        make: what its workers call, ``module:function`` of this package.
+        make: function that makes the callable of a worker, ``module:function`` of this package.
         processes: number of processes.
         threads: threads per process.
         models: models per process.
@@ -46,13 +46,14 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
 
     def workers(self, **common: Any) -> list[Worker]:
+        """Start the processes; ``common`` are further arguments of the function."""
         ours = self.make == "epoch:epoch"
         options = common | self.options | ({"models": self.models} if ours else {})
         return [Worker(self.make, self.threads, ours, **options) for _ in range(self.processes)]
 
 
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
-# The first is the reference.
+# The first variant is the reference of the ratios.
 ON_CPU = (
     Variant("plain loop, fp32, 1 process of 2 threads", "plain:epoch", 1, 2),
     Variant("ckasr, fp32, 2 processes of 1 thread", "epoch:epoch", 2, 1, options=FP32),
@@ -76,7 +77,15 @@ def measure(
     images: int = IMAGES,
     test: int = TEST,
 ) -> list[Timing]:
-    """Time batches of 128 at sparsity 0.95 with augmentation, in a quarter of the rounds."""
+    """Time an epoch with batches of 128 augmented images at sparsity 0.95.
+
+    Args:
+        device: device of the models.
+        rounds: number of rounds, which is divided by four because an epoch takes seconds.
+        names: names of the networks.
+        images: number of training images.
+        test: number of images of the evaluation.
+    """
     timings = []
     for name in names:
         common = {"name": name, "device": str(device), "images": images, "test": test}
@@ -101,7 +110,19 @@ def epoch(
     capture: bool = True,
     models: int = 1,
 ) -> Callable[[], None]:
-    """A callable that trains every model for one epoch and evaluates; on a GPU, in own streams."""
+    """Make a callable that trains every model for one epoch and evaluates it.
+
+    On a GPU, each model has its own stream.
+
+    Args:
+        name: name of the network.
+        device: device of the models.
+        images: number of training images.
+        test: number of images of the evaluation.
+        precision: ``"fp32"`` or ``"bf16"``.
+        capture: whether to capture the training step in a CUDA graph.
+        models: number of models.
+    """
     target = torch.device(device)
     place = devices.of(target)
     place.set_process_flags()
@@ -125,7 +146,7 @@ def epoch(
 def _epochs(
     name: str, device: torch.device, images: int, test: int, precision: str, capture: bool
 ) -> Iterator[object]:
-    """The epochs of an engine, which is made on the stream that it trains on."""
+    """The epochs of an engine. The engine is made on the current stream and trains on it."""
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     training = batches(images, device)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.figures`` draws every figure and table again, from the records alone."""
+"""``python -m benchmarks.figures`` draws all figures and writes all tables from the records."""
 
 import math
 import re
@@ -30,20 +30,20 @@ TITLES = {
     "step": "a training step",
     "term": "a training step",
 }
-"""Benchmark -> what one call does, for the title of a panel."""
+"""Title of the panels of each benchmark: what one call does."""
 
 LOG_FROM = 10
-"""A figure with a larger ratio than this has a logarithmic axis."""
+"""The axis is logarithmic if a ratio is larger than this number."""
 
 EPOCH = 45_000
-"""Number of training images of CIFAR, without those held out for validation."""
+"""Number of training images of CIFAR without the validation images."""
 
 FASTER = 0.8
-"""A variant with a smaller ratio than this saves much; bars then start at 0 instead of 1."""
+"""If a ratio is smaller than this number, bars start at 0 instead of 1."""
 
 
 def write_all(folder: Path) -> list[Path]:
-    """Write the table and all figures of one device's folder; returns the files."""
+    """Write the table and all figures of the folder of one device and return the files."""
     written = [store.write_table(folder)]
     for found in store.load(folder):
         written += save(draw(found), folder / f"{found['benchmark']}.png")
@@ -52,7 +52,7 @@ def write_all(folder: Path) -> list[Path]:
 
 @styled
 def draw(found: Record) -> "Figure":
-    """The figure of one record: lines for scaling and sparse, bars of ratios for the others."""
+    """Draw the figure of one record: lines for scaling and sparse, bars of ratios otherwise."""
     groups: Groups = {}
     for timing in store.timings_of(found):
         groups.setdefault(timing.benchmark, []).append(timing)
@@ -63,7 +63,7 @@ def draw(found: Record) -> "Figure":
 
 
 def _bars(groups: Groups) -> "Figure":
-    """Bars of the ratios on one scale: from 0, or from 1 where no variant saves much time."""
+    """Draw bars of the ratios, from 0 if a ratio is below `FASTER` and from 1 otherwise."""
     columns = 1 if len(groups) <= 4 else 2
     heights = [1.2 + max(map(len, row)) for row in _rows(list(groups.values()), columns)]
     figure = blank(6.6 if columns == 1 else 8.2, 0.55 + 0.27 * sum(heights))
@@ -150,7 +150,7 @@ def _lines(groups: Groups) -> "Figure":
 
 
 def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
-    """Draw time against what varies, on logarithmic axes; the legend has the growth."""
+    """Draw time against layers, samples or batch size; the legend states the exponents."""
     looks = {scaling.PAIRWISE: BASELINE_LOOK, scaling.OURS: ARM_LOOKS[4]}
     for variant, look in looks.items():
         points = [t for t in timings if t.variant == variant]
@@ -177,14 +177,14 @@ def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
 
 
 def _growth(x: Sequence[float], y: Sequence[float]) -> str:
-    """The exponent of the power law through the first and the last point, in words."""
+    """Text with the exponent of the power law through the first and the last point."""
     if len(x) < 2 or min(y[0], y[-1]) <= 0:
         return "growth unknown"
     return f"exponent {math.log(y[-1] / y[0]) / math.log(x[-1] / x[0]):.1f}"
 
 
 def _epochs(groups: Groups) -> "Figure":
-    """Seconds per epoch against sparsity; the table also has evaluation and the term."""
+    """Draw seconds per epoch against sparsity."""
     networks: Groups = {}
     for timings in groups.values():
         for t in timings:
@@ -197,7 +197,8 @@ def _epochs(groups: Groups) -> "Figure":
         _draw_epochs(axis, timings)
         axis.set_title(name.replace("resnet", "ResNet"), loc="left", fontweight="bold")
     axes[0].set_ylabel(f"seconds per epoch of {EPOCH:,} images")
-    handles, labels = axes[0].get_legend_handles_labels()  # those with error bars come last
+    # Matplotlib lists lines with error bars last.
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles[1:] + handles[:1], labels[1:] + labels[:1], loc="outside upper center", ncols=4
     )
@@ -205,7 +206,7 @@ def _epochs(groups: Groups) -> "Figure":
 
 
 def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
-    """Draw both executions on logarithmic axes, and the time in proportion to the multiply-adds."""
+    """Draw the time of all variants, and the ideal time in proportion to the multiply-adds."""
 
     def seconds(milliseconds: float, t: Timing) -> float:
         return milliseconds / 1e3 * EPOCH / t.images
@@ -254,7 +255,7 @@ def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
 
 
 def _left(t: Timing) -> float:
-    """Fraction of the weights that is left."""
+    """Fraction of the weights that are not zero."""
     return 1 - t.work["sparsity"]
 
 
@@ -262,7 +263,7 @@ def main() -> int:
     folders = sorted({path.parent for path in FOLDER.glob("*/*.json")})
     if not folders:
         print(
-            f"benchmarks: no {FOLDER}/*/*.json: run `python -m benchmarks --save`", file=sys.stderr
+            f"benchmarks: no {FOLDER}/*/*.json; run `python -m benchmarks --save`", file=sys.stderr
         )
         return 1
     for folder in folders:

@@ -1,4 +1,4 @@
-"""What ``import ckasr`` adds to ``import torch``: wall time in new processes."""
+"""Time that ``import ckasr`` adds to ``import torch``, measured as wall time in new processes."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(middle - start, perf_counter() - start)
 
 
 def measure(device: torch.device, rounds: int, warmup: int = 1) -> list[Timing]:
-    """Start one process per round, which prints both times. The device has no effect."""
+    """Time both imports in one new process per round. The device has no effect."""
     pairs = [_run() for _ in range(warmup + rounds)][warmup:]
     seconds = zip(*pairs, strict=True)
     return summary("import", dict(zip((TORCH, BOTH), seconds, strict=True)), clock="wall")

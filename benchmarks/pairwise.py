@@ -1,9 +1,10 @@
-"""The official term computed directly: three HSIC_1 per pair of layers, with explicit matrices.
+"""The official term as the authors' code computes it: three HSIC_1 per pair of layers.
 
-This is the reference for ``ckasr.cka_sr_loss``: the same value without the identity that makes the
-cost O(layers), and without the hooks that keep full-size zeros out of the backward pass. As in the
-authors' code, both Gram matrices are computed again for every ordered pair, in float64, from slices
-of the outputs; float32 is available for comparison at equal precision.
+This is the reference for ``ckasr.cka_sr_loss``. It has the same value, but it does not use the
+identity that makes the cost O(layers), and its backward pass fills gradients of the size of the
+whole batch with zeros. As in the authors' code, both Gram matrices are computed for every ordered
+pair, in float64, from slices of the outputs. float32 is available for comparisons at equal
+precision.
 """
 
 from collections.abc import Sequence
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 
 
 def pairwise_term(stages: Sequence[Sequence[Tensor]], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Sum over ordered pairs of each stage, diagonal included, of unbiased CKA."""
+    """Sum of the unbiased CKA over all ordered pairs of layers of each stage, with the diagonal.
+
+    Args:
+        stages: outputs of the layers of each stage, each of shape (n, ...).
+        dtype: type of the Gram matrices.
+    """
     terms = [_cka(x, y, dtype) for stage in stages for x in stage for y in stage]
     return torch.stack(terms).sum()
 
 
 def _cka(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    k, l = (_hollow_gram(z, dtype) for z in (x, y))  # noqa: E741 - letters of Song et al. 2012
+    k, l = (_hollow_gram(z, dtype) for z in (x, y))  # noqa: E741 - names of Song et al. 2012
     return _hsic(k, l) / torch.sqrt(_hsic(k, k) * _hsic(l, l))
 
 
 def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     n = len(k)
     ones = torch.ones(n, 1, dtype=k.dtype, device=k.device)
-    trace = (k @ l).diagonal().sum()  # the backward of torch.trace waits for the device
+    trace = (k @ l).diagonal().sum()  # The backward pass of torch.trace synchronises the device.
     sums = (ones.T @ k @ ones) * (ones.T @ l @ ones) / ((n - 1) * (n - 2))
     cross = 2 / (n - 2) * (ones.T @ k @ l @ ones)
     return (trace + sums - cross).squeeze() / (n * (n - 3))
@@ -39,7 +45,15 @@ def _hollow_gram(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PairwiseTerm:
-    """The term in a training loop: hooks keep the outputs, the loss slices them."""
+    """The term in a training loop. Hooks store the outputs; each call uses the first samples.
+
+    Args:
+        model: network.
+        beta: strength of the term.
+        stages: names of the modules of each stage.
+        samples: number of samples; None for the whole batch.
+        dtype: type of the Gram matrices.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A common training loop: float32, NCHW, a DataLoader over PIL images, one mask after another."""
+"""A common training loop in float32 with a DataLoader of PIL images, as a reference."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,15 @@ from .data import pil_dataset
 
 
 class PlainLoop:
-    """A network at sparsity 0.95 with data loaders in the main process, the default of PyTorch."""
+    """A network at sparsity 0.95, with data loaders in the main process (the default of PyTorch).
+
+    Args:
+        name: name of the network.
+        device: device of the network.
+        images: number of training images.
+        batch_size: batch size of training.
+        test: number of test images.
+    """
 
     def __init__(
         self, name: str, device: str, images: int, batch_size: int = 128, test: int = 0
@@ -31,6 +39,7 @@ class PlainLoop:
         self.masks = [(torch.rand_like(w) < 0.05).float() for w in self.weights]
 
     def step(self, x: Tensor, y: Tensor) -> None:
+        """Take one training step on images (batch, 3, 32, 32) and labels (batch,)."""
         loss = nn.functional.cross_entropy(self.model(x.to(self.device)), y.to(self.device))
         self.optimizer.zero_grad()
         loss.backward()
@@ -39,7 +48,7 @@ class PlainLoop:
             weight.data = weight.data * mask
 
     def epoch(self) -> float:
-        """Train on all images once; returns the accuracy on the test images."""
+        """Train on all images once and return the accuracy on the test images."""
         self.model.train()
         for x, y in self.loader:
             self.step(x, y)
@@ -52,17 +61,18 @@ class PlainLoop:
         return correct / len(self.test.dataset)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches without end, in a new random order for each epoch."""
         while True:
             yield from self.loader
 
 
 def step(name: str, device: str, images: int, batch_size: int) -> Callable[[], None]:
-    """A callable that loads a batch and takes one training step."""
+    """Make a callable that loads a batch and takes one training step; see `PlainLoop`."""
     loop = PlainLoop(name, device, images, batch_size)
     batches = loop.batches()
     return lambda: loop.step(*next(batches))
 
 
 def epoch(name: str, device: str, images: int, test: int) -> Callable[[], float]:
-    """A callable that trains for one epoch and evaluates."""
+    """Make a callable that trains for one epoch and returns the test accuracy; see `PlainLoop`."""
     return PlainLoop(name, device, images, test=test).epoch

@@ -1,4 +1,4 @@
-"""How the cost of the term, forward and backward, grows with layers, samples and batch."""
+"""Time of the term, forward and backward, against numbers of layers and samples and batch size."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,8 +14,8 @@ PAIRWISE, OURS = "authors' way", "ckasr"
 LAYERS = (9, 18, 27, 36, 45, 54)
 SAMPLES = (4, 8, 16, 32, 64, 128)
 BATCHES = (64, 128, 256, 512)
-STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))  # of the CIFAR ResNets
-CALLS = 8  # calls per round, as one call is short compared with the noise of the clock
+STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))  # shapes of the stages of the CIFAR ResNets
+CALLS = 8  # Number of calls per round; one call is too short for the accuracy of the clock.
 
 
 def measure(
@@ -25,10 +25,18 @@ def measure(
     samples: Sequence[int] = SAMPLES,
     batches: Sequence[int] = BATCHES,
 ) -> list[Timing]:
-    """Time the term against the number of layers, of samples, and the batch size.
+    """Time the term against the number of layers, the number of samples and the batch size.
 
-    For layers (8 samples) and samples (9 layers) the term runs alone, on features with the shapes
-    of a ResNet's three stages. For the batch size it runs inside a network of 9 layers.
+    For different numbers of layers (with 8 samples) and of samples (with 9 layers), the term runs
+    alone, on features with the shapes of a ResNet's three stages. For different batch sizes, it
+    runs in a network of 9 layers.
+
+    Args:
+        device: device of the features.
+        rounds: number of measured rounds.
+        layers: numbers of layers.
+        samples: numbers of samples.
+        batches: batch sizes.
     """
     sizes = [("layers", count, count, 8) for count in layers]
     sizes += [("samples", count, 9, count) for count in samples]
@@ -61,7 +69,7 @@ def _alone(
 
 
 def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
-    """Time with the term minus the time of the same round without it; the layers cost little."""
+    """Time the term in a network: the time with the term minus that of the same round without."""
     terms = {"none": None, PAIRWISE: _pairwise, OURS: _ours}
     calls = {name: _network(batch, device, term) for name, term in terms.items()}
     seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS) / CALLS, warmup=2)

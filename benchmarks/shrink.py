@@ -1,11 +1,12 @@
-"""Every way of inference with a masked network, beside the same network dense and folded.
+"""Time of inference with a masked network, compared with the dense network with folded batch norm.
 
-The networks are not trained: they have random ERK masks of one seed, random weights, scales and
-shifts, and the batch norm statistics of the masked network on the benchmark's images. Their outputs
-depend on the image. The shifts decide how much can be removed: a filter without inputs whose shift
-is positive is a constant that must stay. Half of the shifts are positive here. In the published
-dense ResNet20 for CIFAR-10, whose spread of 0.30 is used here, 15 % are; in sparse trained networks
-the share is not known.
+The networks are not trained. They have random ERK masks of one seed, random weights, random scales
+and shifts of the batch norm, and its statistics are those of the masked network on the benchmark's
+images. The outputs depend on the image. The shifts determine how many filters can be removed: a
+filter without inputs whose shift is positive has a constant output and cannot be removed. Here the
+standard deviation of the shifts is 0.30, as in the published dense ResNet20 for CIFAR-10, and half
+of them are positive; in that network 15 % are positive. The fraction in sparse trained networks is
+not known.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,15 @@ def measure(
 ) -> list[Timing]:
     """Time inference on batches of 128 images and of one image.
 
-    ``masked`` is the model as it is trained, with its pruned weights at zero, in eval mode.
+    The variant ``masked`` is the model as it is trained, with its pruned weights at zero, in eval
+    mode.
+
+    Args:
+        device: device of the networks.
+        rounds: number of measured rounds.
+        names: names of the networks.
+        sparsities: fractions of weights that are zero.
+        batch_sizes: numbers of images.
     """
     images = _images(device, max(batch_sizes))
     timings = []
@@ -50,14 +59,21 @@ def measure(
                     rounds=rounds,
                     device=device,
                     warmup=warmup(device),
-                    calls=max(1, 32 // size),  # one image takes only milliseconds
+                    calls=max(1, 32 // size),  # One image takes only milliseconds.
                     images=size,
                 )
     return timings
 
 
 def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:
-    """The networks by variant: the first has all its weights, the others compute the same."""
+    """Networks by variant. The first is dense; all others are masked and have the same outputs.
+
+    Args:
+        name: name of the network.
+        sparsity: fraction of weights that are zero.
+        images: images of the batch norm statistics, shape (n, 3, 32, 32).
+        seed: seed of the weights and masks.
+    """
     torch.manual_seed(seed)
     model = models.create(name, num_classes=100).to(images.device)
     model.to(memory_format=torch.channels_last)
@@ -69,13 +85,13 @@ def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[
     for norm in norms:
         nn.init.normal_(norm.weight, 1, 0.3)
         nn.init.normal_(norm.bias, 0, 0.3)
-        norm.momentum = None  # an average over all batches
+        norm.momentum = None  # cumulative average over all batches
     with torch.no_grad():
         for part in images.split(32):
             model(part)
     for norm in norms:
-        norm.momentum = 0.1  # the sparse kernels support no cumulative average
-    kernels, _ = choose("auto", model, masks, "fp32")  # dense without numba, or on a GPU
+        norm.momentum = 0.1  # The sparse kernels do not support a cumulative average.
+    kernels, _ = choose("auto", model, masks, "fp32")  # This is dense on a GPU or without numba.
     ways = {way: make for way, make in INFERENCE.items() if way != SPARSE or kernels == SPARSE}
     return {FOLDED: folded} | {way: make(model, masks) for way, make in ways.items()}
 

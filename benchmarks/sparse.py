@@ -1,8 +1,8 @@
-"""Sparse and dense execution compared: training steps, with and without CKA-SR, and evaluation.
+"""Time of training steps and evaluation with sparse and with dense execution.
 
-Both run the engine's own step on the same random ERK masks, in one process with one thread and the
-allocator settings of a sweep's workers; dense execution uses channels_last. If SparseProp is
-installed, its layers are measured too.
+Both use the engine's own step with the same random ERK masks, in one process with one thread and
+the allocator settings of a sweep's workers. Dense execution uses channels_last. The layers of
+SparseProp are measured too if it is installed.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ CELLS = {
     "resnet20": (0.8, 0.9, 0.95, 0.98, 0.995, 0.998),
     "resnet32": (0.995, 0.998),
 }
-"""Networks and sparsities. `auto` chooses sparse execution from 0.8 on."""
+"""Networks and their sparsities. The option `auto` chooses sparse execution from 0.8 on."""
 DENSE, SPARSE, SPARSEPROP = "dense", "ckasr, sparse", "SparseProp"
 NO_TERM, TERM = "ckasr, sparse, no term", "ckasr, sparse, CKA-SR every fifth step"
 MULTIPLY_ADDS = "million multiply-adds"
 HELD_OUT = 5_000
-COPIED = 1 << 26  # float32 numbers: 268 MB, more than any cache holds
+COPIED = 1 << 26  # Number of float32 values: 268 MB, larger than the caches.
 
 Cell = tuple[str, float]
 
@@ -56,15 +56,25 @@ def measure(
     held_out: int = HELD_OUT,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Time training steps in float32 with batches of 128, augmentation included.
+    """Time training steps in float32 with batches of 128, including augmentation.
 
-    In each round, a variant runs one step that is not timed and four that are. The cost of CKA-SR
-    is small and needs four times as many rounds, of five steps each (the term is computed at every
-    fifth step).
+    In each round, a variant runs one step that is not timed and four steps that are timed. The cost
+    of CKA-SR is small and is measured in four times as many rounds of five steps each, because the
+    term is computed on every fifth step.
+
+    Args:
+        device: device of the models, a CPU.
+        rounds: number of measured rounds.
+        cells: networks and their sparsities.
+        term: network and sparsity for the cost of CKA-SR.
+        evaluation: network and sparsity for the evaluation.
+        images: number of training images.
+        held_out: number of images of the evaluation.
+        batch_size: batch size of training.
     """
     sparseprop = find_spec("sparseprop") is not None
     if not sparseprop:
-        print("  SparseProp is not installed: not measured", file=sys.stderr, flush=True)
+        print("  SparseProp is not installed and not measured", file=sys.stderr, flush=True)
     data = batches(images, device, batch_size)
     timings = []
     for name, sparsities in cells.items():
@@ -87,6 +97,7 @@ def measure(
 
 
 def title(name: str, sparsity: float, what: str = "") -> str:
+    """Name of the benchmark of a network at a sparsity."""
     return f"sparse {name}, sparsity {sparsity:g}" + (f", {what}" if what else "")
 
 
@@ -133,7 +144,7 @@ def _step(
     bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
     regularizer: Callable[[nn.Module], CKASR] | None = None,
 ) -> tuple[Callable[[], None], tuple[nn.Module, Masks], object]:
-    """A training step, the model and the masks that it trains, and the result of `bind`."""
+    """Return a training step, its model and masks, and the result of ``bind``."""
     made: list[Any] = []
 
     def binding(model: nn.Module, masks: Masks) -> None:
@@ -145,20 +156,24 @@ def _step(
 
 
 def _use_sparseprop(batch_size: int, model: nn.Module, masks: Masks) -> None:
-    """Replace the layers that SparseProp itself measures as faster, as its documentation does.
+    """Replace layers by those of SparseProp where SparseProp measures that they are faster.
 
-    Its kernels need memory in the order (N, C, H, W), so the dense layers use that order too.
+    This is the use that its documentation describes. Its kernels need memory in the order
+    (N, C, H, W), so the dense layers use this order too.
     """
     from sparseprop.utils import swap_modules_with_sparse
 
     model.to(memory_format=torch.contiguous_format)
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints a line for every layer.
         swap_modules_with_sparse(model, (batch_size, 3, 32, 32), inplace=True)
 
 
 def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> Callable[[], float]:
-    """Top-1 accuracy after two steps, in the batches that the engine uses for this execution."""
+    """Return a function that evaluates a model which was trained for two steps.
+
+    The batch size of the evaluation is that of the engine for this execution.
+    """
     bind = sparse_execution if execution == "sparse" else lambda model, masks: None
     step, (model, _), _ = _step(cell, data, bind)
     for _ in range(2):
@@ -170,7 +185,10 @@ def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> 
 
 
 def copy_speed(rounds: int, numbers: int) -> float:
-    """Bytes read and written per second when one thread copies a large array."""
+    """Bytes read and written per second when one thread copies an array of ``numbers`` float32.
+
+    The result is the median over ``rounds`` copies.
+    """
     source, target = torch.ones(numbers), torch.zeros(numbers)
     seconds = [once(lambda: target.copy_(source), source.device) for _ in range(rounds + 1)]
     return 2 * 4 * numbers / median(seconds[1:])

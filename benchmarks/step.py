@@ -1,4 +1,4 @@
-"""A whole training step, ours against the loop that most users write."""
+"""Time of a whole training step: the step of this package and a common training loop."""
 
 import itertools
 from collections.abc import Callable
@@ -23,7 +23,10 @@ MODELS = ("resnet20", "resnet32")
 
 
 def warmup(device: torch.device) -> int:
-    """Number of warm-up rounds: on a GPU, enough to capture the graphs of both kinds of step."""
+    """Number of warm-up rounds.
+
+    On a GPU there are enough rounds to capture the CUDA graphs of steps with and without the term.
+    """
     return 8 if devices.of(device).can_capture else 2
 
 
@@ -34,9 +37,17 @@ def measure(
     images: int = IMAGES,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Time one step with augmentation; each variant runs in its own process of one thread.
+    """Time one step with augmentation. Each variant runs in its own process with one thread.
 
-    Our step has the allocator settings of a sweep's workers, the plain loop those of the system.
+    The steps of this package have the allocator settings of a sweep's workers, and the plain loop
+    has those of the system.
+
+    Args:
+        device: device of the models.
+        rounds: number of measured rounds.
+        names: names of the networks.
+        images: number of training images.
+        batch_size: batch size.
     """
     timings = []
     for name in names:
@@ -57,7 +68,7 @@ def measure(
 def step(
     name: str, device: str, images: int, batch_size: int, precision: str
 ) -> Callable[[], None]:
-    """A callable that loads a batch and takes one step of our training loop."""
+    """Make a callable that loads a batch and takes one step of this package's training loop."""
     return our_step(name, batches(images, torch.device(device), batch_size), precision)
 
 
@@ -80,18 +91,18 @@ def our_step(
     sparsity: float = 0.95,
     bind: Callable[[nn.Module, Masks], object] = lambda model, masks: None,
 ) -> Callable[[], None]:
-    """A callable that takes one step of the engine on random ERK masks.
+    """Make a callable that takes one step of the engine with random ERK masks.
 
-    On a GPU the step is captured in a CUDA graph, as the engine's is.
+    On a GPU the step is captured in a CUDA graph, as in the engine.
 
     Args:
         name: name of the network.
         data: training batches.
         precision: ``"fp32"`` or ``"bf16"``.
-        regularizer: makes CKA-SR for the network; None for no CKA-SR.
-        term: makes another term for the network; None for no other term.
+        regularizer: function that makes CKA-SR for the network; None for no CKA-SR.
+        term: function that makes another term for the network; None for no other term.
         sparsity: fraction of weights that are zero.
-        bind: called with the masked model and its masks before its optimiser is made.
+        bind: function that is called with the model and its masks before the optimiser is made.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
@@ -111,7 +122,7 @@ def our_step(
     place.set_process_flags()
     if place.can_capture:
         step: Step = CapturedStep(*parts, capture=place.capture)
-        for group in optimizer.param_groups:  # at a fixed address, as in the engine
+        for group in optimizer.param_groups:  # A graph needs a fixed address.
             group["lr"] = torch.tensor(group["lr"], device=data.device)
         place.synchronize()
     else:

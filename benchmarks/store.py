@@ -1,4 +1,4 @@
-"""Records of benchmarks, ``<folder>/<device>/<name>.json``, and the table that is made of them."""
+"""Records of benchmarks, ``<folder>/<device>/<name>.json``, and the table of their results."""
 
 import json
 import os
@@ -22,13 +22,13 @@ FOLDER = Path("results/benchmarks")
 Record = dict[str, Any]
 HOW_TO_READ = (
     "The ratio is the time relative to the first row of the same benchmark: the median over the "
-    "rounds, with quartiles. The time is the first row's median time multiplied by the ratio, and "
-    "the images per second follow from it. Minimum and maximum are in the records."
+    "rounds, with quartiles. The time is the median time of the first row multiplied by the ratio. "
+    "The images per second are computed from this time. Minimum and maximum are in the records."
 )
 
 
 def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record:
-    """The record of one benchmark: its timings, the device, the date and the versions."""
+    """Make the record of one benchmark: its timings, the device, the date and the versions."""
     here = environment(devices.of(device))
     return {
         "benchmark": name,
@@ -44,25 +44,28 @@ def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record
 
 
 def save(found: Record, folder: Path) -> Path:
-    """Write one record, whole or not at all. It replaces the record of the same benchmark."""
+    """Write one record atomically and return its path.
+
+    It replaces the record of the same benchmark and device.
+    """
     path = folder / slug(found["device"]) / f"{found['benchmark']}.json"
     write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path
 
 
 def load(folder: Path) -> list[Record]:
-    """The records in the folder of one device, in the order of `NAMES`."""
+    """Load the records in the folder of one device, in the order of `NAMES`."""
     paths = sorted(folder.glob("*.json"), key=lambda p: (*NAMES, p.stem).index(p.stem))
     return [json.loads(path.read_text()) for path in paths]
 
 
 def timings_of(found: Record) -> list[Timing]:
-    """The timings of a record, each row consistent in itself (see `timing.consistent`)."""
+    """The timings of a record, with times that agree with the ratios (see `timing.consistent`)."""
     return consistent(Timing(**values) for values in found["timings"])
 
 
 def write_table(folder: Path) -> Path:
-    """Write ``table.md``: targets and timings of one device, from its records alone."""
+    """Write ``table.md`` with the targets and timings of one device, from its records."""
     found = load(folder)
     kind = found[0]["device_kind"]
     timings = [t for each in found for t in timings_of(each)]
@@ -89,7 +92,7 @@ def measured(found: Record) -> str:
 
 
 def ends(timings: Iterable[Timing]) -> list[Timing]:
-    """Of each curve of a scaling benchmark the first and the last point; all other timings."""
+    """The timings without the inner points of the curves of scaling benchmarks."""
     timings = list(timings)
     points: dict[str, list[float | None]] = {}
     for t in timings:
@@ -107,6 +110,6 @@ def where(found: Record) -> str:
 
 
 def slug(device: str) -> str:
-    """The name of a device as the name of a folder: ``intel-xeon-processor``."""
+    """The name of the folder of a device, for example ``intel-xeon-processor``."""
     plain = re.sub(r"\((r|tm)\)", "", device.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")

@@ -1,8 +1,8 @@
-"""Inference with a network before and after filter pruning.
+"""Time of inference with a network before and after filter pruning.
 
-The speed of a small network depends on its channels, not on the values of its weights, so the
-networks here are not trained: channels are removed from a network with random weights by the
-criterion of the method. Which channels a trained network loses can differ.
+The networks are not trained, because the speed depends on the number of channels and not on the
+values of the weights. The criterion of the method removes channels of a network with random
+weights. A trained network can lose other channels.
 """
 
 import torch
@@ -34,8 +34,8 @@ def measure(
     Args:
         device: device of the networks.
         rounds: number of measured rounds.
-        names: names of networks that can lose channels.
-        sparsities: shares of the weights that are removed with their channels.
+        names: names of networks whose channels can be removed.
+        sparsities: fractions of the weights that are removed together with channels.
         batch_sizes: numbers of images.
         criterion: option of the method ``structured``.
     """
@@ -52,7 +52,7 @@ def measure(
                     rounds=rounds,
                     device=device,
                     warmup=warmup(device),
-                    calls=max(1, 16 // size),  # one image takes only milliseconds
+                    calls=max(1, 16 // size),  # One image takes only milliseconds.
                     images=size,
                 )
     return timings
@@ -63,8 +63,8 @@ def networks(
 ) -> dict[str, nn.Module]:
     """Return the networks by variant, in eval mode.
 
-    ``dense`` has all its weights, ``masked`` has those of the removed channels at zero, and
-    ``small network`` does not have them. The last two compute the same.
+    The network ``dense`` has all its weights. In ``masked`` the weights of the removed channels are
+    zero, and ``small network`` does not have these channels. The last two have the same outputs.
     """
     torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def networks(
     method = create("structured", {"criterion": criterion})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainingState(dense_masks(model), optimizer, Phase("pretrain", 1), len(data))
-    method.end_phase(context, state)  # the model loses its channels
+    method.end_phase(context, state)  # This removes channels of the model.
     original, masks = method.counted(context, state.masks)
     original.to(device, memory_format=torch.channels_last).eval()
     on_device = {key: mask.to(device) for key, mask in masks.items()}
@@ -94,7 +94,7 @@ class _Inference:
 
 
 def multiply_adds(network: nn.Module, device: torch.device) -> int:
-    """Return the multiply-adds of one image of 32x32 pixels."""
+    """Return the number of multiply-adds of the network for one image of 32x32 pixels."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32, device=device))
     return counter.get_total_flops() // 2

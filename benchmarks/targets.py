@@ -1,4 +1,4 @@
-"""The targets, and whether the timings meet them."""
+"""Targets of the benchmarks, and whether timings meet them."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from .term import (
 )
 from .timing import Timing
 
-SPARSE_SPEEDS = {  # speed relative to dense; at 0.8, where `auto` chooses it, not slower
+SPARSE_SPEEDS = {  # speed relative to dense execution
     ("resnet20", 0.8): 1.0,
     ("resnet20", 0.9): 2.2,
     ("resnet20", 0.95): 3.0,
@@ -30,12 +30,19 @@ SPARSE_SPEEDS = {  # speed relative to dense; at 0.8, where `auto` chooses it, n
     ("resnet32", 0.995): 6.0,
     ("resnet32", 0.998): 14.0,
 }
-FULL_EPOCH = 50_000  # training images of CIFAR
+FULL_EPOCH = 50_000  # number of training images of CIFAR
 
 
 @dataclass(frozen=True)
 class Target:
-    """A limit, and what was measured."""
+    """A limit and the measured value.
+
+    Args:
+        what: benchmark and variant.
+        limit: limit, as text.
+        measured: measured value, as text.
+        met: whether the measured value is within the limit.
+    """
 
     what: str
     limit: str
@@ -44,7 +51,12 @@ class Target:
 
 
 def targets(timings: Iterable[Timing], device_kind: str) -> list[Target]:
-    """The targets for which there are timings, on ``"cpu"`` or ``"cuda"``."""
+    """The targets for which there are timings.
+
+    Args:
+        timings: timings of one device.
+        device_kind: ``"cpu"`` or ``"cuda"``.
+    """
     groups: dict[str, dict[str, Timing]] = {}
     for timing in timings:
         groups.setdefault(timing.benchmark, {})[timing.variant] = timing
@@ -80,7 +92,7 @@ def _overheads(name: str, group: dict[str, Timing], limits: Mapping[str, float])
         if variant in group:
             t = group[variant]
             measured = f"{t.ratio - 1:+.1%} ({t.ratio_low - 1:+.1%} to {t.ratio_high - 1:+.1%})"
-            # Rounded, as 1.05 - 1 is not 0.05 in binary.
+            # Rounding removes floating-point errors: 1.05 - 1 is not exactly 0.05.
             met = round(t.ratio - 1, 6) <= limit
             found.append(Target(f"{name}: {variant}", f"<= +{limit:.0%}", measured, met))
     return found
@@ -91,7 +103,7 @@ def _whole_batch(name: str, group: dict[str, Timing]) -> list[Target]:
     for reference in (AUTHORS, AUTHORS_FLOAT32) if WHOLE_BATCH in group else ():
         plain, ours = (group[v].ratio - group[NO_TERM].ratio for v in (reference, WHOLE_BATCH))
         what = f"{name}: {WHOLE_BATCH}, against {reference}"
-        cheaper = round(plain / ours, 6) if ours > 0 else math.inf  # inf: lost in the noise
+        cheaper = round(plain / ours, 6) if ours > 0 else math.inf  # inf if ours is below the noise
         found.append(Target(what, ">= 5 x cheaper", f"{cheaper:.1f} x", cheaper >= 5))
     return found
 
@@ -102,7 +114,7 @@ def _speeds(name: str, group: dict[str, Timing], limit: float) -> list[Target]:
         if variant.startswith("ckasr"):
             speed = 1 / t.ratio
             measured = f"{speed:.2f} x ({1 / t.ratio_high:.2f} to {1 / t.ratio_low:.2f})"
-            met = round(speed, 3) >= limit  # rounded, as ratios are kept with five digits
+            met = round(speed, 3) >= limit  # Ratios have five digits.
             found.append(Target(f"{name}: {variant}", f">= {limit:g} x", measured, met))
     return found
 

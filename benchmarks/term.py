@@ -1,4 +1,4 @@
-"""The cost of the CKA-SR term, relative to our own training step without it."""
+"""Time of a training step with the CKA-SR term, relative to the same step without the term."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,10 +30,17 @@ def measure(
     images: int = IMAGES,
     batch_size: int = 128,
 ) -> list[Timing]:
-    """Time the term on 8 samples and on the whole batch, by our code and in the authors' way.
+    """Time the term on 8 samples and on the whole batch, with this package and the authors' method.
 
-    With 8 samples every variant is timed over five steps, one cycle of the term that is computed on
+    With 8 samples every variant is timed over five steps, because one variant computes the term on
     every fifth step.
+
+    Args:
+        device: device of the models.
+        rounds: number of measured rounds.
+        names: names of the networks.
+        images: number of training images.
+        batch_size: batch size.
     """
     data = batches(images, device, batch_size)
     how = {"rounds": rounds, "device": device, "warmup": warmup(device)}
@@ -47,7 +54,7 @@ def measure(
 
 
 def convolutions(model: nn.Module) -> list[list[str]]:
-    """The 3x3 convolutions of each stage's blocks: 18 in ResNet20, 30 in ResNet32."""
+    """Names of the 3x3 convolutions of the blocks of each stage: 18 in ResNet20, 30 in ResNet32."""
     return [[f"{b}.{c}" for b in stage for c in ("conv1", "conv2")] for stage in find_stages(model)]
 
 

@@ -1,8 +1,8 @@
-"""Interleaved timing: all variants in turn, round after round, so that a drift hits them alike.
+"""Interleaved timing: every round measures all variants, so that a drift affects them equally.
 
-One estimator gives every number of a row. The ratio is the median over the rounds of a variant's
-time divided by the first variant's time in the same round; the time is the first variant's median
-time multiplied by that ratio, and the images per second follow from the time.
+The ratio is a variant's time divided by the first variant's time in the same round; the reported
+ratio is the median over the rounds. The reported time is the first variant's median time multiplied
+by that ratio, and the images per second are computed from the reported time.
 """
 
 import time
@@ -18,25 +18,25 @@ from ckasr.analysis.tables import NOTHING, markdown
 
 Call = Callable[[], object]
 Clock = Literal["CPU", "wall"]
-"""Time of the process's processors, or time that passes."""
+"""CPU time of the process, or wall time."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One variant over all rounds.
+    """Times of one variant, summarised over all rounds.
 
     Args:
         benchmark: name of the group of variants that are compared.
         variant: name of the variant.
         milliseconds: time per call.
-        lowest, highest: extremes over the rounds, in milliseconds.
+        lowest, highest: smallest and largest time of a round, in milliseconds.
         ratio: time relative to the first variant.
-        ratio_low, ratio_high: quartiles of the rounds' ratios.
+        ratio_low, ratio_high: quartiles of the ratios of all rounds.
         rounds: number of rounds.
         clock: CPU or wall time.
-        images: images per call; 0 if not applicable.
-        x: what a scaling benchmark varies; None if not applicable.
-        work: operations and bytes per call, by the name of their column; empty if not counted.
+        images: number of images per call; 0 if not applicable.
+        x: value of the quantity that a scaling benchmark varies; None if not applicable.
+        work: operations and bytes per call, by the name of the column; empty if not counted.
     """
 
     benchmark: str
@@ -70,7 +70,7 @@ def interleaved(
     images: int = 0,
     x: float | None = None,
 ) -> list[Timing]:
-    """Time the variants in turn; the first one is the reference of the ratios.
+    """Time all variants in every round. The first variant is the reference of the ratios.
 
     Args:
         benchmark, images, x: see `Timing`.
@@ -78,9 +78,12 @@ def interleaved(
         rounds: number of measured rounds.
         device: device that the variants use; a GPU is synchronised around each measurement.
         warmup: number of rounds before the measured ones.
-        calls: calls per variant and round; their mean time is taken.
-        untimed: calls before these, so that each variant finds the caches as its own calls leave
-            them. A training run takes steps of one kind in a row.
+        calls: number of calls per variant and round; the result is their mean time.
+        untimed: number of calls before these that are not timed. They fill the caches with the data
+            of the variant, as in a training run, whose steps are all of one kind.
+
+    Returns:
+        One timing per variant.
     """
 
     def timer(call: Call) -> float:
@@ -93,17 +96,26 @@ def interleaved(
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock that `once` reads."""
+    """The clock that `once` uses on a device."""
     return "wall" if device.type == "cuda" else "CPU"
 
 
 def in_turn(
     variants: Mapping[str, Call], rounds: int, timer: Callable[[Call], float], warmup: int
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round after the first ``warmup`` rounds.
+    """Measure the seconds of every variant in every round.
 
-    ``timer`` calls a variant and returns the seconds. Every second round runs in reverse order, so
-    that no variant gains by its place after another one.
+    Every second round runs in reverse order, so that the order of the variants has no effect on
+    average.
+
+    Args:
+        variants: callables by name.
+        rounds: number of measured rounds.
+        timer: function that calls a variant and returns the seconds.
+        warmup: number of rounds before the measured ones.
+
+    Returns:
+        The seconds of the measured rounds, by the name of the variant.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + rounds):
@@ -122,7 +134,13 @@ def summary(
     images: int = 0,
     x: float | None = None,
 ) -> list[Timing]:
-    """The timings of variants whose seconds per round were measured; the first is the reference."""
+    """Compute the timings of variants from their seconds per round.
+
+    Args:
+        benchmark, images, x: see `Timing`.
+        seconds: seconds per round of each variant; the first variant is the reference.
+        clock: clock of the seconds.
+    """
     reference = next(iter(seconds.values()))
     timings = []
     for name, values in seconds.items():
@@ -135,10 +153,10 @@ def summary(
 
 
 def consistent(timings: Iterable[Timing]) -> list[Timing]:
-    """The timings with each time derived from the reference's time and the ratio.
+    """Replace each time by the reference's time multiplied by the ratio.
 
-    Records from before this rule hold each variant's own median time. The extremes are widened
-    where they would not contain the time.
+    Older records contain the median time of each variant itself. The smallest and largest times are
+    changed where they would not enclose the new time.
     """
     found: list[Timing] = []
     references: dict[tuple[str, float | None], float] = {}
@@ -151,7 +169,7 @@ def consistent(timings: Iterable[Timing]) -> list[Timing]:
 
 
 def once(call: Call, device: torch.device, calls: int = 1) -> float:
-    """Seconds of ``calls`` calls: wall time between synchronisations on a GPU, else CPU time."""
+    """Seconds of ``calls`` calls: CPU time, or wall time between two synchronisations on a GPU."""
     if device.type != "cpu":
         devices.of(device).synchronize()
         start = time.perf_counter()
@@ -179,7 +197,7 @@ def table(timings: Iterable[Timing]) -> str:
 
 
 def work_table(timings: Iterable[Timing]) -> str:
-    """Operations and bytes per call, as a Markdown table; empty where nothing was counted."""
+    """Operations and bytes per call as a Markdown table; an empty text if nothing was counted."""
     counted = [t for t in timings if t.work]
     if not counted:
         return ""

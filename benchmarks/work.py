@@ -1,9 +1,9 @@
-"""The work of sparse execution in one training step, counted from the plans of its kernels.
+"""Operations and bytes of sparse execution in one training step, from the plans of its kernels.
 
-Bytes are an estimate for storage in float32: every plane that a kernel reads or writes counts once
-for that kernel. A kernel goes through tiles of images whose planes stay in the cache, so it loads a
-plane once, however many weights read it. What is still in the cache from the kernel before is not
-deducted.
+The number of bytes is an estimate for storage in float32: every plane that a kernel reads or writes
+counts once for this kernel. A kernel processes tiles of images whose planes stay in the cache, so
+it loads a plane once for any number of weights. Data that is still in the cache from the previous
+kernel counts too.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from ckasr.execution.planes import Grid
 
 @dataclass(frozen=True)
 class Pass:
-    """One unit in one step.
+    """Forward and backward pass of one unit in one training step.
 
     Args:
-        plan, back: the lists of its forward and of its backward.
-        packed: of each input, whether it comes from outside the kernels and is copied into planes.
-        wanted: of each input, whether its gradient is computed.
+        plan, back: plans of its forward and of its backward pass.
+        packed: for each input, whether it comes from outside the kernels and is copied into planes.
+        wanted: for each input, whether its gradient is computed.
         foreign: whether the gradient of the output comes from outside the kernels.
     """
 
@@ -50,7 +50,15 @@ class Work:
 
 
 def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
-    """Count what one training step does. Raises RuntimeError where a part of it runs dense."""
+    """Count the operations and bytes of one training step.
+
+    Args:
+        handle: sparse execution of the model.
+        step: function that takes one training step.
+
+    Raises:
+        RuntimeError: if a part of the network does not run on the sparse kernels.
+    """
     total = Work()
     for one in _passes(handle, step):
         _count(total, one)
@@ -61,7 +69,7 @@ def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
 
 
 def _passes(handle: SparseExecution, step: Callable[[], object]) -> list[Pass]:
-    """Every unit whose backward runs in a step."""
+    """Take one training step and return the passes of all units with a backward pass."""
     seen: list[Pass] = []
     for bound in handle.units:
         bound.backward = partial(_watch, seen, bound)
@@ -86,7 +94,7 @@ def _watch(
 
 
 def _count(total: Work, one: Pass) -> None:
-    """Add a unit's share, kernel by kernel, in the order in which they are called."""
+    """Add the operations and bytes of one unit, in the order in which its kernels are called."""
     plan, back, unit, grid = one.plan, one.back, one.plan.unit, one.plan.grid
 
     def move(read: int, written: int, planes: Grid = grid) -> None:
@@ -97,7 +105,7 @@ def _count(total: Work, one: Pass) -> None:
     for i, (source, whole) in enumerate(zip(plan.sources, plan.inputs, strict=True)):
         if one.packed[i]:
             move(whole.channels, whole.channels, whole.grid)
-        if source.stride > 1:  # split into phases
+        if source.stride > 1:  # The kernel splits the input into phases.
             move(len(np.unique(source.channel)), 0, whole.grid)
             move(0, len(source.channel))
     for k, c in enumerate(unit.convolutions):
@@ -121,9 +129,9 @@ def _count(total: Work, one: Pass) -> None:
         products = 2 if inner or one.wanted[-1 - c.source] else 1
         total.multiply_adds += products * len(lists.where) * grid.pixels
         if k in unit.terms and (c.norm is not None or c.layer.bias is not None):
-            # Sums of the gradient; a gradient of ours brings its own sums over channels.
+            # Sums of the gradient. A gradient of our kernels already has its sums over channels.
             move((len(lists.chosen) if one.foreign else _exist(lists.y)) + _exist(lists.y), 0)
-        # The gradient in front of the norm, made of the one behind it and of the output.
+        # The gradient before the norm is computed from that after it and the convolution's output.
         move(_exist(lists.y) * (1 if c.norm is None else 2), 0)
         if inner:
             before = back.lists[c.source]
@@ -134,16 +142,16 @@ def _count(total: Work, one: Pass) -> None:
             move(sum(_read(back.lists[k]) for k in readers), 0)
             continue
         move(len(found.base) + _exist(found.residual), len(found.target))
-        if source.stride > 1:  # merge the phases
+        if source.stride > 1:  # The kernel merges the phases.
             move(len(found.target), 0)
             move(0, len(np.unique(found.whole)), plan.inputs[i].grid)
 
 
 def _exist(base: np.ndarray) -> int:
-    """Number of planes; -1 stands for none."""
+    """Number of planes that exist; an entry of -1 means that there is no plane."""
     return int((base >= 0).sum())
 
 
 def _read(lists: BackLists) -> int:
-    """Number of planes of the source that kept weights read."""
+    """Number of planes of the source that are read by at least one kept weight."""
     return int((np.diff(lists.start) > 0).sum())

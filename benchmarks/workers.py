@@ -1,6 +1,7 @@
-"""Variants in their own processes, which differ in threads and in how they allocate memory.
+"""Variants in their own processes, with their own number of threads and allocator settings.
 
-All workers start together, but a worker computes only on request: in between it waits for a line.
+All workers start together. A worker computes on request only and waits for a line of input between
+requests.
 """
 
 import json
@@ -49,23 +50,34 @@ class Worker:
         self.process.stdin.flush()
 
     def result(self) -> float:
-        """Wait for the call to end; returns its CPU time, or on a GPU its wall time, in seconds."""
+        """Wait for the end of the call and return its seconds: CPU time, or wall time on a GPU.
+
+        Raises:
+            RuntimeError: if the process has ended.
+        """
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"worker {self.make} ended with status {self.process.wait()}")
         return float(line)
 
     def __call__(self) -> float:
+        """Make one call and return its seconds, see `result`."""
         self.start()
         return self.result()
 
     def close(self) -> None:
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
 
 def together(workers: Sequence[Worker], models: int = 1) -> float:
-    """Wall time per model in seconds, while every worker makes one call at the same time."""
+    """Make one call in every worker at the same time and return the wall time per model in seconds.
+
+    Args:
+        workers: workers.
+        models: number of models per worker.
+    """
     start = time.perf_counter()
     for worker in workers:
         worker.start()
@@ -75,7 +87,12 @@ def together(workers: Sequence[Worker], models: int = 1) -> float:
 
 
 def serve(make: str, arguments: str) -> None:
-    """The loop of the worker process: for each line read, make one call and print its seconds."""
+    """The loop of the worker process: for each line of input, make one call and print its seconds.
+
+    Args:
+        make: function that makes the callable, ``module:function`` of this package.
+        arguments: arguments of the function, as JSON.
+    """
     values = json.loads(arguments)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.backends.cudnn.allow_tf32 = False  # so that fp32 is the same precision in both loops

@@ -5,7 +5,7 @@ import pytest
 import theory
 from theory.readme import BEGIN, END, README, ROOT, notebook_of, row, table, with_table
 from theory.report import stored
-from theory.result import at_most, judge
+from theory.result import at_most, judge, sections
 
 STORED = ROOT / "results" / "theory"
 DOC = "Claim: |w| is small.\n\nStatement: s.\n\nAssumptions: none.\n"
@@ -29,6 +29,13 @@ def test_the_committed_suite_is_whole_full_size_and_has_its_figures():
         drawn = theory.load(v.name).figure(v) is not None
         assert (STORED / f"{v.name}.png").is_file() == drawn
         assert (STORED / f"{v.name}.svg").is_file() == drawn
+
+
+def test_the_committed_texts_are_those_of_the_docstrings():
+    for v in stored(STORED):
+        words = sections(theory.load(v.name).__doc__)
+        texts = [words[label] for label in ("claim", "statement", "assumptions")]
+        assert [v.claim, v.statement, v.assumptions] == texts, f"run python -m theory {v.name}"
 
 
 @pytest.mark.parametrize("name", theory.NAMES)

@@ -1,7 +1,8 @@
-"""Checks of what the paper claims of CKA-SR, one module per claim: `python -m theory`.
+"""Numerical checks of the paper's claims about CKA-SR, one module per check: `python -m theory`.
 
-Every module has `check(fast, seed, ...) -> Result` and `figure(result) -> Figure`. Its formulas are
-arguments of `check`, so that the tests can pass a wrong one, which must change the verdict.
+Every module has `check(fast, seed, ...) -> Result` and `figure(result) -> Figure`. The formulas of
+a module are arguments of `check`, so that the tests can pass a wrong formula, which must change the
+verdict.
 """
 
 import importlib
@@ -40,7 +41,11 @@ NAMES = (
 
 
 def load(name: str) -> ModuleType:
-    """The theory module of this name. Raises LookupError if there is none."""
+    """Import and return the module of a check.
+
+    Raises:
+        LookupError: if ``name`` is not one of `NAMES`.
+    """
     if name not in NAMES:
         raise LookupError(f"no theory check {name!r}{nearest(name, NAMES)}")
     return importlib.import_module(f"theory.{name}")
@@ -51,11 +56,15 @@ def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) ->
 
     Args:
         name: name of the check, one of `NAMES`.
-        fast: small sizes.
+        fast: whether to use small sizes.
         seed: seed of the random numbers.
-        overrides: formulas to use in place of the check's own, by their argument of `check`.
+        overrides: further arguments of the module's `check`, which replace its formulas.
 
-    Returns the result with its wall time in seconds, rounded up to a tenth.
+    Returns:
+        The result with its wall time in seconds, rounded up to a tenth of a second.
+
+    Raises:
+        LookupError: if ``name`` is not one of `NAMES`.
     """
     start = time.perf_counter()
     result = load(name).check(fast=fast, seed=seed, **overrides)

@@ -1,7 +1,8 @@
 """Run the checks: `python -m theory [names] [--fast] [--seed N] [--results DIR]`.
 
-Prints one line per check and one table; writes DIR/theory/verdicts.json and DIR/theory/<name>.png.
-No verdict is an error: the exit status is 1 only if a check crashed, and 2 for an unknown name.
+The command prints one line per check and one table. It writes DIR/theory/verdicts.json and the
+figures DIR/theory/<name>.png and .svg. The exit status is 0 for every verdict, 1 if a check
+crashed, and 2 for an unknown name.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from theory.result import VERDICTS
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m theory", description=theory.__doc__)
     parser.add_argument(
-        "names", nargs="*", help=f"checks to run, by default all: {', '.join(theory.NAMES)}"
+        "names", nargs="*", help=f"names of the checks (default: all): {', '.join(theory.NAMES)}"
     )
     parser.add_argument(
-        "--fast", action="store_true", help="small sizes: one minute for all checks"
+        "--fast", action="store_true", help="use small sizes; all checks take one minute"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the random numbers (default 0)"
@@ -28,8 +29,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=Path,
-        help="folder of the results (default: results; with --fast results/demo, so that small "
-        "sizes do not replace full ones)",
+        help="folder of the results (default: results; with --fast results/demo, so that results "
+        "with small sizes do not replace those with full sizes)",
     )
     return parser.parse_args(argv)
 

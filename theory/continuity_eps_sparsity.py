@@ -1,26 +1,29 @@
-"""Epsilon-sparsity and the continuity of the loss: two lemmas that carry less than they seem to.
+"""Epsilon-sparsity and the continuity of the loss: what Theorems 1 and 2 of the appendix prove.
 
 Claim: The number of weights below a small epsilon stands for sparsity (appendix, theorem 1), and
 the CKA loss is continuous in the weights (appendix, theorem 2).
 
-Statement: Theorem 2, as printed: the CKA loss is continuous in the weights, W = 0 included. Beside
-it, what is left of theorem 1: zeroing every weight below epsilon changes the output of a ReLU
-network by no more than a Lipschitz bound that is linear in epsilon, and the share of weights below
-a fixed epsilon is no property of the function a network computes.
+Statement: The CKA loss is continuous in the weights, including W = 0 (theorem 2, as printed). The
+check also tests what remains of theorem 1: setting every weight below epsilon to zero changes the
+output of a ReLU network by no more than a Lipschitz bound that is linear in epsilon, but the
+fraction of weights below a fixed epsilon is not a property of the function that a network computes.
 
-Assumptions: Bias-free ReLU networks in float64; population CKA of X and WX for theorem 2.
+Assumptions: The networks are ReLU networks without biases in float64. For theorem 2, CKA is the
+population CKA of X and WX.
 
-Proof: CKA(X, tWX) does not depend on t, so its limit at 0 is a different one for each direction of
-W: no value at 0 makes it continuous, and its gradient grows as 1/t. Where every HSIC(K, K) > 0 it
-is a ratio of continuous functions. With D_l the zeroed part of W_l, ||D_l||_F <= eps sqrt(k_l) for
-k_l weights, and one layer after the other ||f(x; W) - f(x; W - D)|| <=
-sum_l eps sqrt(k_l) prod_{j != l} ||W_j|| ||x||, with the thinned norms for the layers before l.
-relu(c h) = c relu(h) for c > 0, so (c W_1, W_2 / c) is the same function.
+Proof: CKA(X, tWX) does not depend on t, so its limit at t = 0 depends on the direction of W. No
+value at W = 0 makes it continuous there, and its gradient grows as 1/t. Where every HSIC(K, K) > 0,
+CKA is a ratio of continuous functions and therefore continuous. For theorem 1, let D_l be the part
+of W_l that is set to zero. Then ||D_l||_F <= eps sqrt(k_l) for k_l weights. Replacing one layer
+after the other gives ||f(x; W) - f(x; W - D)|| <=
+sum_l eps sqrt(k_l) prod_{j != l} ||W_j|| ||x||, with the norms of W_j - D_j for the layers before
+l. Because relu(c h) = c relu(h) for c > 0, (c W_1, W_2 / c) is the same function as (W_1, W_2).
 
-Verdict: false (counterexample) if CKA(X, tWX) is constant in t from 1 to 1e-8 (1e-10) with limits
-that differ by more than .05 between two directions, t times its gradient is constant (1e-8
-relative), the Lipschitz bound is never broken (slack >= -1e-10), and rescaling leaves the output
-equal (1e-10) while the share below 1e-2 moves by more than .5; else inconclusive.
+Verdict: The statement is false (counterexample) if CKA(X, tWX) is constant in t from 1 to 1e-8
+(1e-10) with limits that differ by more than .05 between two directions, t times its gradient is
+constant (1e-8 relative), the Lipschitz bound is never violated (slack >= -1e-10), and rescaling
+keeps the output (1e-10) while the fraction of weights below 1e-2 changes by more than .5. Otherwise
+it is inconclusive.
 """
 
 from collections.abc import Callable
@@ -40,23 +43,24 @@ EPSILON = 1e-2
 
 
 def population_cka(w: Tensor, s: Tensor) -> Tensor:
-    """CKA of X and WX."""
+    """Population CKA of X and WX, for W (q, p) and the covariance of X (p, p)."""
     return layer_cka(w, s, torch.zeros((), dtype=s.dtype))
 
 
 def output(weights: list[Tensor], x: Tensor) -> Tensor:
-    """A bias-free ReLU network, samples in rows."""
+    """Output (n, d_out) of a ReLU network without biases for the input ``x`` (n, d_in)."""
     for w in weights[:-1]:
         x = (x @ w.T).relu()
     return x @ weights[-1].T
 
 
 def zeroed(w: Tensor, epsilon: float) -> Tensor:
+    """The weights, with those of absolute value below ``epsilon`` set to zero."""
     return w * (w.abs() >= epsilon)
 
 
 def lipschitz_bound(weights: list[Tensor], epsilon: float) -> float:
-    """Largest change of the output a unit of ||x||, from zeroing the weights below epsilon."""
+    """Upper bound on ||f(x; W) - f(x; W - D)|| / ||x||, where D holds the weights below epsilon."""
     thin = [zeroed(w, epsilon) for w in weights]
     total = 0.0
     for i, w in enumerate(weights):
@@ -67,12 +71,12 @@ def lipschitz_bound(weights: list[Tensor], epsilon: float) -> float:
 
 
 def rescaled(weights: list[Tensor], c: float) -> list[Tensor]:
-    """The same function with its first layer c times as large."""
+    """Weights of the same function, with the first layer multiplied by ``c``."""
     return [c * weights[0], weights[1] / c, *weights[2:]]
 
 
 def below(weights: list[Tensor]) -> float:
-    """Share of all weights below EPSILON in size."""
+    """Fraction of all weights whose absolute value is below `EPSILON`."""
     flat = torch.cat([w.ravel() for w in weights])
     return float((flat.abs() < EPSILON).double().mean())
 
@@ -84,7 +88,15 @@ def check(
     bound: Callable[[list[Tensor], float], float] = lipschitz_bound,
     rescale: Callable[[list[Tensor], float], list[Tensor]] = rescaled,
 ) -> Result:
-    """loss: of a layer and the input covariance; bound: by weights and epsilon; rescale: by c."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        loss: function of the weights of a layer and the covariance of its input.
+        bound: bound on the change of the output, like `lipschitz_bound`.
+        rescale: function that rescales the weights of a network, like `rescaled`.
+    """
     rng = generator(seed)
     s = covariance(size=6, rng=rng)
     directions = normal(2, 4, 6, rng=rng)
@@ -109,12 +121,14 @@ def check(
     same = [float((output(w, x) - output(weights, x)).abs().max()) for w in twins]
     shares = [below(w[:1]) for w in twins]
     conditions = [
-        at_most("CKA(X, tWX), range over t", paths.max(1).values - paths.min(1).values, 1e-10),
-        at_least("distance of its limits at W = 0 along two directions", jump, 0.05),
-        at_most("t ||grad||, relative range over t", slopes.max() / slopes.min() - 1, 1e-8),
-        at_least("Lipschitz bound less the change of the output, smallest", slacks, -1e-10),
+        at_most("range of CKA(X, tWX) over t", paths.max(1).values - paths.min(1).values, 1e-10),
+        at_least("difference of the limits of CKA at W = 0 along two directions", jump, 0.05),
+        at_most("relative range of t ||grad|| over t", slopes.max() / slopes.min() - 1, 1e-8),
+        at_least("smallest Lipschitz bound minus change of the output", slacks, -1e-10),
         at_most("change of the output by rescaling", same, 1e-10),
-        at_least("change of the share below 1e-2 by rescaling", abs(shares[-1] - shares[0]), 0.5),
+        at_least(
+            "change of the fraction below 1e-2 by rescaling", abs(shares[-1] - shares[0]), 0.5
+        ),
     ]
     return judge(
         __name__,
@@ -122,8 +136,8 @@ def check(
         conditions,
         verdict=FALSE,
         consequence=REFUTES,
-        reason="CKA(X, tWX) is constant in t, with another limit at W = 0 for each direction; "
-        "|w| < epsilon counts units of measure, not zeros",
+        reason="CKA(X, tWX) is constant in t, so its limit at W = 0 depends on the direction of W; "
+        "the number of |w| < epsilon depends on the scale of the layers, not on zeros",
         figure={"shrink": shrink, "paths": paths, "slopes": slopes, "epsilons": epsilons,
                 "change": change[-9:], "allowed": allowed[-9:], "scales": scales,
                 "shares": shares},
@@ -131,6 +145,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
+    """Left: CKA near W = 0. Middle: the Lipschitz bound. Right: weights below epsilon."""
     data = result.figure
     drawing, (left, middle, right) = panels(3)
     for i, (path, label) in enumerate(
@@ -146,7 +161,7 @@ def figure(result: Result) -> "Figure":
     right.semilogx(data["scales"], data["shares"], **style(2, marker=True), label="first layer")
     right.invert_xaxis()
     right.set(xlabel="c: first layer times c, second / c (same function)", ylim=(0, 1.05))
-    right.set_ylabel("share of weights with |w| < 0.01")
+    right.set_ylabel("fraction of weights with |w| < 0.01")
     for axis in (left, middle, right):
         axis.legend()
     return drawing

@@ -1,22 +1,23 @@
-"""Mutual information of a layer without noise: infinite or constant, never a matter of weights.
+"""The mutual information of a layer without noise is infinite or constant for all weights.
 
 Claim: CKA-SR minimises the mutual information of input and intermediate representations, which a
 network computes without noise (appendix, Theorem 3; summary of the main text).
 
-Statement: I(X; WX + s e) = rank(W) ln(1/s) + c + o(1) as s -> 0, so that I(X; WX) is infinite for
-every W != 0; on a data set of N points it is ln N for every injective W. The paper's objective is
-therefore not defined, or does not depend on the weights.
+Statement: I(X; WX + s e) = rank(W) ln(1/s) + c + o(1) as s -> 0, therefore I(X; WX) is infinite for
+every W != 0. On a data set of N distinct points it is ln N for every injective W. The objective of
+the paper is thus either undefined or independent of the weights.
 
-Assumptions: X Gaussian with nonsingular covariance (any law with a density gives the same rate), or
-X uniform on N distinct points.
+Assumptions: X is Gaussian with nonsingular covariance (any distribution with a density gives the
+same rate), or X is uniform on N distinct points.
 
-Proof: I = 1/2 sum_i ln(1 + n_i / s^2) over the eigenvalues n_i of W S W'; rank(W) of them are
-positive, and each contributes ln(1/s) + 1/2 ln n_i + O(s^2). On N points I(X; f(X)) = H(f(X)).
+Proof: I = 1/2 sum_i ln(1 + n_i / s^2) over the eigenvalues n_i of W S W'. Of these, rank(W) are
+positive, and each contributes ln(1/s) + 1/2 ln n_i + O(s^2). On N points, I(X; f(X)) = H(f(X)).
 
-Verdict: proved if the slope of I against ln(1/s) is within 0.01 of rank(W) for ranks 1 to 5, the
-constant within 1e-6 of 1/2 ln pdet(W S W'), the entropy of N points under W at scales 10^-3 to 10^3
-exactly ln N, and the k-nearest-neighbour estimate agrees with the formula in one dimension to 0.1
-nats; false if not.
+Verdict: The statement is proved if the slope of I against ln(1/s) is within 0.01 of rank(W) for
+ranks from 1 to 5, the constant is within 1e-6 of 1/2 ln pdet(W S W') (pdet is the product of the
+positive eigenvalues), the entropy of N points under W at scales from 10^-3 to 10^3 is exactly ln N,
+and the k-nearest-neighbour estimate agrees with the formula in one dimension to 0.1 nats. Otherwise
+it is false.
 """
 
 from collections.abc import Callable
@@ -35,20 +36,28 @@ if TYPE_CHECKING:
 
 
 def noisy_information(w: Tensor, s: Tensor, noise: float) -> Tensor:
-    """I(X; WX + noise e) in nats; singular values keep small ones exact."""
+    """I(X; WX + noise e) in nats for X ~ N(0, S) and standard normal e.
+
+    The value is computed from singular values, which is accurate also if it is very small.
+
+    Args:
+        w: weights, shape (q, p).
+        s: covariance of X, shape (p, p).
+        noise: standard deviation of the noise.
+    """
     values = torch.linalg.svdvals(w @ g.root(s))
     return 0.5 * torch.log1p((values / noise).square()).sum()
 
 
 def entropy_of_points(y: Tensor) -> float:
-    """H of the empirical law of the rows of y, in nats."""
+    """Entropy in nats of the empirical distribution of the rows of ``y`` (n, d)."""
     _, counts = torch.unique(y, dim=0, return_counts=True)
     shares = counts.double() / counts.sum()
     return float(-torch.xlogy(shares, shares).sum())
 
 
 def nearest_neighbours(x: Tensor, y: Tensor, seed: int) -> float:
-    """The KSG estimate of I(X; Y) in nats, both of shape (n,)."""
+    """Estimate of I(X; Y) in nats by Kraskov et al. (2004); ``x`` and ``y`` have shape (n,)."""
     from sklearn.feature_selection import mutual_info_regression
 
     return float(mutual_info_regression(x[:, None].numpy(), y.numpy(), random_state=seed)[0])
@@ -60,7 +69,14 @@ def check(
     information: Callable[[Tensor, Tensor, float], Tensor] = noisy_information,
     entropy: Callable[[Tensor], float] = entropy_of_points,
 ) -> Result:
-    """information: of (W, S, noise) in nats; entropy: of the rows of a data set in nats."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes; has no effect here, because the check takes a second.
+        seed: seed of the random numbers.
+        information: function that returns I(X; WX + noise e) in nats for (W, S, noise).
+        entropy: function that returns the entropy in nats of the rows of a data set.
+    """
     rng = g.generator(seed)
     noises = torch.logspace(-1, -6, 11, dtype=torch.float64)
     ranks, slopes, constants, curves = [1, 2, 3, 5], [], [], []
@@ -87,10 +103,10 @@ def check(
     sizes = [125, 250, 500, 1000, 2000]
     estimates = [nearest_neighbours(x[:n], x[:n], seed) for n in sizes]
     conditions = [
-        at_most("slope against ln(1/s), distance from rank(W)", slopes, 0.01),
-        at_most("constant, distance from 1/2 ln pdet(W S W')", constants, 1e-6),
-        at_most("entropy of 256 points, distance from ln 256", np.abs(entropies), 1e-12),
-        at_most("KSG against the formula, 1-d, nats", np.abs(gaps), 0.1),
+        at_most("|slope of I against ln(1/s) - rank(W)|", slopes, 0.01),
+        at_most("|constant - 1/2 ln pdet(W S W')|", constants, 1e-6),
+        at_most("|entropy of 256 points - ln 256|, nats", np.abs(entropies), 1e-12),
+        at_most("|KSG estimate - formula| in one dimension, nats", np.abs(gaps), 0.1),
     ]
     return judge(
         __name__,
@@ -98,8 +114,8 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=REFUTES,
-        reason="without noise I is infinite, or ln N on N points, whatever the weights: nothing to "
-        "minimise",
+        reason="without noise I is infinite, or ln N on N points; it does not depend on the "
+        "weights, so there is nothing to minimise",
         figure={
             "noises": noises,
             "ranks": ranks,
@@ -111,6 +127,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
+    """Left: I against ln(1/s) for several ranks. Right: estimates of I(X; X) against N."""
     data = result.figure
     drawing, (left, right) = panels(2)
     logs = -np.log(data["noises"])

@@ -1,22 +1,24 @@
-"""Which CKA: the unbiased estimator, what is exact about it, and the sum over pairs in O(layers).
+"""The estimators of CKA: which one the official code computes, and how to sum it over all pairs.
 
-Claim: The appendix prints the biased CKA (eq. 3); the official code computes the unbiased HSIC_1
+Claim: The appendix prints the biased CKA (eq. 3). The official code computes the unbiased HSIC_1
 of Song et al. (2012), without saying so, for every ordered pair of layers, in O(layers^2).
 
-Statement: HSIC_1 is an inner product of U-centred Gram matrices, <A, B> / (n (n - 3)). Hence
-|CKA_1| <= 1; shifting the features changes nothing; with g_i = A_i / ||A_i|| the sum of CKA_1 over
-pairs i < j of L layers is (||sum g_i||^2 - L) / 2, value and gradient, and is at least -L / 2.
+Statement: HSIC_1 is an inner product of U-centred Gram matrices, <A, B> / (n (n - 3)). Therefore
+|CKA_1| <= 1, and a shift of the features does not change CKA_1. With g_i = A_i / ||A_i||, the sum
+of CKA_1 over the pairs i < j of L layers is (||sum g_i||^2 - L) / 2, in value and in gradient, and
+this sum is at least -L / 2.
 
-Assumptions: n >= 4 samples; no layer constant.
+Assumptions: There are n >= 4 samples, and no layer is constant.
 
-Proof: U-centring projects a symmetric matrix with zero diagonal onto the rows that sum to zero;
-multiplying out <P K, P L> = <P K, L> gives the three terms of Song et al. An inner product obeys
-Cauchy-Schwarz, hence |CKA_1| <= 1. A shift of the features adds a_i + a_j to K_ij, which the
-projection removes. ||sum g_i||^2 = sum_i ||g_i||^2 + 2 sum_{i<j} <g_i, g_j> = L + 2 sum CKA_1 >= 0.
+Proof: U-centring is the orthogonal projection P of the symmetric matrices with zero diagonal onto
+those whose rows sum to zero. Expanding <P K, P L> = <P K, L> gives the three terms of Song et al.
+An inner product satisfies the Cauchy-Schwarz inequality, therefore |CKA_1| <= 1. A shift of the
+features adds a_i + a_j to K_ij, and the projection removes this term. Finally, ||sum g_i||^2 =
+sum_i ||g_i||^2 + 2 sum_{i<j} <g_i, g_j> = L + 2 sum CKA_1 >= 0.
 
-Verdict: proved if every identity holds to 1e-10 (float64; gradients 1e-8) against the three-term
-formula, and against the packages dcor and ckatorch where they are installed, and if float32 after
-centring is within 1e-3 of float64; false if not.
+Verdict: The statement is proved if every identity holds to 1e-10 (float64; gradients to 1e-8)
+against the three-term formula, and against the packages dcor and ckatorch where they are installed,
+and if float32 after centring is within 1e-3 of float64. Otherwise it is false.
 """
 
 import itertools
@@ -38,7 +40,14 @@ if TYPE_CHECKING:
 
 
 def song(K: Tensor, L: Tensor) -> Tensor:
-    """HSIC_1 as Song et al. (2012, eq. 5) print it, from two uncentred Gram matrices (n, n)."""
+    """HSIC_1 in the form of Song et al. (2012, eq. 5).
+
+    Args:
+        K, L: uncentred Gram matrices, shape (n, n), n >= 4.
+
+    Returns:
+        HSIC_1, a scalar.
+    """
     n = len(K)
     K, L = (g - torch.diag(g.diagonal()) for g in (K, L))
     middle = K.sum() * L.sum() / ((n - 1) * (n - 2))
@@ -46,18 +55,24 @@ def song(K: Tensor, L: Tensor) -> Tensor:
 
 
 def song_cka(x: Tensor, y: Tensor) -> Tensor:
-    """CKA_1 of features (n, d) from the three-term formula, features uncentred."""
+    """CKA_1 of uncentred features ``x`` (n, d1) and ``y`` (n, d2) by the three-term formula."""
     K, L = x @ x.T, y @ y.T
     return song(K, L) / (song(K, K) * song(L, L)).sqrt()
 
 
 def sum_over_pairs(layers: Sequence[Tensor]) -> Tensor:
-    """Sum of CKA_1 over pairs i < j, from the loss of this package (ordered pairs and diagonal)."""
+    """Sum of CKA_1 over the pairs i < j of the layers, each of shape (n, features).
+
+    It is computed from ``cka_sr_loss``, which sums over ordered pairs and includes the diagonal.
+    """
     return (cka_sr_loss([layers], "official") - len(layers)) / 2
 
 
 def independent(fast: bool) -> dict[str, Callable[[Tensor, Tensor], float]]:
-    """CKA_1 of independent packages, those installed; dcor compiles for seconds: full runs only."""
+    """Functions that compute CKA_1 with other packages, by the name of each installed package.
+
+    dcor is left out of fast runs because it compiles for several seconds.
+    """
     found: dict[str, Callable[[Tensor, Tensor], float]] = {}
     if find_spec("ckatorch"):
         from ckatorch.core import cka_base
@@ -80,7 +95,14 @@ def check(
     estimator: Callable[[Tensor, Tensor], Tensor] = lambda K, L: hsic(K, L, "unbiased"),
     pair_sum: Callable[[Sequence[Tensor]], Tensor] = sum_over_pairs,
 ) -> Result:
-    """estimator: HSIC_1 of two Gram matrices; pair_sum: sum of CKA_1 over pairs i < j."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        estimator: function that returns HSIC_1 of two Gram matrices of shape (n, n).
+        pair_sum: function that returns the sum of CKA_1 over all pairs i < j of a list of layers.
+    """
     rng = generator(seed)
 
     def of(x: Tensor, y: Tensor) -> Tensor:
@@ -118,14 +140,14 @@ def check(
     centred = [float(of(x, y)) - exact for x, y in pairs]
     lowest = [2 * low / size for low, size in zip(lows, sizes, strict=True)]
     conditions = [
-        at_most("three-term formula, worst relative difference", formula, 1e-10),
+        at_most("HSIC_1 minus the three-term formula, largest relative difference", formula, 1e-10),
         at_most("largest |CKA_1|", values, 1 + 1e-10),
-        at_most("shift by 10, worst difference of CKA_1", shifts, 1e-10),
-        at_most("sum over pairs, worst difference a layer", sums, 1e-10),
-        at_most("its gradient, worst difference", gradient, 1e-8),
-        at_least("lowest sum over pairs, in units of L / 2", lowest, -1 - 1e-10),
-        at_most("float32 after centring, worst error", np.abs(centred), 1e-3),
-        *(at_most(f"{name}, worst difference", d, 1e-10) for name, d in packages.items()),
+        at_most("largest change of CKA_1 by a shift of 10", shifts, 1e-10),
+        at_most("sum over pairs, largest difference per layer", sums, 1e-10),
+        at_most("gradient of the sum over pairs, largest difference", gradient, 1e-8),
+        at_least("smallest sum over pairs, in units of L / 2", lowest, -1 - 1e-10),
+        at_most("largest error of float32 after centring", np.abs(centred), 1e-3),
+        *(at_most(f"largest difference to {name}", d, 1e-10) for name, d in packages.items()),
     ]
     return judge(
         __name__,
@@ -133,8 +155,9 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="the code's estimator is not the printed one; its sum over pairs is a squared norm "
-        f"(checked against {', '.join(['the three-term formula', *packages])})",
+        reason="the official code does not compute the printed estimator; the sum of its estimator "
+        "over all pairs is given by one squared norm (compared with "
+        f"{', '.join(['the three-term formula', *packages])})",
         figure={
             "offsets": offsets,
             "naive": naive,
@@ -146,6 +169,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
+    """Left: float32 error against an offset of the features. Right: lowest sum over pairs."""
     data = result.figure
     drawing, (left, right) = panels(2)
     ticks = range(len(data["offsets"]))
@@ -158,7 +182,9 @@ def figure(result: Result) -> "Figure":
     left.set_xlabel("offset added to both features (unit variance, n = 8, d = 4096)")
     left.set_ylabel("|error| of CKA$_1$ in float32")
     left.legend()
-    right.plot(data["sizes"], data["lows"], label="lowest of random draws, n = 4", **style(1, True))
+    right.plot(
+        data["sizes"], data["lows"], label="smallest over random layers, n = 4", **style(1, True)
+    )
     right.plot(data["sizes"], [-s / 2 for s in data["sizes"]], label="bound $-L/2$", **style(0))
     right.set_xticks(data["sizes"])
     right.set_xlabel("layers L")

@@ -1,29 +1,31 @@
-"""What the gradient of a few samples is made of: a force without meaning, signal, noise.
+"""The gradient of the term on a few samples: its mean, its noise, and the batches that are skipped.
 
 Claim: Eight samples on every fifth batch give the same effect as all samples on every batch
 (appendix, table 2); beta is not rescaled for the batches that are skipped.
 
-Statement: Over all pairings of the samples of two layers the gradient of the unbiased CKA averages
-to 0, that of the biased CKA to the gradient of sqrt(PRx PRy) / (n - 1): a force that lowers the
-effective rank of each layer, whether they depend on each other or not. The term on one step in k
-moves the weights, to first order in the learning rate, like beta / k on each. The gradient of n
-samples agrees with that of all the better the larger n; at n = 8 its noise exceeds its signal.
+Statement: Averaged over all pairings of the samples of two layers, the gradient of the unbiased CKA
+is 0, and the gradient of the biased CKA is that of sqrt(PRx PRy) / (n - 1). Minimising the biased
+CKA therefore lowers the effective rank of each layer, whether the layers depend on each other or
+not. The term on one step in k changes the weights, to first order in the learning rate, like
+beta / k on every step. The gradient of n samples agrees better with that of all samples the larger
+n is; at n = 8 its noise is larger than its signal.
 
-Assumptions: n >= 4 for the two averages, which are exact for any differentiable layers; plain
-gradient descent for beta / k. The signal-to-noise ratio is observed on one residual MLP on digits,
-at initialisation.
+Assumptions: The two averages require n >= 4 and are exact for any differentiable layers. The result
+on beta / k is for plain gradient descent. The signal-to-noise ratio is observed on one residual MLP
+on digits, at initialisation.
 
-Proof: The mean over pairings and the gradient commute; the means are theory/fewshot_law.py's
-constant 0 and sqrt(PRx PRy) / (n - 1). Over k steps the displacement is the learning rate times the
-sum of the gradients, which is linear in beta where the weights have not moved; they move by
-O(learning rate), which changes gradients by as much between kinks of the ReLU and, as the share of
-units that cross one is O(learning rate), by O(learning rate^(1/2)) in norm across them.
+Proof: The mean over pairings and the gradient commute. By theory/fewshot_law.py the means are 0 and
+sqrt(PRx PRy) / (n - 1). Over k steps the displacement is the learning rate times the sum of the
+gradients, which would be linear in beta if the weights did not change. The weights change by
+O(learning rate). Between the kinks of the ReLU, this changes the gradients by O(learning rate). The
+fraction of units that cross a kink is O(learning rate), which changes the gradients by
+O(learning rate^(1/2)) in norm.
 
-Verdict: proved if both averages agree by autograd over all pairings (1e-10), the distance
-between beta every k-th step and beta / k at each falls faster than first order (>= 1.4 in the
-learning rate), the cosine with the full gradient rises with n (Jonckheere's trend test, as
-Kendall's tau of cosine and n), and the ratio of signal to noise at n = 8 is below 1; false if an
-average or the order disagrees, else inconclusive.
+Verdict: The statement is proved if autograd confirms both averages over all pairings (1e-10), the
+distance between beta on every k-th step and beta / k on every step falls faster than to first order
+(>= 1.4 in the learning rate), the cosine with the full gradient rises with n (Jonckheere's trend
+test, as Kendall's tau of cosine and n), and the ratio of signal to noise at n = 8 is below 1. It is
+false if an average or the order disagrees; otherwise it is inconclusive.
 """
 
 import itertools
@@ -48,21 +50,29 @@ EVERY = 5
 
 
 def unbiased(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased CKA of Gram matrices (..., n, n), shape (...)."""
     return cosines(a, b, "unbiased")
 
 
 def biased(a: Tensor, b: Tensor) -> Tensor:
+    """Biased CKA of Gram matrices (..., n, n), shape (...)."""
     return cosines(a, b, "biased")
 
 
 def rank_force(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over all pairings of the biased CKA of two Gram matrices."""
+    """Mean of the biased CKA of two Gram matrices (n, n) over all pairings, in closed form."""
     a, b = center(a, "biased"), center(b, "biased")
     return biased_mean(*(g.trace().square() / g.square().sum() for g in (a, b)), len(a))
 
 
 def pairing_gradient(value: Callable[[Tensor, Tensor], Tensor], n: int, seed: int) -> Tensor:
-    """Gradient, in the weights of two layers, of `value` of their Grams, mean over the pairings."""
+    """Gradient, in the weights of two layers, of the mean of ``value`` over all pairings.
+
+    Args:
+        value: function of Gram matrices (n, n) and (n!, n, n).
+        n: number of samples.
+        seed: seed of the samples and weights.
+    """
     rng = generator(seed)
     x, w1, w2 = normal(n, 4, rng=rng), normal(4, 6, rng=rng), normal(6, 3, rng=rng)
     p = torch.tensor(list(itertools.permutations(range(n))))
@@ -73,7 +83,12 @@ def pairing_gradient(value: Callable[[Tensor, Tensor], Tensor], n: int, seed: in
 
 
 def residual_mlp(weights: Tensor, x: Tensor) -> Features:
-    """Outputs of the blocks h + relu(h W_i'); weights (blocks, width, width)."""
+    """Outputs (n, width) of the blocks h + relu(h W_i').
+
+    Args:
+        weights: weights, shape (blocks, width, width).
+        x: input, shape (n, width).
+    """
     features = []
     for w in weights:
         x = x + (x @ w.T).relu()
@@ -82,12 +97,15 @@ def residual_mlp(weights: Tensor, x: Tensor) -> Features:
 
 
 def term(weights: Tensor, x: Tensor) -> Tensor:
-    """The official CKA-SR term of the residual MLP."""
+    """The official CKA-SR term of the blocks of `residual_mlp`, a scalar."""
     return cka_sr_loss([residual_mlp(weights, x)])
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` digits, 64 pixels scaled to mean 0 and variance 1 overall; their labels."""
+    """The first ``count`` digits of scikit-learn: images (count, 64) and labels (count,).
+
+    All pixels of all images together have mean 0 and variance 1.
+    """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -98,7 +116,20 @@ def digits(count: int) -> tuple[Tensor, Tensor]:
 def skipping_error(
     share: Callable[[int], float], rates: list[float], weights: Tensor, x: Tensor, y: Tensor
 ) -> list[float]:
-    """Distance after EVERY steps, per rate: the term on the first step, or its share on each."""
+    """Distance between two ways to skip the term, after `EVERY` steps of gradient descent.
+
+    The first way uses beta = 1 on the first step only, the second uses beta = ``share(EVERY)`` on
+    every step.
+
+    Args:
+        share: function of the number of steps that returns beta.
+        rates: learning rates.
+        weights: initial weights, shape (blocks, width, width).
+        x, y: images (n, width) and labels (n,).
+
+    Returns:
+        The Frobenius distance of the weights for each learning rate.
+    """
     head = normal(10, weights.shape[-1], rng=generator(1)) / 8
 
     def loss(w: Tensor, beta: float) -> Tensor:
@@ -123,8 +154,16 @@ def check(
     force: Callable[[Tensor, Tensor], Tensor] = rank_force,
     share: Callable[[int], float] = lambda every: 1 / every,
 ) -> Result:
-    """few: the CKA (of Grams, batched) whose force vanishes; force: mean of biased CKA; share: of
-    beta at each step that equals beta on one step in `every`."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        few: estimator of CKA whose mean gradient over all pairings should be 0.
+        force: closed form of the mean of the biased CKA, like `rank_force`.
+        share: function of k that returns the beta on every step which has the same effect as
+            beta = 1 on one step in k.
+    """
     from scipy.stats import kendalltau
 
     sizes = (4, 5) if fast else (4, 5, 6)
@@ -156,13 +195,17 @@ def check(
     grouped = [(n, value) for n, values in zip(shots, cosine, strict=True) for value in values]
     trend = kendalltau(*zip(*grouped, strict=True), alternative="greater").pvalue
     exact = [
-        at_most("mean gradient of unbiased CKA over all pairings", empty, 1e-10),
-        at_most("that of biased CKA less grad sqrt(PRx PRy) / (n - 1)", rank, 1e-10),
-        at_least("order in the learning rate of beta on 1 step in 5 less beta / 5", order, 1.4),
+        at_most("|mean gradient of unbiased CKA over all pairings|", empty, 1e-10),
+        at_most("|mean gradient of biased CKA - grad sqrt(PRx PRy) / (n - 1)|", rank, 1e-10),
+        at_least(
+            "order in the learning rate of the distance of beta on 1 step in 5 and beta / 5",
+            order,
+            1.4,
+        ),
     ]
     observed = [
-        rejects("cosine with the full gradient rises with n", trend),
-        at_most("signal / noise (variance) of the gradient at n = 8", ratio[1], 1),
+        rejects("cosine with the full gradient does not rise with n", trend),
+        at_most("ratio of signal to noise (variance) of the gradient at n = 8", ratio[1], 1),
     ]
     return judge(
         __name__,
@@ -170,14 +213,16 @@ def check(
         [*decisive(exact), *observed],
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason=f"8 samples: cosine {sum(cosine[1]) / resamples:.2f} with the full gradient, "
-        f"signal / noise {ratio[1]:.2f}; every 5th batch is beta / 5",
+        reason=f"with 8 samples the cosine with the full gradient is "
+        f"{sum(cosine[1]) / resamples:.2f} and the ratio of signal to noise {ratio[1]:.2f}; the "
+        "term on every 5th batch has the effect of beta / 5 on every batch",
         figure={"shots": shots, "cosine": cosine, "ratio": ratio, "rates": rates,
                 "distances": distances},
     )  # fmt: skip
 
 
 def figure(result: Result) -> "Figure":
+    """Left: cosine with the full gradient. Middle: signal to noise. Right: skipped steps."""
     data = result.figure
     drawing, (left, middle, right) = panels(3)
     shots = data["shots"]
@@ -194,7 +239,7 @@ def figure(result: Result) -> "Figure":
     right.loglog(
         data["rates"],
         data["distances"],
-        label=r"$\beta$ on the 1st step or $\beta/5$ on each",
+        label=r"$\beta$ on the 1st step vs. $\beta/5$ on every step",
         **style(1, marker=True),
     )
     first = data["distances"][0]

@@ -1,26 +1,28 @@
-"""Minimising *unnormalised* HSIC does shrink the weights; the paper's norm claim is true of it.
+"""Minimising *unnormalised* HSIC shrinks the weights, as the paper claims for CKA.
 
-Claim: Minimising CKA-SR drives X'WX, hence ||W||_F^2, toward zero (the appendix speaks of the
-distance between X'Y and the zero matrix, Lemma 1; the step itself is inferred, the denominator of
-CKA being dropped on the way).
+Claim: Minimising CKA-SR drives X'WX, and therefore ||W||_F^2, toward zero. (Lemma 1 of the appendix
+refers to the distance between X'Y and the zero matrix. The step to ||W||_F^2 is inferred; it drops
+the denominator of CKA.)
 
-Statement: For a linear layer Y = WX the population HSIC is ||WS||_F^2, lies between l_min^2 ||W||^2
-and l_max^2 ||W||^2, and its gradient flow is W(t) = W0 exp(-2 S^2 t), so that ||W|| -> 0. With
-noise s it pins mutual information: ln(1 + HSIC/(s^2 l_max))/2 <= I <= HSIC/(2 s^2 l_min), and
-the same with l_max ||W||^2 in place of HSIC/l_min, l_min ||W||^2 in place of HSIC/l_max.
+Statement: For a linear layer Y = WX the population HSIC is ||WS||_F^2. It lies between
+l_min^2 ||W||^2 and l_max^2 ||W||^2, and its gradient flow is W(t) = W0 exp(-2 S^2 t), therefore
+||W|| -> 0. With noise of standard deviation s, HSIC bounds the mutual information:
+ln(1 + HSIC/(s^2 l_max))/2 <= I <= HSIC/(2 s^2 l_min). The same bounds hold with l_max ||W||^2 in
+place of HSIC/l_min and l_min ||W||^2 in place of HSIC/l_max.
 
-Assumptions: One linear layer, input covariance S > 0 fixed with eigenvalues l_min..l_max; for the
-bounds on I also Gaussian X and fixed isotropic Gaussian noise of standard deviation s.
+Assumptions: There is one linear layer, and the covariance S > 0 of its input is fixed and has
+eigenvalues from l_min to l_max. The bounds on I also require Gaussian X and fixed isotropic
+Gaussian noise of standard deviation s.
 
-Proof: ||WS||^2 = tr(W S^2 W'), l_min^2 <= S^2 <= l_max^2. The gradient is 2 W S^2: a linear flow
-(in the time of dW/dt = -grad HSIC). With N = W S W': I = ln det(1 + N/s^2)/2 <= tr N/(2 s^2)
-because ln(1+x) <= x, and >= ln(1 + tr N/s^2)/2 because prod(1 + n_i) >= 1 + sum n_i; finally
+Proof: ||WS||^2 = tr(W S^2 W') and l_min^2 <= S^2 <= l_max^2. The gradient is 2 W S^2, so the flow
+dW/dt = -grad HSIC is linear. With N = W S W': I = ln det(1 + N/s^2)/2 <= tr N/(2 s^2) because
+ln(1+x) <= x, and I >= ln(1 + tr N/s^2)/2 because prod(1 + n_i) >= 1 + sum n_i. Finally,
 l_min tr N <= HSIC <= l_max tr N and l_min ||W||^2 <= tr N <= l_max ||W||^2.
 
-Verdict: proved if no model breaks a bound (relative slack >= -1e-10), sample HSIC equals the
-formula on the empirical covariance (1e-10), and an ODE solver finds the closed-form flow (1e-6);
-false if any fails. It bears on the claim as a qualification: true for HSIC, while the same flow of
-CKA, integrated beside it, keeps ||W|| (theory/scale_invariance.py).
+Verdict: The statement is proved if no model violates a bound (relative slack >= -1e-10), sample
+HSIC equals the formula on the empirical covariance (1e-10), and an ODE solver reproduces the closed
+form of the flow (1e-6). Otherwise it is false. It qualifies the claim: the claim is true for HSIC,
+while the gradient flow of CKA, which is integrated too, keeps ||W|| (theory/scale_invariance.py).
 """
 
 from collections.abc import Callable
@@ -37,18 +39,28 @@ Array = np.ndarray
 
 
 def hsic_of(W: Array, S: Array) -> float:
-    """Population HSIC (linear kernels) of X and WX."""
+    """Population HSIC (linear kernels) of X and WX, for W (q, p) and the covariance S (p, p)."""
     return float(np.sum((W @ S) ** 2))
 
 
 def flow_of(W0: Array, S: Array, t: float) -> Array:
-    """The HSIC gradient flow at time t."""
+    """The weights (q, p) at time t of the gradient flow of HSIC from W0, for the covariance S."""
     values, vectors = np.linalg.eigh(S)
     return W0 @ (vectors * np.exp(-2 * values**2 * t)) @ vectors.T
 
 
 def bounds_of(hsic: float, norm2: float, low: float, high: float, s2: float) -> dict[str, tuple]:
-    """(lower, quantity, upper) of ||W||^2 and I; the quantity I is named, not computed, here."""
+    """Lower and upper bounds on ||W||^2 and on the mutual information I in nats.
+
+    Args:
+        hsic: population HSIC of the layer.
+        norm2: ||W||_F^2.
+        low, high: smallest and largest eigenvalue of the covariance of X.
+        s2: variance of the noise.
+
+    Returns:
+        Pairs (lower, upper): ``"norm"`` bounds ||W||^2, the other two bound I.
+    """
     return {
         "norm": (hsic / high**2, hsic / low**2),
         "I by HSIC": (0.5 * np.log1p(hsic / (s2 * high)), hsic / (2 * s2 * low)),
@@ -57,14 +69,14 @@ def bounds_of(hsic: float, norm2: float, low: float, high: float, s2: float) -> 
 
 
 def _cka_gradient(W: Array, S: Array) -> Array:
-    """Gradient of population CKA(X, WX); orthogonal to W."""
+    """Gradient of the population CKA(X, WX) in W."""
     N = W @ S @ W.T
     top, norms = hsic_of(W, S), np.linalg.norm(S) * np.linalg.norm(N)
     return 2 * W @ S @ S / norms - 2 * top / norms * (N @ W @ S) / np.linalg.norm(N) ** 2
 
 
 def _information(W: Array, S: Array, s2: float) -> float:
-    """I(X; WX + noise) in nats, through singular values: no cancellation where it is tiny."""
+    """I(X; WX + noise) in nats, from singular values, which avoids cancellation at small I."""
     return 0.5 * np.log1p(np.linalg.svd(W @ np.linalg.cholesky(S))[1] ** 2 / s2).sum()
 
 
@@ -80,6 +92,7 @@ def _sandwich(rng: np.random.Generator, S: Array, bounds: Callable[..., dict]) -
 
 
 def _slacks(rng: np.random.Generator, models: int, bounds: Callable[..., dict]) -> Array:
+    """Smallest relative slack of each bound, for random layers of random sizes and scales."""
     slacks = []
     for _ in range(models):
         p, q = rng.integers(1, 9, size=2)
@@ -95,7 +108,7 @@ def _slacks(rng: np.random.Generator, models: int, bounds: Callable[..., dict]) 
 
 
 def _sample_error(rng: np.random.Generator, formula: Callable[[Array, Array], float]) -> float:
-    """Largest relative gap of ckasr's biased HSIC on a sample from the population formula."""
+    """Relative difference of ckasr's biased HSIC and the formula on the sample covariance."""
     import torch
 
     from ckasr.cka import gram_linear, hsic
@@ -112,7 +125,15 @@ def check(
     flow: Callable[[Array, Array, float], Array] = flow_of,
     bounds: Callable[..., dict[str, tuple]] = bounds_of,
 ) -> Result:
-    """Random models against the bounds, and both flows by LSODA from the same weights."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        hsic: formula of the population HSIC, like `hsic_of`.
+        flow: closed form of the gradient flow of HSIC, like `flow_of`.
+        bounds: formulas of the bounds, like `bounds_of`.
+    """
     from scipy.integrate import solve_ivp
 
     rng = np.random.default_rng(seed)
@@ -132,10 +153,18 @@ def check(
     closed = np.stack([flow(W0, S, t) for t in times])
     norms = {name: np.linalg.norm(path, axis=(1, 2)) for name, path in paths.items()}
     conditions = [
-        at_least(f"relative slack of {len(slacks)} bounds, smallest", slacks.min(), -1e-10),
-        at_most("sample HSIC against ||WS||^2, relative", _sample_error(rng, hsic), 1e-10),
-        at_most("LSODA against W0 exp(-2 S^2 t)", np.abs(paths["HSIC"] - closed).max(), 1e-6),
-        at_most("||W|| left by the HSIC flow", norms["HSIC"][-1] / norms["HSIC"][0], 0.2),
+        at_least(f"smallest relative slack of {len(slacks)} bounds", slacks.min(), -1e-10),
+        at_most("relative difference of sample HSIC and ||WS||^2", _sample_error(rng, hsic), 1e-10),
+        at_most(
+            "largest difference of LSODA and W0 exp(-2 S^2 t)",
+            np.abs(paths["HSIC"] - closed).max(),
+            1e-6,
+        ),
+        at_most(
+            "||W|| at the end of the HSIC flow, relative to its initial value",
+            norms["HSIC"][-1] / norms["HSIC"][0],
+            0.2,
+        ),
     ]
     data: dict[str, Any] = {"times": times, "norms": norms, "sandwich": _sandwich(rng, S, bounds)}
     data["bound"] = [norms["HSIC"][0] * np.exp(-2 * f**2 * times) for f in (S.max(), S[0, 0])]
@@ -145,7 +174,8 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="||W|| -> 0 under HSIC, whose denominator-free form it needs; CKA's flow keeps it",
+        reason="||W|| -> 0 along the flow of HSIC, which is CKA without its denominator; the flow "
+        "of CKA keeps ||W||",
         figure=data,
     )
 

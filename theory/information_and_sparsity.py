@@ -1,26 +1,29 @@
-"""Less information does not mean sparser weights: the step that the appendix leaves out.
+"""Less mutual information does not mean sparser weights: the step that the appendix leaves out.
 
 Claim: Minimising the mutual information of layers raises sparsity (title and summary of the main
 text; the appendix goes from information to sparse weights without an argument).
 
-Statement: For a noisy linear layer Y = WX + e, "W2 has less information I(X; Y) than W1, hence no
-fewer zero weights" fails: (a) a rotation of the outputs leaves I as it is and removes all zeros;
-(b) a smaller scale lowers I and leaves the zeros as they are; (c) at equal ||W||_F a dense matrix
-of rank one has less information than a diagonal matrix; (d) setting a single weight to zero can
-raise I. What does hold is the converse for whole rows: setting rows of W to zero never raises I.
+Statement: For a noisy linear layer Y = WX + e, if W2 has less information I(X; Y) than W1, then W2
+has at least as many zero weights as W1. The check computes four cases. (a) A rotation of the
+outputs keeps I and removes all zeros. (b) A smaller scale lowers I and adds no zero. (c) At equal
+||W||_F, a dense matrix of rank one has less information than a diagonal matrix. (d) Setting a
+single weight to zero can raise I. A weaker converse does hold: setting rows of W to zero never
+raises I.
 
-Assumptions: X ~ N(0, I) with d coordinates, e ~ N(0, s^2 I). Zeros are counted exactly, not by a
-threshold.
+Assumptions: X ~ N(0, I) with d coordinates, and e ~ N(0, s^2 I). Zeros are counted exactly, not by
+a threshold.
 
 Proof: I = 1/2 ln det(I + W W' / s^2). (a) det(I + U W W' U' / s^2) is the same for orthogonal U.
 (b) I grows with every singular value. (c) At equal norm, I = 1/2 sum ln(1 + v_i^2 / s^2) is
-greatest for equal singular values and least for a single one (concavity of the logarithm). (d) By
-example. Rows: Y without some coordinates is a function of Y (data processing).
+largest for equal singular values and smallest for a single one (concavity of the logarithm). (d) By
+example. For rows, Y without some of its coordinates is a function of Y, so that I cannot rise (data
+processing inequality).
 
-Verdict: false (counterexample) if in (a) I agrees to 1e-10 while the share of zeros falls by more
-than half, in (b) I falls by more than 0.1 nats at equal zeros, in (c) I falls by more than 1 nat
-while the share of zeros falls by more than half, in (d) one or more of the random matrices gain
-information, and no removal of rows raises I (1e-10); inconclusive otherwise.
+Verdict: The statement is false (counterexample) if in (a) I agrees to 1e-10 while the fraction of
+zeros falls by more than 0.5, in (b) I falls by more than 0.1 nats at equal zeros, in (c) I falls by
+more than 1 nat while the fraction of zeros falls by more than 0.5, in (d) I rises by at least 0.01
+nats for at least one random matrix, and setting rows to zero never raises I (1e-10). Otherwise it
+is inconclusive.
 """
 
 from collections.abc import Callable
@@ -40,13 +43,17 @@ SIZE, NOISE = 16, 0.5
 
 
 def information_of(w: Tensor) -> Tensor:
-    """I(X; WX + e) in nats for X ~ N(0, I), e ~ N(0, NOISE^2 I); w: (..., rows, columns)."""
+    """I(X; WX + e) in nats for X ~ N(0, I) and e ~ N(0, NOISE^2 I), shape (...).
+
+    Args:
+        w: weights, shape (..., rows, columns).
+    """
     eye = torch.eye(w.shape[-2], dtype=w.dtype)
     return 0.5 * torch.logdet(eye + w @ w.mT / NOISE**2)
 
 
 def zeros_of(w: Tensor) -> Tensor:
-    """Share of weights that are exactly zero."""
+    """Fraction of the weights (..., rows, columns) that are exactly zero, shape (...)."""
     return (w == 0).double().mean((-2, -1))
 
 
@@ -56,7 +63,14 @@ def check(
     information: Callable[[Tensor], Tensor] = information_of,
     zeros: Callable[[Tensor], Tensor] = zeros_of,
 ) -> Result:
-    """information: of weights, in nats; zeros: share of zero weights."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        information: function that returns the mutual information in nats for weights.
+        zeros: function that returns the fraction of zero weights.
+    """
     rng = generator(seed)
     diagonal = torch.diag(1 + torch.rand(SIZE, generator=rng, dtype=torch.float64))
     rotated = torch.linalg.qr(normal(SIZE, SIZE, rng=rng))[0] @ diagonal
@@ -76,13 +90,13 @@ def check(
     row_gains = information(rows) - information(w)
     conditions = [
         at_most("(a) |change of I| by a rotation", abs(i1 - i0), 1e-10),
-        at_least("(a) share of zeros lost", z0 - z1, 0.5),
-        at_least("(b) I lost by half the scale, nats", i0 - i2, 0.1),
-        at_most("(b) |change of the share of zeros|", abs(z2 - z0), 1e-12),
-        at_least("(c) I lost at equal norm, nats", i0 - i3, 1),
-        at_least("(c) share of zeros lost", z0 - z3, 0.5),
-        at_least("(d) most I gained by one zero, nats", float(gains.max()), 0.01),
-        at_most("I gained by zero rows, most", float(row_gains.max()), 1e-10),
+        at_least("(a) decrease of the fraction of zeros", z0 - z1, 0.5),
+        at_least("(b) decrease of I by half the scale, nats", i0 - i2, 0.1),
+        at_most("(b) |change of the fraction of zeros|", abs(z2 - z0), 1e-12),
+        at_least("(c) decrease of I at equal norm, nats", i0 - i3, 1),
+        at_least("(c) decrease of the fraction of zeros", z0 - z3, 0.5),
+        at_least("(d) largest rise of I by one zero, nats", float(gains.max()), 0.01),
+        at_most("largest rise of I by zero rows, nats", float(row_gains.max()), 1e-10),
     ]
     share = float((gains > 0).double().mean())
     return judge(
@@ -91,22 +105,23 @@ def check(
         conditions,
         verdict=FALSE,
         consequence=REFUTES,
-        reason=f"at equal norm I falls from {i0:.1f} to {i3:.1f} nats as zeros fall from {z0:.0%} "
-        f"to {z3:.0%}; one weight set to zero raises I in {share:.0%} of random 4 x 4 layers",
+        reason=f"at equal norm I falls from {i0:.1f} to {i3:.1f} nats while the fraction of zeros "
+        f"falls from {z0:.0%} to {z3:.0%}; setting one weight to zero raises I in {share:.0%} of "
+        "random 4 x 4 layers",
         figure={"points": points, "gains": gains[:500]},
     )
 
 
 def figure(result: Result) -> "Figure":
-    """Left: information and zeros of four layers. Right: what one zero weight does to I."""
+    """Left: information and zeros of four layers. Right: change of I by a zero weight."""
     data = result.figure
     drawing, (left, right) = panels(2)
     for index, (name, (zeros, nats)) in enumerate(data["points"].items()):
         left.plot(zeros, nats, label=name, **style(index, marker=True) | {"linestyle": ""})
-    left.set(xlabel="share of zero weights", ylabel="I(X; Y) in nats", xlim=(-0.05, 1.05))
+    left.set(xlabel="fraction of zero weights", ylabel="I(X; Y) in nats", xlim=(-0.05, 1.05))
     left.set_ylim(bottom=0)
     left.legend()
     right.hist(data["gains"], bins=60, color="0.6")
     right.axvline(0, color="k", linewidth=1)
-    right.set(xlabel="change of I by setting one weight to zero, nats", ylabel="layers, 4 x 4")
+    right.set(xlabel="change of I by setting one weight to zero, nats", ylabel="number of layers")
     return drawing

@@ -1,22 +1,25 @@
-"""Theorem 3: the sum over layers. Lowering the sum of CKA can raise mutual information.
+"""More than one layer (Theorem 3): lowering the sum of CKA can raise the sum of mutual information.
 
 Claim: Minimising the sum of CKA over pairs of layers is equivalent to minimising the sum of their
 mutual information (appendix, Theorem 3, from Lemma 2 pair by pair).
 
-Statement: In a net of two noisy linear layers X -> Z1 -> Z2, gradient descent on the sum of
-CKA(X,Z1), CKA(Z1,Z2), CKA(X,Z2) never raises the sum of the three I; nor does descent on the
-hidden pair CKA(Z1,Z2), the only kind that the official code has, raise I(X;Z1).
+Statement: In a network of two noisy linear layers X -> Z1 -> Z2, gradient descent on the sum of
+CKA(X,Z1), CKA(Z1,Z2) and CKA(X,Z2) never raises the sum of the three I. Descent on CKA(Z1,Z2), a
+pair of hidden layers and the only kind of pair in the official code, never raises I(X;Z1) either.
 
-Assumptions: Z1 = W1 X + e1, Z2 = W2 Z1 + e2, X ~ N(0, S), fixed isotropic noise, continuous time:
-the setting in which the claim is true for a single layer (noisy_gradient_flow).
+Assumptions: Z1 = W1 X + e1, Z2 = W2 Z1 + e2, X ~ N(0, S), the noise is isotropic and fixed, and
+time is continuous. For a single layer, the claim is true in this setting (noisy_gradient_flow).
 
-Proof: By counterexample, found by descending the cosine of the two gradients over (W1, W2), and
-certified by integrating the flow from there. The mechanism: CKA(Z1,Z2) falls when W1 inflates Z1
-where W2 does not look. The same search must not break CKA(X,Z1) against I(X;Z1), a theorem.
+Proof: The statement is refuted by counterexamples. They are found by gradient descent over (W1, W2)
+on the cosine of the two gradients, and confirmed by integrating the flow from there. The mechanism
+is that CKA(Z1,Z2) falls if W1 adds variance to Z1 in directions on which W2 does not depend. As a
+control, the same search must not find a counterexample for CKA(X,Z1) and I(X;Z1), where the
+statement is a theorem.
 
-Verdict: false if for the sum and for the hidden pair a net with cosine below -0.1 is found, the
-flow from it lowers CKA and raises I by more than 0.1 nats, and the control stays above -1e-8;
-inconclusive if not. How often random nets violate is reported with a 99 % interval.
+Verdict: The statement is false if for the sum and for the hidden pair a network with cosine below
+-0.1 is found, the flow from it lowers CKA and raises I by more than 0.1 nats, and the cosine of the
+control stays above -1e-8. Otherwise it is inconclusive. The fraction of random networks that
+violate the statement is reported with a 99 % interval.
 """
 
 from collections.abc import Callable
@@ -40,7 +43,16 @@ SEARCHES = {"sum": ("sum", "sum"), "hidden": ("Z1,Z2", "X,Z1"), "control": ("X,Z
 
 
 def pair_values(w1: Tensor, w2: Tensor, s: Tensor, noise: Tensor) -> tuple[Values, Values]:
-    """CKA and mutual information (nats) of the three pairs, and their sums."""
+    """CKA and mutual information (in nats) of the three pairs, and their sums.
+
+    Args:
+        w1, w2: weights, shapes (..., h, p) and (..., q, h).
+        s: covariance of X, shape (..., p, p).
+        noise: variance of the noise, a scalar or a tensor of shape (..., 1, 1).
+
+    Returns:
+        Two dicts with the keys `PAIRS` and values of shape (...).
+    """
     e1, e2 = (noise * torch.eye(w.shape[-2], dtype=w.dtype) for w in (w1, w2))
     s1 = w1 @ s @ w1.mT + e1
     s2 = w2 @ s1 @ w2.mT + e2
@@ -54,7 +66,11 @@ def pair_values(w1: Tensor, w2: Tensor, s: Tensor, noise: Tensor) -> tuple[Value
 
 
 def random_nets(count: int, size: int, seed: int) -> Net:
-    """(W1, W2, S, noise): Gaussian weights, condition up to 30, noise power 10^-2.5 to 10^0.5."""
+    """Random networks (W1, W2, S, noise).
+
+    The weights are Gaussian, the condition number of S is at most 30, and the variance of the noise
+    lies between 10^-2.5 and 10^0.5. The matrices have shape (count, size, size).
+    """
     rng = g.generator(seed)
     w1, w2 = (g.normal(count, size, size, rng=rng) / size**0.5 for _ in range(2))
     s = g.covariance(count, size=size, rng=rng, condition=30.0)
@@ -63,7 +79,17 @@ def random_nets(count: int, size: int, seed: int) -> Net:
 
 
 def cosine(net: Net, values: Callable, cka: str, nats: str, graph: bool = False) -> Tensor:
-    """Cosine of the gradients of one CKA and one I in (W1, W2); negative: descent raises I."""
+    """Cosine of the gradients in (W1, W2) of one CKA and one I; negative if descent raises I.
+
+    Args:
+        net: networks, see `random_nets`.
+        values: function that returns CKA and mutual information, like `pair_values`.
+        cka, nats: the pairs, one of `PAIRS` each.
+        graph: whether the cosine itself must be differentiable.
+
+    Returns:
+        A tensor of shape (count,).
+    """
     w = [net[0].requires_grad_(), net[1].requires_grad_()]
     similarities, informations = values(*net)
     flat = []
@@ -76,7 +102,11 @@ def cosine(net: Net, values: Callable, cka: str, nats: str, graph: bool = False)
 
 
 def search(values: Callable, cka: str, nats: str, nets: int, steps: int, seed: int) -> tuple:
-    """The net with the lowest cosine that descending the cosine finds, and that cosine."""
+    """Minimise the cosine by gradient descent from ``nets`` random networks.
+
+    Returns:
+        The network with the lowest cosine, and that cosine.
+    """
     net = random_nets(nets, 3, seed)
     for _ in range(steps):
         value = cosine(net, values, cka, nats, graph=True).sum()
@@ -92,7 +122,7 @@ def search(values: Callable, cka: str, nats: str, nets: int, steps: int, seed: i
 def descend(
     net: Net, values: Callable, cka: str, nats: str, times: np.ndarray
 ) -> list[list[float]]:
-    """CKA and I along the gradient flow of CKA from `net`, integrated by LSODA."""
+    """Values of CKA and I at ``times`` along the gradient flow of CKA from ``net``, by LSODA."""
     from scipy.integrate import solve_ivp
 
     shape, rest = net[0].shape, net[2:]
@@ -114,7 +144,13 @@ def descend(
 
 
 def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> Result:
-    """values: (W1, W2, S, noise) -> CKA and I of every pair and their sums, two dicts."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        values: function that returns CKA and mutual information, like `pair_values`.
+    """
     from scipy.stats import binomtest
 
     count = 500 if fast else 2000
@@ -134,14 +170,16 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
         net, worst[name] = search(values, cka, nats, *size, seed)
         pair = f"CKA({cka}) against I({nats})"
         if name == "control":
-            conditions.append(at_least(f"control, {pair}, cosine", worst[name], -1e-8))
+            conditions.append(
+                at_least(f"control, {pair}, cosine of the gradients", worst[name], -1e-8)
+            )
             continue
         curves[name] = descend(net, values, cka, nats, times)
         fall, rise = (
             np.ptp(curve[: 1 + int(np.argmax(curves[name][1]))]) for curve in curves[name]
         )
         conditions += [
-            at_most(f"{pair}, cosine", worst[name], -0.1),
+            at_most(f"{pair}, cosine of the gradients", worst[name], -0.1),
             at_least(f"{pair}, fall of CKA while I rises", fall, 1e-3),
             at_least(f"{pair}, rise of I along the flow, nats", rise, 0.1),
         ]
@@ -151,14 +189,15 @@ def check(fast: bool = False, seed: int = 0, values: Callable = pair_values) -> 
         conditions,
         verdict=FALSE,
         consequence=REFUTES,
-        reason=f"found nets where descent on CKA raises I (cosine {worst['sum']:.2f} for the sums, "
-        f"{worst['hidden']:.2f} for hidden pairs); of random nets {shares[3][3]:.1%} and "
-        f"{shares[1][0]:.1%} do",
+        reason="there are networks where descent on CKA raises I (cosine of the gradients "
+        f"{worst['sum']:.2f} for the sums, {worst['hidden']:.2f} for hidden pairs); among random "
+        f"networks this holds for {shares[3][3]:.1%} and {shares[1][0]:.1%}",
         figure={"shares": shares, "highs": highs, "count": count, "times": times, "curves": curves},
     )
 
 
 def figure(result: Result) -> "Figure":
+    """Left: how often descent on CKA raises I. Middle and right: the two counterexamples."""
     data = result.figure
     drawing, (left, middle, right) = panels(3, width=4.0)
     left.grid(False)
@@ -170,8 +209,8 @@ def figure(result: Result) -> "Figure":
     left.set_xticks(range(4), [f"I({p})" for p in PAIRS], fontsize=8)
     left.set_yticks(range(4), [f"CKA({p})" for p in PAIRS], fontsize=8)
     left.set_title(
-        f"share of {data['count']} random nets where descent on CKA\n"
-        "raises I at once, 99 % upper limit below",
+        f"fraction of {data['count']} random networks where\n"
+        "descent on CKA raises I; below: 99 % upper limit",
         fontsize=9,
     )
     titles = {"sum": "sums over all pairs", "hidden": "CKA(Z1,Z2) and I(X;Z1)"}

@@ -1,4 +1,4 @@
-"""Where both claims hold: one linear layer with noise, followed along the CKA gradient flow.
+"""One linear layer with noise: along the gradient flow of CKA both claims of the paper hold.
 
 Claim: Minimising CKA-SR minimises mutual information, and shrinks ||W||_F^2 (appendix, Lemmas 1
 and 2; summary of the main text).
@@ -6,17 +6,19 @@ and 2; summary of the main text).
 Statement: Let Y = WX + e. Along dW/dt = -grad CKA(X, Y), I(X; Y) never increases, and
 d||W||_F^2/dt = -4 CKA tr(D R) / ||D||_F^2 < 0, where D = W S W' + R.
 
-Assumptions: one linear layer; X ~ N(0, S), S nonsingular; e ~ N(0, R) with R fixed (any covariance)
-and not trained; time continuous (finite steps do raise I; how often is reported).
+Assumptions: There is one linear layer. X ~ N(0, S) with S nonsingular, and e ~ N(0, R), where R is
+any fixed covariance that is not trained. Time is continuous. (Finite steps can raise I; the check
+reports how often they do.)
 
 Proof: With A = W S^1/2 and P = A' D^-1 A: <grad I, grad log CKA> =
-2 [tr(P S^2) / tr(A S A') - tr(A S A') / ||D||^2], and Cauchy-Schwarz on D^-1/2 and D^1/2 gives
-tr(A S A')^2 <= tr(S A' D^-1 A S) tr(A' D A), tr(A' D A) = tr(A A' D) <= ||D||^2. The norm: CKA
-depends on the scale of W only through R, and d log CKA(cW)/dc at c = 1 is 2 tr(D R) / ||D||^2.
+2 [tr(P S^2) / tr(A S A') - tr(A S A') / ||D||^2], and the Cauchy-Schwarz inequality for D^-1/2 and
+D^1/2 gives tr(A S A')^2 <= tr(S A' D^-1 A S) tr(A' D A) with tr(A' D A) = tr(A A' D) <= ||D||^2.
+For the norm, CKA depends on the scale of W only through R, and d log CKA(cW)/dc at c = 1 is
+2 tr(D R) / ||D||^2.
 
-Verdict: proved if no cosine of grad I and grad CKA is below -1e-8 over random layers, autograd
-matches both formulas to 1e-8, and along every integrated flow I and ||W||^2 rise by at most 1e-9;
-false if not.
+Verdict: The statement is proved if no cosine of grad I and grad CKA is below -1e-8 over random
+layers, autograd agrees with both formulas to 1e-8, and I and ||W||^2 rise by at most 1e-9 along
+every integrated flow. Otherwise it is false.
 """
 
 from collections.abc import Callable
@@ -37,7 +39,13 @@ Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def inner_product(w: Tensor, s: Tensor, r: Tensor) -> Tensor:
-    """<grad I, grad log CKA>; every term with leading batch dimensions."""
+    """Inner product <grad I, grad log CKA> by its closed form, shape (...).
+
+    Args:
+        w: weights, shape (..., q, p).
+        s: covariance of X, shape (..., p, p).
+        r: covariance of the noise, shape (..., q, q).
+    """
     d = w @ s @ w.mT + r
     power = g.trace(w @ s @ s @ w.mT)
     kept = g.trace(s @ w.mT @ torch.linalg.solve(d, w) @ s @ s)
@@ -45,18 +53,22 @@ def inner_product(w: Tensor, s: Tensor, r: Tensor) -> Tensor:
 
 
 def norm_rate(w: Tensor, s: Tensor, r: Tensor) -> Tensor:
-    """d||W||_F^2/dt along the CKA gradient flow."""
+    """d||W||_F^2/dt along the gradient flow of CKA, for (W, S, R) with batch dimensions (...)."""
     d = w @ s @ w.mT + r
     return -4 * g.layer_cka(w, s, r) * g.trace(d @ r) / g.norm(d).square()
 
 
 def gradient(function: Layer, w: Tensor, s: Tensor, r: Tensor) -> Tensor:
+    """Gradient in ``w`` of a function of (W, S, R); the batch elements do not interact."""
     w = w.detach().requires_grad_()
     return torch.autograd.grad(function(w, s, r).sum(), w)[0]
 
 
 def random_layers(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(W, S, R) with W 3 x 4; half of the noises isotropic, half of any covariance."""
+    """Random W (count, 3, 4), S (count, 4, 4) and R (count, 3, 3).
+
+    In the first half the noise is isotropic.
+    """
     s, r = (g.covariance(count, size=k, rng=rng, condition=100.0) for k in (4, 3))
     r[: count // 2] = torch.eye(3).double()
     levels = 10 ** (3 * torch.rand(2, count, 1, 1, generator=rng, dtype=torch.float64) - 2)
@@ -64,7 +76,17 @@ def random_layers(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Ten
 
 
 def flow(w: Tensor, s: Tensor, r: Tensor, similarity: Layer, times: np.ndarray) -> Tensor:
-    """W(t) of dW/dt = -grad similarity, by LSODA; shape (times, *w.shape)."""
+    """Solution W(t) of dW/dt = -grad similarity, integrated by LSODA.
+
+    Args:
+        w: weights at the first time, shape (q, p).
+        s, r: covariances of X and of the noise.
+        similarity: function of (W, S, R) that the flow minimises.
+        times: times, in increasing order.
+
+    Returns:
+        The weights at these times, shape (len(times), q, p).
+    """
     from scipy.integrate import solve_ivp
 
     def right_hand_side(_: float, flat: np.ndarray) -> np.ndarray:
@@ -77,7 +99,10 @@ def flow(w: Tensor, s: Tensor, r: Tensor, similarity: Layer, times: np.ndarray) 
 
 
 def share_raised(layers: tuple[Tensor, Tensor, Tensor], rate: float, steps: int) -> float:
-    """Share of layers whose I rises in at least one of the first `steps` finite steps."""
+    """Fraction of the layers whose I rises in at least one of the first ``steps`` steps.
+
+    The steps are those of gradient descent on CKA with learning rate ``rate``.
+    """
     w, s, r = layers
     nats, raised = g.layer_information(w, s, r), torch.zeros(len(w), dtype=torch.bool)
     for _ in range(steps):
@@ -94,7 +119,15 @@ def check(
     inner: Layer = inner_product,
     rate: Layer = norm_rate,
 ) -> Result:
-    """similarity: what the flow descends, of (W, S, R); inner, rate: the two formulas above."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        similarity: function of (W, S, R) that the flow minimises.
+        inner: closed form of <grad I, grad log CKA>, a function of (W, S, R).
+        rate: closed form of d||W||_F^2/dt, a function of (W, S, R).
+    """
     rng = g.generator(seed)
     w, s, r = random_layers(1000 if fast else 5000, rng)
     down, nats = gradient(similarity, w, s, r), gradient(g.layer_information, w, s, r)
@@ -108,7 +141,7 @@ def check(
     curves, rises = [], []
     flows = 6 if fast else 60
     spread = value.argsort(descending=True)[:: len(value) // flows][:flows].tolist()
-    for k in spread:  # starts from high to low CKA
+    for k in spread:  # from high to low CKA
         path = flow(w[k], s[k], r[k], similarity, times)
         trajectory = [f(path, s[k], r[k]) for f in (similarity, g.layer_information)] + [
             g.norm(path).square()
@@ -118,18 +151,18 @@ def check(
     rates = [0.001, 0.01, 0.1, 1.0]
     finite = [share_raised((w, s, r), rate, 20 if fast else 100) for rate in rates]
     conditions = [
-        at_least("cosine of grad I and grad CKA, smallest", product / sizes, -1e-8),
+        at_least("smallest cosine of grad I and grad CKA", product / sizes, -1e-8),
         at_most(
-            "<grad I, grad CKA> against its formula, worst share",
+            "largest relative error of the formula of <grad I, grad CKA>",
             (product - value * inner(w, s, r)).abs() / sizes,
             1e-8,
         ),
         at_most(
-            "d||W||^2/dt against its formula, worst share",
+            "largest relative error of the formula of d||W||^2/dt",
             (measured - predicted).abs() / (g.norm(w) * g.norm(down)),
             1e-8,
         ),
-        at_most("d||W||^2/dt, largest", predicted, 0),
+        at_most("largest d||W||^2/dt", predicted, 0),
         at_most("largest rise of I along a flow, nats", [rise[0] for rise in rises], 1e-9),
         at_most("largest rise of ||W||^2 along a flow", [rise[1] for rise in rises], 1e-9),
     ]
@@ -139,8 +172,8 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="in one noisy linear layer the CKA flow lowers I and ||W||, the only case found; "
-        f"finite steps of 0.1 raise I in {finite[2]:.0%} of layers",
+        reason="the CKA flow lowers I and ||W|| in one noisy linear layer, the only such case that "
+        f"was found; finite steps of 0.1 raise I in {finite[2]:.0%} of layers",
         figure={
             "rates": rates,
             "finite": finite,
@@ -151,9 +184,10 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
+    """CKA, I and ||W||^2 along several flows, and how often finite steps raise I."""
     data = result.figure
     drawing, axes = panels(2, rows=2)
-    labels = ["population CKA", "I(X; Y) / its start, analytic", "||W||$_F^2$ / its start"]
+    labels = ["population CKA", "I(X; Y) / its initial value", "||W||$_F^2$ / its initial value"]
     for axis, label, part in zip(axes[:3], labels, range(3), strict=True):
         for i, curve in enumerate(data["curves"]):
             values = np.array(curve[part])
@@ -166,5 +200,5 @@ def figure(result: Result) -> "Figure":
     axes[3].semilogx(data["rates"], data["finite"], **style(0, marker=True))
     axes[3].set_ylim(0, 1)
     axes[3].set_xlabel("step size of gradient descent on CKA")
-    axes[3].set_ylabel("share of layers where a step raises I")
+    axes[3].set_ylabel("fraction of layers where a step raises I")
     return drawing

@@ -1,27 +1,29 @@
-"""One outlying sample takes biased CKA to a value that the rest of the layer does not influence.
+"""One outlying sample determines biased CKA, whatever the other samples of the moved layer are.
 
-Claim: Minimising CKA-SR removes what layers have in common, as CKA measures how alike they are
-(summary of the main text).
+Claim: Minimising CKA-SR removes what layers have in common, because CKA measures how similar they
+are (summary of the main text).
 
 Statement: Let K, L be the centred Gram matrices of X and Y with n samples, and move sample i of Y
-by t v. As t grows, biased CKA(X, Y) tends to K_ii / (||K|| (1 - 1/n)), whatever Y and v are. If
-sample i of X moves too, it tends to 1; if sample j of X moves, to 1/(n - 1)^2. So a pair Y = X,
-alike in all other samples, reaches a low CKA by one sample. Unbiased CKA does not change at all if
-v is orthogonal to every feature difference; otherwise it tends to the cosine of the U-centred Gram
-of X and of the matrix with row and column i equal to Yv and zeros elsewhere.
+by t v. As t grows, biased CKA(X, Y) converges to K_ii / (||K|| (1 - 1/n)) for all Y and v. If
+sample i of X is moved too, it converges to 1; if sample j of X is moved instead, to 1/(n - 1)^2.
+Two equal layers Y = X can therefore reach a low CKA by moving one sample, while all other samples
+stay equal. Unbiased CKA does not change at all if v is orthogonal to every difference of two
+features. Otherwise it converges to the cosine of two U-centred matrices: the Gram matrix of X, and
+the matrix whose row and column i equal Yv and whose other entries are zero.
 
 Assumptions: X is not constant and K_ii > 0 for the limits of biased CKA; n >= 4 for unbiased CKA.
 Davari et al. (2022, arXiv 2210.16156) show such shifts of subsets in trained networks.
 
 Proof: With h = e_i - 1/n the centred features of Y are HY + t h v'. Their Gram matrix divided by
-t^2 tends to |v|^2 h h', and cos(K, h h') = h'Kh / (||K|| |h|^2) with h'Kh = K_ii and |h|^2 = 1 -
-1/n. With h_j for X: cos = (h_i'h_j)^2 / (|h_i|^2 |h_j|^2), which is 1 for i = j and 1/(n - 1)^2
-otherwise. Unbiased: off the diagonal the Gram matrix changes by t (e_i (Yv)' + Yv e_i'), up to
-additive row and column effects, which U-centring removes.
+t^2 converges to |v|^2 h h', and cos(K, h h') = h'Kh / (||K|| |h|^2) with h'Kh = K_ii and
+|h|^2 = 1 - 1/n. With h_j for X: cos = (h_i'h_j)^2 / (|h_i|^2 |h_j|^2), which is 1 for i = j and
+1/(n - 1)^2 otherwise. For unbiased CKA, the entries of the Gram matrix off the diagonal change by
+t (e_i (Yv)' + Yv e_i'), up to additive row and column effects, which U-centring removes.
 
-Verdict: proved if every limit of biased CKA is met to 1e-5 at t = 1e8, and that of unbiased CKA to
-1e-3 at t = 1e5, unbiased CKA moves by at most 1e-8 for an orthogonal v of length 100, and a pair of
-equal layers falls below half while CKA of its other samples stays 1 (1e-10); false if any fails.
+Verdict: The statement is proved if every limit of biased CKA is reached to 1e-5 at t = 1e8, and
+that of unbiased CKA to 1e-3 at t = 1e5, unbiased CKA changes by at most 1e-8 for an orthogonal v of
+length 100, and the CKA of two equal layers falls below one half while the CKA of their other
+samples stays 1 (1e-10). Otherwise it is false.
 """
 
 from collections.abc import Callable
@@ -39,23 +41,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAR = 1e8
-UNBIASED_FAR = 1e5  # farther away, the unbiased estimator loses its digits
+UNBIASED_FAR = 1e5  # At larger distances, the unbiased estimator is not accurate in float64.
 
 
 def moved(x: Tensor, sample: int, by: Tensor) -> Tensor:
-    """The features with one sample moved."""
+    """A copy of the features ``x`` (n, d), with the row ``sample`` moved by ``by`` (d,)."""
     x = x.clone()
     x[sample] += by
     return x
 
 
 def limit_of(gram: Tensor, sample: int) -> Tensor:
-    """Limit of biased CKA with a layer whose sample moves away; gram: centred, of the other one."""
+    """Limit of biased CKA of two layers as one sample of the second layer moves away.
+
+    Args:
+        gram: centred Gram matrix of the first layer, shape (n, n).
+        sample: index of the sample.
+    """
     return gram[sample, sample] / (norm(gram) * (1 - 1 / len(gram)))
 
 
 def unbiased_limit(x: Tensor, y: Tensor, sample: int, direction: Tensor) -> Tensor:
-    """Limit of unbiased CKA when a sample of y moves along a direction in which y varies."""
+    """Limit of unbiased CKA of two layers as one sample of the second layer moves away.
+
+    Args:
+        x, y: features, shapes (n, d1) and (n, d2).
+        sample: index of the sample.
+        direction: direction in which it moves, shape (d2,); ``y`` must vary in this direction.
+    """
     row = torch.zeros(len(y), len(y), dtype=y.dtype)
     row[sample] = (y - y.mean(0)) @ direction
     a, b = (center(m, "unbiased") for m in (gram_linear(x), row + row.T))
@@ -68,7 +81,14 @@ def check(
     limit: Callable[[Tensor, int], Tensor] = limit_of,
     move: Callable[[Tensor, int, Tensor], Tensor] = moved,
 ) -> Result:
-    """limit: of biased CKA, from the centred Gram matrix and a sample; move: of one sample."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        limit: formula of the limit of biased CKA, like `limit_of`.
+        move: function that moves one sample, like `moved`.
+    """
     rng = generator(seed)
     one, both, two, fresh, along = [], [], [], [], []
     for _ in range(20 if fast else 200):
@@ -95,13 +115,19 @@ def check(
     }
     rest = linear_cka(x[1:], move(x, 0, FAR * v)[1:], "biased")
     conditions = [
-        at_most("biased CKA less its limit, one layer moved", torch.stack(one).abs(), 1e-5),
-        at_most("both layers moved in one sample: CKA less 1", torch.stack(both).abs(), 1e-5),
-        at_most("in two samples: CKA less 1/(n - 1)^2", torch.stack(two).abs(), 1e-5),
-        at_most("unbiased CKA, orthogonal outlier: change", torch.stack(fresh).abs(), 1e-8),
-        at_most("unbiased CKA less its limit", torch.stack(along).abs(), 1e-3),
+        at_most("|biased CKA - its limit|, one layer moved", torch.stack(one).abs(), 1e-5),
+        at_most("|biased CKA - 1|, both layers moved in one sample", torch.stack(both).abs(), 1e-5),
+        at_most(
+            "|biased CKA - 1/(n - 1)^2|, layers moved in different samples",
+            torch.stack(two).abs(),
+            1e-5,
+        ),
+        at_most(
+            "|change of unbiased CKA| by an orthogonal outlier", torch.stack(fresh).abs(), 1e-8
+        ),
+        at_most("|unbiased CKA - its limit|", torch.stack(along).abs(), 1e-3),
         at_most("biased CKA of equal layers, one sample moved", curves["biased"][-1], 0.5),
-        at_most("1 - CKA of their other samples", (1 - rest).abs(), 1e-10),
+        at_most("1 - biased CKA of the other samples of these layers", (1 - rest).abs(), 1e-10),
     ]
     return judge(
         __name__,
@@ -109,8 +135,9 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="one sample of 32 takes the CKA of equal layers from 1 to "
-        f"{curves['biased'][-1]:.2f} (unbiased {curves['unbiased'][-1]:.2f}); the rest stay equal",
+        reason="moving one of 32 samples lowers the CKA of equal layers from 1 to "
+        f"{curves['biased'][-1]:.2f} (unbiased {curves['unbiased'][-1]:.2f}); all other samples "
+        "stay equal",
         figure={"shifts": shifts, "curves": curves, "limit": limit(gram_linear(x), 0)},
     )
 

@@ -1,4 +1,4 @@
-"""Panels and line styles of the figures; lines differ in a grey print too."""
+"""Panels and line styles of the figures. The lines can be told from each other in greyscale too."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,20 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 
 def style(index: int, marker: bool = False) -> dict[str, object]:
-    """Colour, dash and (if asked) marker of series `index`, distinct without colour."""
+    """Colour, line style and, if ``marker`` is true, marker of the series with number ``index``.
+
+    The five series differ in their line styles and markers too. From the sixth series on, the
+    styles repeat.
+    """
     look: dict[str, object] = {"color": COLOURS[index % 5], "linestyle": LINES[index % 5]}
     return look | {"marker": MARKERS[index % 5], "markersize": 4} if marker else look
 
 
 def panels(columns: int, rows: int = 1, width: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """A figure of rows x columns panels, 0.8 * width inches wide, and its axes, row by row."""
+    """A figure with rows x columns panels, each 0.8 * width inches wide, and the list of its axes.
+
+    The axes are listed row by row.
+    """
     from ckasr.analysis.style import blank
 
     figure = blank(0.8 * width * columns, 0.8 * 3.4 * rows)

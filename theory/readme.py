@@ -1,9 +1,9 @@
-"""Writes the verdict table of theory/README.md from results/theory/verdicts.json.
+"""Writes the table of verdicts in theory/README.md from results/theory/verdicts.json.
 
     python -m theory.readme
 
-Words and verdicts come from the stored suite, notebooks are found by what they run: nothing in the
-table is written by hand.
+The texts and verdicts come from the stored results, and the notebook of a check is the one that
+runs it. No part of the table is written by hand.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ HEAD = (
 
 
 def notebook_of(name: str) -> Path | None:
-    """The notebook that runs a check."""
+    """The notebook that runs the check ``name``; None if there is none."""
     call = f'theory.run(\\"{name}\\"'
     found = (
         p for p in sorted((ROOT / "notebooks").glob("theory_*.ipynb")) if call in p.read_text()
@@ -36,10 +36,12 @@ def notebook_of(name: str) -> Path | None:
 
 
 def line(cells: Sequence[str]) -> str:
+    """The cells as one line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def row(result: Result) -> str:
+    """The line of one check."""
     notebook = notebook_of(result.name)
     link = f"[{notebook.stem.split('_')[1]}](../notebooks/{notebook.name})" if notebook else ""
     cells = [
@@ -59,9 +61,13 @@ def table(results: Sequence[Result]) -> str:
 
 
 def with_table(text: str, results: Sequence[Result]) -> str:
-    """The README's text with its table written anew. ValueError if the marks are not there."""
+    """Replace the table in the text of the README.
+
+    Raises:
+        ValueError: if `BEGIN` and `END` do not occur exactly once each.
+    """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{README.name} must hold the lines {BEGIN} and {END} once each")
+        raise ValueError(f"{README.name} must contain the lines {BEGIN} and {END} once each")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
 

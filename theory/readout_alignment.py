@@ -1,25 +1,26 @@
-"""CKA is the mean alignment of linear read-outs under a heavy penalty, not of the best ones.
+"""CKA is the mean alignment of linear read-outs under a large ridge penalty, not of the best ones.
 
-Claim: Layers with low CKA hold different features, layers with high CKA redundant ones (summary of
-the main text).
+Claim: Layers with low CKA have different features, and layers with high CKA have redundant features
+(summary of the main text).
 
 Statement: For a target z let P_X(q) z = X (X'X + q I)^-1 X'z be its ridge prediction from centred
-features X with penalty q. Over targets z with covariance I, the mean alignment of the predictions
-from X and Y, tr(P_X P_Y) / (||P_X|| ||P_Y||), tends to CKA(X, Y) as q grows, and to the mean
-squared canonical correlation, sum r_i^2 / sqrt(rank X rank Y), as q goes to 0. For Y = XA with
+features X with penalty q. The mean alignment of the predictions from X and Y over targets z with
+covariance I is tr(P_X P_Y) / (||P_X|| ||P_Y||). It converges to CKA(X, Y) as q grows, and to the
+mean squared canonical correlation, sum r_i^2 / sqrt(rank X rank Y), as q goes to 0. For Y = XA with
 invertible A every target is predicted equally well from both layers as q goes to 0, while CKA takes
 any value down to l_min / ||S||_F, S = X'X.
 
-Assumptions: Biased CKA; targets without preferred direction, so that CKA weighs all of them alike;
-n larger than the numbers of features. The relation of CKA and read-outs is due to Harvey et al.
-(2024).
+Assumptions: CKA is the biased CKA. Targets have no preferred direction, so that CKA weights all of
+them equally. n is larger than the numbers of features. The relation between CKA and read-outs is
+due to Harvey et al. (2024).
 
-Proof: q P_X(q) tends to XX' as q grows, and E <Kz, Lz> = tr(KL). As q goes to 0, P_X tends to the
-projection onto the columns of X, tr(P_X P_Y) is the sum of r_i^2, and ||P_X||^2 = rank X. For Y =
-XA both projections are equal. The lower end of CKA: theory/rank_one_minimum.py.
+Proof: q P_X(q) converges to XX' as q grows, and E <Kz, Lz> = tr(KL). As q goes to 0, P_X converges
+to the projection onto the columns of X, tr(P_X P_Y) is the sum of r_i^2, and ||P_X||^2 = rank X.
+For Y = XA both projections are equal. The lower end of CKA is proved in theory/rank_one_minimum.py.
 
-Verdict: proved if both limits are met (1e-6) by the mean over an orthonormal set of targets, and
-for layers Y = XA all predictions agree (1e-6) while CKA falls below half; false if any fails.
+Verdict: The statement is proved if the mean over an orthonormal set of targets agrees with both
+limits (1e-6), and for layers Y = XA all predictions agree (1e-6) while CKA falls below one half.
+Otherwise it is false.
 """
 
 from collections.abc import Callable
@@ -38,18 +39,18 @@ if TYPE_CHECKING:
 
 
 def ridge(x: Tensor, z: Tensor, penalty: float) -> Tensor:
-    """Predictions of the targets ``z`` (n, tasks) from centred features ``x`` (n, d)."""
+    """Ridge predictions (n, tasks) of the targets ``z`` (n, tasks) from centred features (n, d)."""
     eye = torch.eye(x.shape[1], dtype=x.dtype)
     return x @ torch.linalg.solve(x.T @ x + penalty * eye, x.T @ z)
 
 
 def correlations_of(x: Tensor, y: Tensor) -> Tensor:
-    """Canonical correlations of centred features."""
+    """Canonical correlations of centred features ``x`` (n, d1) and ``y`` (n, d2)."""
     return torch.linalg.svdvals(torch.linalg.qr(x)[0].T @ torch.linalg.qr(y)[0])
 
 
 def alignment(a: Tensor, b: Tensor) -> Tensor:
-    """Mean inner product of predictions (n, tasks), divided by their root mean squares."""
+    """Mean inner product of predictions (n, tasks), divided by their root mean squared norms."""
     return (a * b).sum() / (a.norm() * b.norm())
 
 
@@ -59,7 +60,14 @@ def check(
     readout: Callable[[Tensor, Tensor, float], Tensor] = ridge,
     correlations: Callable[[Tensor, Tensor], Tensor] = correlations_of,
 ) -> Result:
-    """readout: predictions of (features, targets, penalty); correlations: canonical ones."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        readout: function that predicts targets from (features, targets, penalty), like `ridge`.
+        correlations: function that returns the canonical correlations of two layers.
+    """
     rng = generator(seed)
     heavy, light = [], []
     for _ in range(20 if fast else 200):
@@ -80,10 +88,12 @@ def check(
     penalties = torch.logspace(-6, 9, 61).tolist()
     curve = [float(alignment(readout(x, z, q), readout(y, z, q))) for q in penalties]
     conditions = [
-        at_most("alignment under a heavy penalty less CKA", torch.stack(heavy).abs(), 1e-6),
-        at_most("alignment without penalty less mean r^2", torch.stack(light).abs(), 1e-6),
+        at_most("|alignment under a large penalty - CKA|", torch.stack(heavy).abs(), 1e-6),
+        at_most("|alignment without penalty - mean r^2|", torch.stack(light).abs(), 1e-6),
         at_most(
-            "predictions from XA less those from X", (predictions[0] - predictions[1]).abs(), 1e-6
+            "|predictions from XA - predictions from X|",
+            (predictions[0] - predictions[1]).abs(),
+            1e-6,
         ),
         at_most("CKA of X and XA", low, 0.5),
     ]
@@ -93,8 +103,8 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason=f"X and XA predict every target equally well at CKA {low:.2f}: low CKA does not "
-        "mean that layers hold different information",
+        reason="X and XA predict every target equally well although their CKA is "
+        f"{low:.2f}: low CKA does not mean that layers contain different information",
         figure={"penalties": penalties, "curve": curve, "cka": low},
     )
 

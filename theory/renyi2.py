@@ -1,27 +1,27 @@
-"""Matrix-based Renyi entropy of order 2 is another kernel similarity, not mutual information.
+"""Matrix-based Renyi information of order 2 is a kernel similarity, not mutual information.
 
-Claim: The paper equates minimising CKA with minimising mutual information and takes the latter from
-Gaussian determinants. Matrix-based Renyi entropy is what is often put in its place for layers; were
-it close to mutual information and CKA close to it, the claim could be saved in those terms.
+Claim: The paper equates minimising CKA with minimising mutual information, which it computes from
+Gaussian determinants. Matrix-based Renyi entropy often replaces mutual information for layers. If
+it were close to both mutual information and CKA, the claim would hold for this quantity.
 
-Statement: Matrix-based Renyi information of order 2 orders layers as mutual information I does.
-What it computes: with A = K / n and B = L / n of unit-diagonal Gram matrices, S_2(A) is log2 of the
-effective rank of K, and I_2 = log2(n^2 sum a^2 b^2 / (sum a^2 sum b^2)), an uncentred cross-moment
-of squared kernels.
+Statement: Matrix-based Renyi information of order 2 gives the same order of layers as mutual
+information I. Its closed form: with A = K / n and B = L / n for Gram matrices K, L with unit
+diagonal, S_2(A) is log2 of the effective rank of K, and
+I_2 = log2(n^2 sum a^2 b^2 / (sum a^2 sum b^2)), an uncentred cross-moment of squared kernels.
 
-Assumptions: Cosine-normalised linear kernels, n samples; Gaussian X and Y = WX + noise, for which I
-is analytic. Rank correlations belong to the family of random layers they were computed on: three
-are shown, none is the right one.
+Assumptions: The kernels are linear and normalised to cosines, and there are n samples. X and
+Y = WX + noise are Gaussian, so I is known analytically. A rank correlation depends on the family of
+random layers; three families are shown, and none of them is preferred.
 
-Proof: S_2 = -log2 tr A^2, and tr A = 1 makes 1 / ||A||^2 the participation ratio of eigenvalues.
-The joint entropy is that of A o B / tr(A o B) = n (a b)_ij, so S_2(A) + S_2(B) - S_2(A, B) = I_2 is
--log2 sum a^2 - log2 sum b^2 + log2(n^2 sum a^2 b^2). Counterexample: of a scalar Y every b^2 is
-1 / n^2, so I_2 = 0, while I takes any value.
+Proof: S_2 = -log2 tr A^2, and because tr A = 1, 1 / ||A||^2 is the participation ratio of the
+eigenvalues. The joint entropy is that of A o B / tr(A o B) = n (a b)_ij, so
+S_2(A) + S_2(B) - S_2(A, B) = I_2 is -log2 sum a^2 - log2 sum b^2 + log2(n^2 sum a^2 b^2).
+Counterexample: for a scalar Y every b^2 is 1 / n^2, so I_2 = 0, while I takes any value.
 
-Verdict: false (counterexample) if both closed forms equal the entropies of the eigenvalues (1e-10),
-I_2 of a scalar layer is 0 (1e-10) while I rises by more than 3 nats, I_2 falls by more than .1 bit
-on a path along which I rises by more than .1 nat, and the rank correlation of I_2 with I differs by
-more than .2 between families; else inconclusive.
+Verdict: The statement is false (counterexample) if both closed forms equal the entropies computed
+from eigenvalues (1e-10), I_2 of a scalar layer is 0 (1e-10) while I rises by more than 3 nats, I_2
+falls by more than .1 bit on a path along which I rises by more than .1 nat, and the rank
+correlation of I_2 and I differs by more than .2 between families. Otherwise it is inconclusive.
 """
 
 from collections.abc import Callable
@@ -43,39 +43,65 @@ FAMILIES = {
     "5 units, little noise": (5, 5, 3.0),
     "2 to 8 units": (2, 8, 1.0),
 }
-"""Name: least and largest size, log10 of signal over noise. All: condition of S up to 100."""
+"""Families of random layers: smallest size, largest size and log10 of the signal-to-noise ratio."""
 
 
 def entropy_of_eigenvalues(a: Tensor) -> Tensor:
-    """The definition: -log2 sum lambda^2 of a matrix of trace 1, in bits."""
+    """Renyi entropy of order 2 by its definition, -log2 sum lambda^2, in bits.
+
+    Args:
+        a: symmetric positive semidefinite matrix of trace 1, shape (n, n); see Sanchez Giraldo et
+            al. (2015).
+    """
     return -torch.linalg.eigvalsh(a).square().sum().log2()
 
 
 def closed_entropy(a: Tensor) -> Tensor:
-    """Its closed form: log2 of the effective rank tr(A)^2 / ||A||^2."""
+    """Renyi entropy of order 2 by its closed form, log2(tr(A)^2 / ||A||^2), in bits.
+
+    Args:
+        a: symmetric positive semidefinite matrix, shape (n, n).
+    """
     return (a.trace().square() / a.square().sum()).log2()
 
 
 def closed_information(a: Tensor, b: Tensor) -> Tensor:
-    """I_2 in bits of unit-diagonal Grams divided by n, without an eigenvalue."""
+    """Renyi information I_2 of order 2 by its closed form, in bits.
+
+    Args:
+        a, b: Gram matrices with unit diagonal, divided by n; shape (n, n).
+    """
     product = (a * b).square().sum()
     return (len(a) ** 2 * product / (a.square().sum() * b.square().sum())).log2()
 
 
 def unit_diagonal(x: Tensor) -> Tensor:
-    """Cosine-normalised linear Gram matrix divided by n: diagonal 1/n, trace 1."""
+    """Matrix of cosines of the rows of ``x`` (n, d), divided by n; shape (n, n), trace 1."""
     x = x / x.norm(dim=1, keepdim=True)
     return x @ x.T / len(x)
 
 
 def sampled(layer: Layer, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The two Grams of n samples of X ~ N(0, S) and Y = WX + N(0, R); layer: (W, S, R)."""
+    """The matrices `unit_diagonal` of ``n`` samples of X and of Y.
+
+    Args:
+        layer: (W, S, R) of X ~ N(0, S) and Y = WX + e with e ~ N(0, R).
+        n: number of samples.
+        rng: random number generator.
+    """
     w, s, r = layer
     x = normal(n, len(s), rng=rng) @ root(s)
     return unit_diagonal(x), unit_diagonal(x @ w.T + normal(n, len(r), rng=rng) @ root(r))
 
 
 def random_layer(least: int, largest: int, level: float, rng: torch.Generator) -> Layer:
+    """A random layer (W, S, R); the condition number of S is at most 100.
+
+    Args:
+        least, largest: smallest and largest number of units.
+        level: log10 of the signal-to-noise ratio.
+        rng: random number generator.
+    """
     size = int(torch.randint(least, largest + 1, (), generator=rng))
     condition = 100 ** torch.rand((), generator=rng, dtype=torch.float64)
     s = covariance(size=size, rng=rng, condition=condition)
@@ -83,7 +109,10 @@ def random_layer(least: int, largest: int, level: float, rng: torch.Generator) -
 
 
 def rising_path(points: int) -> list[Layer]:
-    """Y = (x2, x3) + less and less noise, while x1, which Y does not see, takes over X."""
+    """Layers Y = (x2, x3) + noise along a path.
+
+    The noise decreases, while the variance of x1, on which Y does not depend, grows from 1 to 100.
+    """
     pick = torch.eye(3, dtype=torch.float64)[1:]
     return [
         (
@@ -96,7 +125,7 @@ def rising_path(points: int) -> list[Layer]:
 
 
 def scalar_layers(points: int) -> list[Layer]:
-    """Y = x1 + less and less noise."""
+    """Layers Y = x1 + noise with one unit, for decreasing noise."""
     one = torch.eye(1, dtype=torch.float64)
     levels = torch.logspace(-2, 4, points, dtype=torch.float64)
     return [(one, one, one / level) for level in levels]
@@ -109,7 +138,15 @@ def check(
     information: Callable[[Tensor, Tensor], Tensor] = closed_information,
     truth: Callable[[Tensor, Tensor, Tensor], Tensor] = layer_information,
 ) -> Result:
-    """entropy, information: closed forms; truth: what I_2 should be a proxy of, by W, S, noise."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        entropy: closed form of S_2, like `closed_entropy`.
+        information: closed form of I_2, like `closed_information`.
+        truth: function that returns the mutual information in nats for (W, S, R).
+    """
     from scipy.stats import spearmanr
 
     rng = generator(seed)
@@ -143,27 +180,29 @@ def check(
         __name__,
         __doc__,
         [
-            at_most("S_2 of eigenvalues less log2 of the effective rank", errors_s, 1e-10),
-            at_most("I_2 of eigenvalues less its closed form", errors_i, 1e-10),
+            at_most("|S_2 from eigenvalues - log2 of the effective rank|", errors_s, 1e-10),
+            at_most("|I_2 from eigenvalues - its closed form|", errors_i, 1e-10),
             at_most("|I_2| of scalar layers", [abs(v) for v in curves["scalar"]["renyi"]], 1e-10),
-            at_least("while I rises by (nats)", rise["scalar"], 3),
-            at_least("fall of I_2 along a path (bits)", fall, 0.1),
-            at_least("along which I rises by (nats)", rise["path"], 0.1),
-            at_least("rank correlation with I, range over families",
+            at_least("rise of I of the same scalar layers, nats", rise["scalar"], 3),
+            at_least("fall of I_2 along the path, bits", fall, 0.1),
+            at_least("rise of I along the path, nats", rise["path"], 0.1),
+            at_least("range of the rank correlation with I over families",
                      max(with_truth) - min(with_truth), 0.2),
         ],
         verdict=FALSE,
         consequence=REFUTES,
-        reason="I_2 is a moment of squared kernels: 0 for any scalar layer, falls while I rises; "
-        f"rank correlation with I {min(with_truth):.2f} to {max(with_truth):.2f} by family",
+        reason="I_2 is a moment of squared kernels: it is 0 for every scalar layer and can fall "
+        "while I rises; its rank correlation with I depends on the family and is between "
+        f"{min(with_truth):.2f} and {max(with_truth):.2f}",
         figure={"families": families, "rank": rank, "curves": curves},
     )  # fmt: skip
 
 
 def figure(result: Result) -> "Figure":
+    """Left: I_2 against I along two paths. Right: I_2 against I for random layers."""
     data = result.figure
     drawing, (left, right) = panels(2)
-    curves = zip(("path", "scalar"), (r"$x_1$ takes over X", "scalar layer"), strict=True)
+    curves = zip(("path", "scalar"), (r"variance of $x_1$ grows", "scalar layer"), strict=True)
     for i, (name, label) in enumerate(curves):
         curve = data["curves"][name]
         left.plot(curve["information"], curve["renyi"], label=label, **style(i + 1, marker=True))

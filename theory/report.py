@@ -1,4 +1,4 @@
-"""What the runner and the notebooks do with results: the file, the figures, the tables.
+"""Files, figures and tables of the results, for the command line and the notebooks.
 
     python -m theory.report
 
@@ -22,9 +22,10 @@ HEAD = ("check", "verdict", "the claim", "s", "reason")
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
-    """Write ``<folder>/<name>.png`` and ``.svg``; equal results give equal bytes.
+    """Write ``<folder>/<name>.png`` and ``.svg``. Equal results give equal bytes.
 
-    Returns the files; none if the check has nothing to draw.
+    Returns:
+        The written files; an empty list if the check has no figure for this result.
     """
     with style():
         figure = theory.load(result.name).figure(result)
@@ -32,7 +33,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw the figures of all results stored in ``folder`` again; returns the files."""
+    """Draw the figures of all results stored in ``folder`` and return the written files."""
     return [path for result in stored(folder) for path in draw(result, folder)]
 
 
@@ -43,9 +44,12 @@ def stored(folder: Path) -> list[Result]:
 
 
 def save(results: Sequence[Result], folder: Path) -> list[Result]:
-    """Add results to those stored in ``folder`` and correct the p-values over the whole suite.
+    """Add results to those stored in ``folder`` and correct all p-values together.
 
-    Returns the suite. A result replaces the stored one of the same name.
+    A result replaces the stored result of the same name.
+
+    Returns:
+        All stored results, in the order of `theory.NAMES`.
     """
     known = {r.name: r for r in [*stored(folder), *results]}
     suite = corrected([known[name] for name in theory.NAMES if name in known])
@@ -54,7 +58,7 @@ def save(results: Sequence[Result], folder: Path) -> list[Result]:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """The columns of `HEAD`."""
+    """The cells of one result, in the order of `HEAD`."""
     seconds = f"{result.seconds:.1f}"
     return result.name, result.verdict, result.consequence, seconds, result.reason
 
@@ -66,7 +70,10 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """One row per check, the reason wrapped to the width of the terminal."""
+    """The results as plain text, with one row per check.
+
+    The reason is wrapped to the width of the terminal, which counts as 100 to 160 columns.
+    """
     width = max(100, min(160, shutil.get_terminal_size((120, 24)).columns))
     form = "{:<25}{:<23}{:<11}{:>6}  {}"
     indent = len(form.format("", "", "", "", ""))

@@ -1,25 +1,28 @@
-"""Across a skip connection the norm claim reverses: low CKA needs a large branch.
+"""With a skip connection the claim on the norm is reversed: low CKA needs a large residual branch.
 
-Claim: Minimising CKA-SR shrinks ||W||_F^2 (summary of the main text; appendix, Lemma 1). What the
-official code regularises are the outputs of residual blocks, after the skip is added.
+Claim: Minimising CKA-SR shrinks ||W||_F^2 (summary of the main text; appendix, Lemma 1). The
+official code regularises the outputs of residual blocks, after the skip connection is added.
 
-Statement: For a residual layer Y = X + XW' with centred X, reaching CKA(X, Y) <= c takes
-||W||_op >= sqrt(1 + sqrt(1 - c^2)) - 1: W = 0 is the maximum of CKA, and the flow of CKA from small
-weights makes them grow. In a block with BN, CKA falls as the scale gamma of the last BN grows, and
-the gradient of CKA is orthogonal to every weight that BN normalises.
+Statement: For a residual layer Y = X + XW' with centred X, CKA(X, Y) <= c requires
+||W||_op >= sqrt(1 + sqrt(1 - c^2)) - 1. W = 0 is the maximum of CKA, and the gradient flow of CKA
+from small weights makes them grow. In a block with batch normalisation (BN), CKA falls as the scale
+gamma of the last BN grows, and the gradient of CKA is orthogonal to every weight that BN
+normalises.
 
-Assumptions: Any X for the bound, whose branch is linear. For relu(X + gamma BN(W2 relu(BN(W1 X))))
-on random X, dCKA/dlog gamma < 0 is observed, not proved; its BN has no epsilon.
+Assumptions: The bound holds for any X and a linear branch. For the block
+relu(X + gamma BN(W2 relu(BN(W1 X)))) on random X, dCKA/dlog gamma < 0 is observed, not proved; the
+BN of this block has no epsilon.
 
 Proof: Let t = ||W||_op, r = 2t + t^2, G = XX' and X = (XX')^(1/2) U. Then Gy - Gx = X M X' with
 M = W + W' + W'W, -r <= M <= r, so -r Gx <= Gy - Gx <= r Gx in the order of semidefinite matrices.
--B <= A <= B gives ||A||_F <= ||B||_F, so ||Gy - Gx||_F <= r ||Gx||_F; two vectors that close have a
-cosine >= sqrt(1 - r^2). Solve c >= sqrt(1 - r^2) for t.
+-B <= A <= B implies ||A||_F <= ||B||_F, so ||Gy - Gx||_F <= r ||Gx||_F. Two vectors whose relative
+distance is at most r have a cosine of at least sqrt(1 - r^2). Solve c >= sqrt(1 - r^2) for t.
 
-Verdict: proved if no random layer breaks the bound (slack >= -1e-10), CKA is 1 at W = 0, LSODA
-takes ||W||_F up more than tenfold from small weights, every BN weight is orthogonal to its gradient
-(1e-10) and dCKA/dlog gamma < 0 at all gammas in significantly many seeds (one-sided sign test);
-false if the bound breaks, else inconclusive.
+Verdict: The statement is proved if no random layer violates the bound (slack >= -1e-10), CKA is 1
+at W = 0, ||W||_F grows more than tenfold along the flow (integrated by LSODA) from small weights,
+every BN weight is orthogonal to its gradient (1e-10), and dCKA/dlog gamma < 0 at all gammas in
+significantly many seeds (one-sided sign test). It is false if the bound is violated; otherwise it
+is inconclusive.
 """
 
 from collections.abc import Callable
@@ -41,22 +44,31 @@ GAMMAS = (0.1, 0.3, 1.0)
 
 
 def norm_needed(c: float) -> float:
-    """The smallest spectral norm of W with which CKA(X, X + XW') can be c or less."""
+    """Lower bound on the spectral norm of W if CKA(X, X + XW') is at most ``c``."""
     return float(np.sqrt(1 + np.sqrt(max(0.0, 1 - c * c))) - 1)
 
 
 def normalised(h: Tensor) -> Tensor:
-    """Batch normalisation without scale, shift and epsilon; samples in rows."""
+    """Batch normalisation of ``h`` (n, d) without scale, shift and epsilon."""
     return (h - h.mean(0)) / h.std(0, correction=0)
 
 
 def bn_block(x: Tensor, w1: Tensor, w2: Tensor, gamma: Tensor) -> Tensor:
-    """The residual block relu(x + gamma BN(relu(BN(x w1')) w2'))."""
+    """The residual block relu(x + gamma BN(relu(BN(x w1')) w2')).
+
+    Args:
+        x: input, shape (n, d).
+        w1, w2: weights, shape (d, d).
+        gamma: scale of the last batch normalisation.
+    """
     return (x + gamma * normalised(normalised(x @ w1.T).relu() @ w2.T)).relu()
 
 
 def random_layers(count: int, rng: torch.Generator) -> list[tuple[float, float]]:
-    """(CKA, ||W||_op) of residual layers whose branch is dense, of rank one, or near -1."""
+    """CKA and ||W||_op of each of ``count`` random residual layers.
+
+    In turn, W is dense, has rank one, or is close to a negative multiple of the identity.
+    """
     rows = []
     for i in range(count):
         size = int(torch.randint(1, 9, (), generator=rng))
@@ -73,7 +85,11 @@ def random_layers(count: int, rng: torch.Generator) -> list[tuple[float, float]]
 
 
 def flow_from_small(rng: torch.Generator, end: float) -> dict[str, list[float]]:
-    """The gradient flow of CKA(X, X + XW') from ||W||_F = 0.1, by LSODA."""
+    """The gradient flow of CKA(X, X + XW') from ||W||_F = 0.1 up to time ``end``, by LSODA.
+
+    Returns:
+        Time, CKA, Frobenius norm and spectral norm of W at 60 points of the flow.
+    """
     from scipy.integrate import solve_ivp
 
     x, start = normal(40, 6, rng=rng), normal(6, 6, rng=rng)
@@ -100,7 +116,12 @@ def flow_from_small(rng: torch.Generator, end: float) -> dict[str, list[float]]:
 
 
 def bn_slopes(seed: int, block: Callable[..., Tensor]) -> tuple[list[float], float]:
-    """dCKA_1/dlog gamma at each gamma, and the largest |cosine| of a weight with its gradient."""
+    """Derivatives of the unbiased CKA of a random block and its input.
+
+    Returns:
+        dCKA_1/dlog gamma at each of `GAMMAS`, and the largest absolute cosine between a weight
+        matrix and its gradient.
+    """
     rng = generator(seed)
     x = normal(128, 16, rng=rng).relu()
     weights = [normal(16, 16, rng=rng).requires_grad_() for _ in range(2)]
@@ -118,7 +139,7 @@ def bn_slopes(seed: int, block: Callable[..., Tensor]) -> tuple[list[float], flo
 
 
 def sign_test(successes: int, trials: int) -> float:
-    """P(at least so many successes), success and failure being equally likely."""
+    """Probability of at least so many successes if success and failure are equally likely."""
     from scipy.stats import binom
 
     return float(binom.sf(successes - 1, trials, 0.5))
@@ -130,11 +151,18 @@ def check(
     bound: Callable[[float], float] = norm_needed,
     block: Callable[..., Tensor] = bn_block,
 ) -> Result:
-    """bound: spectral norm needed to reach a CKA; block: of (x, w1, w2, gamma)."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        bound: function that returns the spectral norm that a given CKA requires.
+        block: residual block, a function of (x, w1, w2, gamma).
+    """
     rng = generator(seed)
     cloud = random_layers(300 if fast else 20_000, rng)
     slack = at_least(
-        f"||W||_op less the bound, smallest of {len(cloud)} layers",
+        f"smallest ||W||_op minus the bound, of {len(cloud)} layers",
         [norm - bound(c) for c, norm in cloud],
         -1e-10,
     )
@@ -146,10 +174,14 @@ def check(
     conditions = [
         *decisive([slack]),
         at_most("1 - CKA at W = 0", abs(1 - float(linear_cka(x, x, "biased"))), 1e-12),
-        at_least("||W||_F along the flow, last / first", flow["frobenius"][-1] / 0.1, 10),
+        at_least(
+            "||W||_F at the end of the flow, relative to its initial value",
+            flow["frobenius"][-1] / 0.1,
+            10,
+        ),
         at_most("CKA at the end of the flow", flow["cka"][-1], 0.5),
         rejects(f"dCKA/dlog gamma < 0 in {falling}/{seeds} seeds", sign_test(falling, seeds)),
-        at_most("|cos| of a BN weight with its gradient", cosines, 1e-10),
+        at_most("largest |cosine| of a BN weight and its gradient", cosines, 1e-10),
     ]
     grid = np.linspace(0, 1, 101).tolist()
     data = {"cloud": cloud[:1500], "grid": grid, "bound": [bound(c) for c in grid], "flow": flow}
@@ -159,12 +191,14 @@ def check(
         conditions,
         verdict=PROVED,
         consequence=REFUTES,
-        reason="across a skip, low CKA needs a large branch: minimising CKA makes weights grow",
+        reason="with a skip connection, low CKA needs a large residual branch: minimising CKA "
+        "makes the weights grow",
         figure=data | {"gammas": GAMMAS, "slopes": slopes},
     )
 
 
 def figure(result: Result) -> "Figure":
+    """Left: norm against CKA. Middle: the flow of CKA. Right: derivative of CKA in log gamma."""
     data = result.figure
     flow = data["flow"]
     drawing, (left, middle, right) = panels(3)
@@ -183,6 +217,6 @@ def figure(result: Result) -> "Figure":
         right.plot(places, slopes, color=COLOURS[4], linewidth=0.6, marker=".", markersize=3)
     right.axhline(0, color="k", linewidth=1)
     right.set_xticks(places, [f"{g:g}" for g in data["gammas"]])
-    right.set_xlabel(r"scale $\gamma$ of the last BN (a line a seed, n = 128)")
+    right.set_xlabel(r"scale $\gamma$ of the last BN (one line per seed, n = 128)")
     right.set_ylabel(r"$d\,\mathrm{CKA}_1 / d\log\gamma$")
     return drawing

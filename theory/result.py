@@ -1,16 +1,16 @@
-"""The result of a check: conditions with numbers in them, and the outcome that follows from them.
+"""The result of a check: computed conditions, and the outcome that follows from them.
 
-A theory module opens with a docstring of labelled paragraphs, the only place where its words live:
+The docstring of a check's module has labelled paragraphs, which are the only source of its texts:
 
     Claim: what the paper says, and where.
-    Statement: what is tested, precisely.
-    Assumptions: under which it is tested.
-    Proof: a few lines, where there is one.
-    Verdict: the rule by which the conditions become a verdict.
+    Statement: what is tested.
+    Assumptions: the assumptions of the test.
+    Proof: a proof in a few lines, if there is one.
+    Verdict: the rule that turns the conditions into a verdict.
 
-Its `check` computes `Condition`s and passes them, with that docstring, to `judge`. An outcome says
-three things: the `verdict` on the statement, the `consequence` for the paper's claim, and the
-`reason`.
+The function `check` of the module computes `Condition`s and passes them, with this docstring, to
+`judge`. An outcome has three parts: the `verdict` on the statement, the `consequence` for the
+paper's claim, and the `reason`.
 """
 
 import json
@@ -27,14 +27,14 @@ from ckasr.analysis import holm
 
 Word = Literal["proved", "holds numerically", "false (counterexample)", "inconclusive"]
 VERDICTS = PROVED, HOLDS, FALSE, INCONCLUSIVE = get_args(Word)
-"""What a check can say of its statement."""
+"""Possible verdicts on a statement."""
 
 Consequence = Literal["supports", "refutes", "qualifies", "open"]
 CONSEQUENCES = SUPPORTS, REFUTES, QUALIFIES, OPEN = get_args(Consequence)
-"""What a statement means for the paper's claim, once it is settled; open: it is not settled."""
+"""Possible consequences for the paper's claim; "open" if the verdict is not established."""
 
 ALPHA = 1e-3
-"""Family-wise error rate of the statistical tests of the whole suite."""
+"""Family-wise error rate of the statistical tests of all checks together."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Condition:
         value: the number.
         relation: ``"<="`` or ``">="``.
         bound: the bound.
-        p: whether the number is a p-value. With the relation ``"<="`` a null hypothesis must be
-            rejected; with ``">="`` it must not be.
-        decisive: whether a failure is a counterexample to the statement. If not, a failure leaves
-            the statement open.
-        adjusted: p-value after Holm's correction over the suite; None before the correction.
+        p: whether the number is a p-value. With the relation ``"<="`` the null hypothesis must be
+            rejected; with ``">="`` it must not be rejected.
+        decisive: whether a failure makes the statement false. Otherwise a failure makes it
+            inconclusive.
+        adjusted: p-value after Holm's correction over all checks; None before the correction.
+
+    Raises:
+        ValueError: if the relation is not one of the two.
     """
 
     what: str
@@ -69,7 +72,10 @@ class Condition:
 
     @property
     def holds(self) -> bool:
-        """Correction can only reverse a success: a fit that failed on its own stays failed."""
+        """Whether the number, and the adjusted p-value if there is one, satisfy the bound.
+
+        Holm's correction can therefore make a condition fail, but cannot make it hold.
+        """
         numbers = [self.value] if self.adjusted is None else [self.value, self.adjusted]
         if self.relation == "<=":
             return all(number <= self.bound for number in numbers)
@@ -82,38 +88,41 @@ class Condition:
 
 
 def at_most(what: str, value: ArrayLike, bound: float) -> Condition:
-    """The number, or the largest of several numbers, is at most the bound (NaN fails)."""
+    """The condition that a number, or the largest of several, is at most the bound."""
     return Condition(what, np.max(np.asarray(value)), "<=", bound)
 
 
 def at_least(what: str, value: ArrayLike, bound: float) -> Condition:
-    """The number, or the smallest of several numbers, is at least the bound (NaN fails)."""
+    """The condition that a number, or the smallest of several, is at least the bound."""
     return Condition(what, np.min(np.asarray(value)), ">=", bound)
 
 
 def rejects(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
-    """A null hypothesis that must be rejected for the verdict to stand."""
+    """The condition that a null hypothesis is rejected at level ``alpha``."""
     return Condition(what, p_value, "<=", alpha, p=True)
 
 
 def fits(what: str, p_value: float, alpha: float = ALPHA) -> Condition:
-    """A null hypothesis (the law that is claimed) that must not be rejected."""
+    """The condition that a null hypothesis, a claimed distribution, is not rejected."""
     return Condition(what, p_value, ">=", alpha, p=True)
 
 
 def decisive(conditions: Iterable[Condition]) -> list[Condition]:
-    """The same conditions; the failure of any of them is a counterexample to the statement."""
+    """The same conditions, each marked as one whose failure makes the statement false."""
     return [replace(condition, decisive=True) for condition in conditions]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check says.
+    """Verdict, consequence and reason.
 
     Args:
         verdict: verdict on the statement, one of `VERDICTS`.
-        consequence: what the statement means for the paper's claim, one of `CONSEQUENCES`.
+        consequence: consequence for the paper's claim, one of `CONSEQUENCES`.
         reason: explanation in one line.
+
+    Raises:
+        ValueError: if the verdict or the consequence is unknown, or the reason has several lines.
     """
 
     verdict: str
@@ -128,7 +137,7 @@ class Outcome:
                 f"{self.consequence!r} is not a consequence: {', '.join(CONSEQUENCES)}"
             )
         if "\n" in self.reason:
-            raise ValueError(f"a reason takes one line, got {self.reason!r}")
+            raise ValueError(f"a reason must have one line, got {self.reason!r}")
 
 
 @dataclass(frozen=True)
@@ -140,10 +149,13 @@ class Result:
         claim, statement, assumptions: paragraphs of its docstring.
         conditions: every condition, at least one.
         established: outcome if all conditions hold.
-        figure: plain lists and numbers, all that ``figure(result)`` of the module needs.
-        fast: whether the check ran at small sizes.
+        figure: data of the figure, as plain lists and numbers.
+        fast: whether the check ran with small sizes.
         seed: seed of the random numbers.
-        seconds: wall time.
+        seconds: wall time in seconds.
+
+    Raises:
+        ValueError: if there is no condition.
     """
 
     name: str
@@ -163,11 +175,15 @@ class Result:
 
     @property
     def failing(self) -> list[Condition]:
+        """The conditions that do not hold."""
         return [condition for condition in self.conditions if not condition.holds]
 
     @property
     def outcome(self) -> Outcome:
-        """`established` if all conditions hold; otherwise the claim stays open."""
+        """`established` if all conditions hold. Otherwise the consequence is "open".
+
+        The reason then lists the conditions that fail.
+        """
         if not self.failing:
             return self.established
         verdict = FALSE if any(condition.decisive for condition in self.failing) else INCONCLUSIVE
@@ -189,18 +205,18 @@ class Result:
     def sentence(self) -> str:
         """The outcome in one sentence."""
         verb = self.verdict if self.verdict == HOLDS else f"is {self.verdict}"
-        means = "settles nothing" if self.failing else f"{self.consequence} the claim"
+        means = "leaves the claim open" if self.failing else f"{self.consequence} the claim"
         return f"{self.name}: the statement {verb} and {means}: {self.reason}."
 
     def to_json(self) -> dict[str, Any]:
-        """A dict for strict JSON: numbers that are not finite become null."""
+        """The result as a dict for strict JSON. Numbers that are not finite become None."""
         content = asdict(self) | asdict(self.outcome)
         content["conditions"] = [asdict(c) | {"holds": c.holds} for c in self.conditions]
         return plain(content)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Result":
-        """The result that `to_json` wrote (null numbers come back as NaN)."""
+        """The result from the dict of `to_json`. Values and bounds that are None become NaN."""
         known = {f.name: content[f.name] for f in fields(cls)}
         names = [f.name for f in fields(Condition)]
         rows = [{name: row[name] for name in names} for row in content["conditions"]]
@@ -213,7 +229,11 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """Arrays, tensors, tuples and numpy numbers as lists and Python numbers, for JSON."""
+    """Convert arrays, tensors, tuples and NumPy numbers to lists and Python numbers, for JSON.
+
+    Raises:
+        TypeError: if the value cannot be converted.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -228,7 +248,10 @@ def plain(value: Any) -> Any:
 
 
 def sections(doc: str) -> dict[str, str]:
-    """The labelled paragraphs of a theory module's docstring, each on one line, lower-case keys."""
+    """The labelled paragraphs of the docstring of a check's module, each on one line.
+
+    The keys are the labels in lower case.
+    """
     pattern = re.compile(r"^(Claim|Statement|Assumptions|Proof|Verdict): ", re.MULTILINE)
     parts = pattern.split(doc)[1:]
     return {
@@ -247,14 +270,17 @@ def judge(
     reason: str,
     figure: Mapping[str, Any] | None = None,
 ) -> Result:
-    """The result of a check.
+    """Make the result of a check.
 
     Args:
-        name: ``__name__`` of the theory module.
-        doc: its ``__doc__``.
-        conditions: every condition that was computed.
-        verdict, consequence, reason: the outcome if all conditions hold.
+        name: ``__name__`` of the check's module.
+        doc: docstring of the module.
+        conditions: all computed conditions.
+        verdict, consequence, reason: outcome if all conditions hold.
         figure: data of the figure.
+
+    Raises:
+        KeyError: if the docstring has no claim, statement or assumptions.
     """
     words = sections(doc or "")
     return Result(
@@ -269,7 +295,10 @@ def judge(
 
 
 def corrected(results: Sequence[Result]) -> list[Result]:
-    """The suite with every p-value adjusted by Holm's method, which can only reverse a success."""
+    """The results with all their p-values adjusted together by Holm's method.
+
+    The adjustment can make a condition fail, but cannot make it hold.
+    """
     adjusted = iter(holm([c.value for r in results for c in r.conditions if c.p]))
     suite = []
     for result in results:
@@ -281,5 +310,5 @@ def corrected(results: Sequence[Result]) -> list[Result]:
 
 
 def as_json(results: Sequence[Result]) -> str:
-    """The suite as strict JSON text."""
+    """The results as strict JSON text."""
     return json.dumps([r.to_json() for r in results], indent=1, allow_nan=False) + "\n"

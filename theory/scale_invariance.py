@@ -1,23 +1,27 @@
-"""CKA exerts no force on the norm of the weights; its noise, under weight decay, raises it.
+"""The gradient of CKA does not change the norm of the weights; its noise, with weight decay, does.
 
 Claim: Minimising CKA-SR shrinks ||W||_F^2, whereby weights concentrate at 0 and sparsity rises
 (summary of the main text; the appendix's step from "the distance of X'f(X) and 0" drops the
 denominator of CKA).
 
-Statement: Where features scale with a layer's weights, <W, grad_W sum CKA> = 0: the flow keeps
-||W||_F, gradient descent has ||W_T||^2 = ||W_0||^2 + sum eta^2 ||g_t||^2, and SGD with weight decay
-lambda settles at ||W||^4 = eta beta^2 <||W||^2 ||g||^2> / (2 lambda), which grows with beta.
+Statement: Where the features are proportional to the scale of a layer's weights,
+<W, grad_W sum CKA> = 0. Therefore the gradient flow keeps ||W||_F, gradient descent has
+||W_T||^2 = ||W_0||^2 + sum eta^2 ||g_t||^2, and SGD with weight decay lambda reaches an equilibrium
+at ||W||^4 = eta beta^2 <||W||^2 ||g||^2> / (2 lambda), which grows with beta.
 
-Assumptions: homogeneous layers: linear (with bias, as features are centred), ReLU without bias
-anywhere (with biases, the layer's scale shared by weights and biases), or batch normalisation
-behind each layer (per filter). Not tanh. The equilibrium is first order in eta lambda.
+Assumptions: The layers are homogeneous: linear layers (with or without bias, because features are
+centred), ReLU networks without biases (with biases, if one scale multiplies the weights and biases
+of the layer), or layers followed by batch normalisation (separately for each filter). Layers with
+tanh are not homogeneous. The equilibrium is exact to first order in eta lambda.
 
-Proof: Features f(cW) = c f(W) have the same CKA for every c > 0; differentiate at c = 1. The step
-W - eta g is then orthogonal, so squares add. With decay, ||W||^2 changes by
--2 eta lambda ||W||^2 + eta^2 beta^2 ||g||^2 a step, and ||g|| ~ 1 / ||W|| by homogeneity.
+Proof: Features f(cW) = c f(W) have the same CKA for every c > 0. Differentiating at c = 1 gives
+<W, g> = 0. The gradient g is then orthogonal to W, so the squares of the norms of W and eta g add.
+With weight decay, ||W||^2 changes by -2 eta lambda ||W||^2 + eta^2 beta^2 ||g||^2 per step, and
+||g|| is proportional to 1 / ||W|| by homogeneity.
 
-Verdict: proved if every inner product is below 1e-10, growth matches to 1e-6 for steps from 1 to
-0.001, and the time-averaged ||W||^2 is within 5 % of the formula for each beta; false if not.
+Verdict: The statement is proved if every inner product is below 1e-10, the growth of ||W||^2 agrees
+to 1e-6 for learning rates from 1 to 0.001, and the time average of ||W||^2 is within 5 % of the
+formula for each beta. Otherwise it is false.
 """
 
 import itertools
@@ -42,23 +46,42 @@ BETAS = (0.25, 1.0, 4.0)
 
 
 def cka_1(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased CKA of features (..., n, d), batched."""
+    """Unbiased CKA of features ``x`` (..., n, d1) and ``y`` (..., n, d2), shape (...)."""
     a, b = (center(z @ z.mT, "unbiased") for z in (x, y))
     return (a * b).sum((-2, -1)) / (g.norm(a) * g.norm(b))
 
 
 def added_growth(rate: float, gradients: Tensor) -> Tensor:
-    """||W_T||^2 - ||W_0||^2 of gradient descent, from the squared norms of its gradients."""
+    """||W_T||^2 - ||W_0||^2 of gradient descent.
+
+    Args:
+        rate: learning rate.
+        gradients: squared norms of the gradients of all steps.
+    """
     return rate**2 * gradients.sum()
 
 
 def equilibrium(rate: float, beta: float, decay: float, squares: float) -> float:
-    """||W||^2 of SGD with weight decay; squares: mean of ||W||^2 ||g||^2, g for beta = 1."""
+    """||W||^2 of SGD with weight decay at the equilibrium.
+
+    Args:
+        rate: learning rate.
+        beta: strength of the term.
+        decay: weight decay.
+        squares: mean of ||W||^2 ||g||^2, where g is the gradient for beta = 1.
+    """
     return float(np.sqrt(rate * beta**2 * squares / (2 * decay)))
 
 
 def forward(kind: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list:
-    """The features of three layers, the input first."""
+    """The input (n, 6) and the features of every layer.
+
+    Args:
+        kind: ``"linear + bias"``, ``"ReLU"``, ``"batch norm"``, ``"ReLU + bias"`` or ``"tanh"``.
+        x: input.
+        weights: one matrix per layer.
+        biases: one vector per layer; used by the kinds with bias only.
+    """
     features = [x]
     for w, b in zip(weights, biases, strict=True):
         z = features[-1] @ w.T
@@ -75,7 +98,11 @@ def forward(kind: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Te
 
 
 def radial(kind: str, similarity: Similarity, seed: int) -> float:
-    """Largest |<W, grad>| over layers (batch norm: rows; ReLU + bias: all scales of one layer)."""
+    """Largest |<W, grad>| over the layers of a small random network.
+
+    With batch normalisation the inner products are those of single rows. With ReLU and biases there
+    is one layer, and its weights and biases are one vector.
+    """
     rng = g.generator(seed)
     x = g.normal(16, 6, rng=rng)
     weights = [g.normal(6, 6, rng=rng).requires_grad_() for _ in range(3)]
@@ -94,7 +121,11 @@ def radial(kind: str, similarity: Similarity, seed: int) -> float:
 
 
 def descend(similarity: Similarity, rate: float, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Growth of ||W||^2 in full-batch gradient descent and the squared norms of the gradients."""
+    """Growth of ||W||^2 in full-batch gradient descent, and the squared norms of the gradients.
+
+    Returns:
+        A scalar and a tensor of shape (steps,).
+    """
     rng = g.generator(seed)
     x, w = g.normal(64, 8, rng=rng) @ g.root(g.covariance(size=8, rng=rng)), g.normal(8, 8, rng=rng)
     start, squares = w.square().sum(), []
@@ -109,7 +140,11 @@ def descend(similarity: Similarity, rate: float, steps: int, seed: int) -> tuple
 def settle(
     similarity: Similarity, rate: float, decay: float, steps: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """||W||^2 and ||W||^2 ||g||^2, (steps, betas), of 8-shot SGD with decay, mean of 8 replicas."""
+    """||W||^2 and ||W||^2 ||g||^2 in every step of SGD with weight decay.
+
+    Each step uses a new batch of 8 samples. The values are means over 8 replicas, and both tensors
+    have shape (steps, betas), where the first beta is 0 and the others are `BETAS`.
+    """
     rng = g.generator(seed)
     betas = torch.tensor([0.0, *BETAS], dtype=torch.float64)[:, None, None, None]
     mix = g.root(g.covariance(size=8, rng=rng))
@@ -134,7 +169,15 @@ def check(
     growth: Callable[[float, Tensor], Tensor] = added_growth,
     settled: Callable[[float, float, float, float], float] = equilibrium,
 ) -> Result:
-    """similarity: of features (..., n, d); growth, settled: the two formulas above."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        similarity: function that returns the CKA of features (..., n, d1) and (..., n, d2).
+        growth: formula of the growth of ||W||^2, like `added_growth`.
+        settled: formula of ||W||^2 at the equilibrium, like `equilibrium`.
+    """
     kinds = ("linear + bias", "ReLU", "batch norm", "ReLU + bias")
     forces = {kind: radial(kind, similarity, seed) for kind in (*kinds, "tanh")}
     steps, errors = 50 if fast else 1000, []
@@ -150,9 +193,9 @@ def check(
     shown = slice(None, 2000, 5)
     conditions = [
         *(at_most(f"<W, grad CKA>, {kind}", forces[kind], 1e-10) for kind in kinds),
-        at_most("growth of ||W||^2 by descent, worst relative error", errors, 1e-6),
+        at_most("largest relative error of the growth of ||W||^2 by descent", errors, 1e-6),
         at_most(
-            "||W||^2 under decay against the formula, worst relative error",
+            "largest relative error of ||W||^2 with weight decay",
             [abs(m / f - 1) for m, f in zip(means, formula, strict=True)],
             0.05,
         ),
@@ -163,8 +206,9 @@ def check(
         decisive(conditions),
         verdict=PROVED,
         consequence=REFUTES,
-        reason="no force on ||W||; steps add to it, and under weight decay ||W||^2 settles at "
-        f"{', '.join(f'{m:.1f}' for m in means)} for beta {', '.join(f'{b:g}' for b in BETAS)}",
+        reason="the gradient is orthogonal to W; finite steps increase ||W||, and with weight "
+        f"decay ||W||^2 converges to {', '.join(f'{m:.1f}' for m in means)} for beta "
+        f"{', '.join(f'{b:g}' for b in BETAS)}",
         figure={
             "forces": forces,
             "steps": list(range(steps))[shown],
@@ -176,6 +220,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure":
+    """Left: the inner products of W and its gradient. Right: ||W||^2 with weight decay."""
     data = result.figure
     drawing, (left, right) = panels(2)
     names, values = list(data["forces"]), [max(v, 1e-18) for v in data["forces"].values()]

@@ -1,20 +1,22 @@
-"""What the paper reports of trained networks, tested on the run records that are there.
+"""The paper's results on trained networks, tested on the run records of this repository.
 
-Claim: With CKA-SR layer-by-layer CKA falls with beta, the histogram of weights grows a peak at zero
-(figures 1 and 2), and ||W||_F^2 shrinks (summary of the main text).
+Claim: With CKA-SR the layer-by-layer CKA falls with beta, the histogram of weights develops a peak
+at zero (figures 1 and 2), and ||W||_F^2 shrinks (summary of the main text).
 
-Statement: In trained networks the mean CKA between different layers falls with beta, the share of
-kept weights below 1e-2 rises, and ||W||_F of the kept weights falls.
+Statement: In trained networks, as beta grows, the mean CKA between different layers falls, the
+fraction of kept weights below 1e-2 rises, and ||W||_F of the kept weights falls.
 
-Assumptions: Records of the full schedule (160 epochs or more), finished runs only. A unit is one
-baseline run with all CKA-SR runs that share everything else with it: seed, mask, data order. Its
-number is the mean change from a lower to a higher beta over pairs of its runs. Units count as
-independent; whether that holds across sparsities that share a seed cannot be seen from records.
+Assumptions: Only finished runs of the full schedule (160 epochs or more) count. A unit is one
+baseline run with all CKA-SR runs that share everything else with it: seed, mask and data order. The
+value of a unit is the mean change from a lower to a higher beta over all pairs of its runs. Units
+count as independent; the records cannot show whether this holds for different sparsities with the
+same seed.
 
-Verdict: with fewer than 14 units inconclusive (the smallest p-value of so few could not pass Holm's
-correction). Else exact one-sided Wilcoxon signed-rank tests decide: holds numerically if all three
-move as the paper says; false (counterexample) if at least one moves against it (two-sided p);
-inconclusive otherwise. Scale-free sparsity and effective rank are reported beside them.
+Verdict: With fewer than 14 units the statement is inconclusive, because the smallest p-value of so
+few units could not pass Holm's correction. Otherwise exact one-sided Wilcoxon signed-rank tests
+decide. It holds numerically if all three measures change as the paper says; it is false
+(counterexample) if at least one changes in the opposite direction (two-sided p); it is inconclusive
+in all other cases. Scale-free sparsity and effective rank are reported too.
 """
 
 import json
@@ -48,17 +50,18 @@ Measure = Callable[[Record], float | None]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 LEAST_UNITS = 14
 CLAIMED = {"layer CKA": -1, "share below 1e-2": 1, "||W||_F": -1}
-"""What the paper says of a rising beta: +1 rises, -1 falls. The other measures it does not name."""
+"""Direction in which the paper says a measure changes as beta grows: +1 rises, -1 falls."""
 
 
 def mean_layer_cka(record: Record) -> float | None:
-    """Mean CKA of all pairs of different layers."""
+    """Mean CKA of all pairs of different layers; None if the record has no CKA."""
     matrix = (record.get("layer_cka") or {}).get("matrix") or []
     pairs = [matrix[i][j] for i, j in combinations(range(len(matrix)), 2)]
     return sum(pairs) / len(pairs) if pairs else None
 
 
 def of_weights(name: str) -> Measure:
+    """A function that returns the weight statistic ``name`` of a record, or None."""
     return lambda record: (record.get("weights") or {}).get(name)
 
 
@@ -73,16 +76,17 @@ MEASURES: dict[str, Measure] = {
 
 
 def found(results: Path) -> list[Record]:
-    """Every record under results/*/records, each id once."""
+    """All records in ``<results>/*/records``, one per id."""
     folders = sorted(path.parent for path in results.glob("*/records"))
     return list({r["id"]: r for folder in folders for r in load_all(folder)}.values())
 
 
 def units(records: Iterable[Record]) -> list[list[list[Record]]]:
-    """Finished runs of the full schedule by their baseline run: a list of chains each.
+    """Group the finished runs of the full schedule into units.
 
-    A chain is the baseline and the runs that differ from it in CKA-SR, and among themselves in beta
-    alone, in the order of beta; all on one device.
+    Returns:
+        One list of chains per baseline run. A chain is a list of records in the order of beta: the
+        baseline and CKA-SR runs that differ from each other in beta only. All ran on one device.
     """
     baselines: dict[str, Record] = {}
     chains: dict[str, dict[str, dict[float, Record]]] = {}
@@ -90,7 +94,7 @@ def units(records: Iterable[Record]) -> list[list[list[Record]]]:
         settings = Settings.from_dict(record["settings"])
         if record["status"] != "finished" or settings.schedule != "full":
             continue
-        if settings.term != "cka_sr":  # the claim is about no other term
+        if settings.term != "cka_sr":  # The claim is about CKA-SR only.
             continue
         base = settings.baseline().id
         if settings.beta == 0:
@@ -109,7 +113,11 @@ def units(records: Iterable[Record]) -> list[list[list[Record]]]:
 
 
 def change(chains: list[list[float]]) -> float:
-    """Mean change from a lower to a higher beta: over all pairs of a chain, then over chains."""
+    """Mean change from a lower to a higher beta, over all pairs of a chain and then over chains.
+
+    Args:
+        chains: values of one measure per chain, in the order of beta.
+    """
     means = []
     for values in chains:
         steps = [b - a for a, b in combinations(values, 2)]
@@ -118,7 +126,12 @@ def change(chains: list[list[float]]) -> float:
 
 
 def one_sided(changes: list[float], direction: int) -> float:
-    """P-value of the hypothesis that the changes do not go in this direction (+1 or -1)."""
+    """P-value of the null hypothesis that the values do not change in the given direction.
+
+    Args:
+        changes: one change per unit.
+        direction: +1 for a rise, -1 for a fall.
+    """
     from scipy.stats import wilcoxon
 
     signed = [direction * c for c in changes]
@@ -132,8 +145,15 @@ def check(
     measures: dict[str, Measure] | None = None,
     claimed: dict[str, int] | None = None,
 ) -> Result:
-    """records: by default all under results/; measures: a number a record, by name; claimed: the
-    direction in which each measure that is tested should go. Nothing is drawn at random."""
+    """Run the check. It uses no random numbers.
+
+    Args:
+        fast: has no effect.
+        seed: has no effect.
+        records: run records; None for all records in ``results/``.
+        measures: functions that return one number per record, by name; None for `MEASURES`.
+        claimed: direction in which each tested measure should change; None for `CLAIMED`.
+    """
     measures, claimed = measures or MEASURES, claimed or CLAIMED
     groups = units(found(RESULTS) if records is None else records)
     changes: dict[str, list[float]] = {}
@@ -154,7 +174,9 @@ def check(
             reason = f"against the paper, in {count} units: " + ", ".join(
                 f"{name} {'falls' if claimed[name] > 0 else 'rises'}" for name in contrary
             )
-            conditions += [rejects(f"{n} does not move against it", against[n]) for n in contrary]
+            conditions += [
+                rejects(f"{n} does not change against the claim", against[n]) for n in contrary
+            ]
         else:
             conditions += [
                 rejects(
@@ -174,7 +196,7 @@ def check(
 
 
 def figure(result: Result) -> "Figure | None":
-    """Per measure the relative change of every unit, and their median; None without units."""
+    """The relative change of every unit and its median, per measure; None if there are no units."""
     data = result.figure
     if not data["units"]:
         return None

@@ -1,25 +1,27 @@
-"""The gradient of CKA vanishes as sqrt(1 - CKA) where two layers are alike.
+"""The gradient of CKA vanishes as sqrt(1 - CKA) where two layers are similar.
 
 Claim: CKA-SR lowers the similarity of layers, which is high in networks without it (summary of the
 main text; figure of the layer-by-layer CKA).
 
 Statement: With centred features Y, centred Gram matrices K of X and L of Y, and c = CKA(X, Y), the
 gradient is 2 (K/||K|| - c L/||L||) Y / ||L||, and its norm is at most 2 ||Y||_op sqrt(1 - c^2) /
-||L||. It is zero where c = 1, and near such a point it is proportional to sqrt(1 - c). So the term
-is weakest where layers are most alike. The same holds for unbiased CKA with U-centred Gram
+||L||. It is zero where c = 1, and near such a point it is proportional to sqrt(1 - c). The term is
+therefore weakest where layers are most similar. The same holds for unbiased CKA with U-centred Gram
 matrices.
 
-Assumptions: Neither layer is constant. The bound is for the features of one layer; the gradient of
-weights is that of the features times the Jacobian of the layer. That the rate is exactly one half
-is observed along random directions. Smerkous et al. (2024) report small gradients of CKA near 1.
+Assumptions: Neither layer is constant. The bound is for the gradient in the features of one layer;
+the gradient in the weights is this gradient times the Jacobian of the layer. That the exponent is
+exactly one half is observed along random directions. Smerkous et al. (2024) report small gradients
+of CKA near 1.
 
 Proof: With unit vectors a = K/||K||, b = L/||L||, a change of Y changes b orthogonally to b, so dc
 = <a, db> = <a - c b, db>, and |a - c b| = sqrt(1 - c^2). Centring is an orthogonal projection, so
 |db| <= |d(YY')| / ||L|| <= 2 ||Y||_op |dY| / ||L||.
 
-Verdict: proved if autograd agrees with the formula (1e-10), no random pair exceeds the bound
-(1e-10) and the gradient is zero at Y = X (1e-12); the rate must be within 0.02 of one half in every
-direction. False if an identity or the bound fails; inconclusive if only the rate does.
+Verdict: The statement is proved if autograd agrees with the formula (1e-10), no random pair exceeds
+the bound (1e-10), the gradient is zero at Y = X (1e-12), and the exponent is within 0.02 of one
+half in every direction. It is false if the formula or the bound fails, and inconclusive if only the
+exponent does.
 """
 
 from collections.abc import Callable
@@ -41,13 +43,24 @@ ESTIMATORS: tuple[Estimator, ...] = ("biased", "unbiased")
 
 
 def gradient_of(k: Tensor, l: Tensor, y: Tensor) -> Tensor:  # noqa: E741 - Gram matrices K and L
-    """Gradient of CKA in the centred features y, from the centred Gram matrices of both layers."""
+    """Gradient of CKA in the features of the second layer, shape (n, d).
+
+    Args:
+        k, l: centred Gram matrices of the first and the second layer, shape (n, n).
+        y: centred features of the second layer, shape (n, d).
+    """
     c = (k * l).sum() / (norm(k) * norm(l))
     return 2 * (k / norm(k) - c * l / norm(l)) @ y / norm(l)
 
 
 def bound_of(c: Tensor, y: Tensor, gram_norm: Tensor) -> Tensor:
-    """Largest norm of the gradient at CKA c."""
+    """Upper bound on the norm of the gradient of CKA.
+
+    Args:
+        c: value of CKA, a scalar.
+        y: centred features of the second layer, shape (n, d).
+        gram_norm: Frobenius norm of their centred Gram matrix.
+    """
     largest = torch.linalg.matrix_norm(y, 2)
     return 2 * largest * (1 - c.square()).clamp_min(0).sqrt() / gram_norm
 
@@ -55,7 +68,16 @@ def bound_of(c: Tensor, y: Tensor, gram_norm: Tensor) -> Tensor:
 def slope_near_one(
     x: Tensor, direction: Tensor, estimator: Estimator
 ) -> tuple[float, list[float], list[float]]:
-    """Exponent of |gradient| against 1 - CKA for Y = X + s E, and both along s."""
+    """Power law of the norm of the gradient for Y = X + s E, with s from 0.001 to 0.1.
+
+    Args:
+        x: features, shape (n, d).
+        direction: direction E, shape (n, d).
+        estimator: estimator of CKA.
+
+    Returns:
+        The exponent of the norm against 1 - CKA, the values of 1 - CKA, and the norms.
+    """
     distances, sizes = [], []
     for s in np.logspace(-3, -1, 9):
         y = (x + s * direction).requires_grad_()
@@ -72,14 +94,21 @@ def check(
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor] = gradient_of,
     bound: Callable[[Tensor, Tensor, Tensor], Tensor] = bound_of,
 ) -> Result:
-    """gradient: of CKA, from (K, L, Y); bound: of its norm, from (c, Y, ||L||)."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        gradient: formula of the gradient, like `gradient_of`.
+        bound: bound on its norm, like `bound_of`.
+    """
     rng = generator(seed)
     errors, excess, cloud, at_one = [], [], [], []
     for index in range(60 if fast else 300):
         estimator = ESTIMATORS[index % 2]
         n = int(torch.randint(6, 30, (), generator=rng))
         x = normal(n, 6, rng=rng)
-        # Not closer: where 1 - CKA is a rounding error, so is the bound.
+        # For closer layers, 1 - CKA and the bound would consist of rounding errors.
         share = 10 ** (1 - 4 * torch.rand((), generator=rng, dtype=torch.float64))
         y = (x + share * normal(n, 6, rng=rng)).requires_grad_()
         c = linear_cka(x, y, estimator)
@@ -106,24 +135,27 @@ def check(
             *decisive(
                 [
                     at_most(
-                        "gradient less the formula, relative to 2 ||Y||_op / ||L||", errors, 1e-10
+                        "error of the formula of the gradient, relative to 2 ||Y||_op / ||L||",
+                        errors,
+                        1e-10,
                     ),
-                    at_most("norm of the gradient / bound - 1, largest", excess, 1e-10),
-                    at_most("gradient at Y = X", at_one, 1e-12),
+                    at_most("largest norm of the gradient / bound - 1", excess, 1e-10),
+                    at_most("norm of the gradient at Y = X", at_one, 1e-12),
                 ]
             ),
-            at_most("exponent of |gradient| against 1 - CKA, less 1/2", off, 0.02),
+            at_most("|exponent of |gradient| against 1 - CKA - 1/2|", off, 0.02),
         ],
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason=f"|gradient| goes as (1 - CKA)^{np.mean(slopes['unbiased']):.2f}: the term is "
-        "weakest where layers are most alike",
+        reason="the norm of the gradient is proportional to (1 - CKA)^"
+        f"{np.mean(slopes['unbiased']):.2f} near 1: the term is weakest where layers are most "
+        "similar",
         figure={"cloud": cloud[:200], "run": runs[0][1:]},
     )
 
 
 def figure(result: Result) -> "Figure":
-    """Left: random pairs under the bound. Right: the gradient as Y comes close to X."""
+    """Left: the gradients of random pairs and the bound. Right: the gradient as Y approaches X."""
     data = result.figure
     drawing, (left, right) = panels(2)
     distance, size = zip(*data["cloud"], strict=True)

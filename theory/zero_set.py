@@ -1,23 +1,25 @@
-"""CKA = 0 and I = 0: the same set for Gaussian pairs, not beyond.
+"""CKA = 0 and I = 0 describe the same pairs if the pairs are Gaussian, but not in general.
 
-Claim: Minimising CKA(X, Y) is equivalent to minimising the mutual information I(X; Y); the proof
+Claim: Minimising CKA(X, Y) is equivalent to minimising the mutual information I(X; Y). The proof
 shows that both vanish together for Gaussian features, "reasonable, for there exist BN layers"
 (appendix, Lemmas 1 and 2, by the inequality |S| <= |Sx||Sy|).
 
-Statement: For jointly Gaussian X, Y: CKA = 0 if and only if I = 0, quantitatively
--1/2 ln(1 - CKA) <= I <= -1/2 ln(1 - k CKA) with k = ||Sx|| ||Sy|| / (l_min(Sx) l_min(Sy)), the
-upper half where k CKA < 1. Off Gaussian it fails: Y = X^2 - 1 + e/2 has CKA = 0 and I > 0.
+Statement: For jointly Gaussian X and Y, CKA = 0 if and only if I = 0. More precisely,
+-1/2 ln(1 - CKA) <= I <= -1/2 ln(1 - k CKA) with k = ||Sx|| ||Sy|| / (l_min(Sx) l_min(Sy)), where
+the upper bound requires k CKA < 1. Without joint Gaussianity the equivalence fails: for standard
+normal X and e, Y = X^2 - 1 + e/2 has CKA = 0 and I > 0.
 
-Assumptions: joint Gaussianity (batch normalisation fixes two moments, not that); nonsingular
-covariances.
+Assumptions: X and Y are jointly Gaussian (batch normalisation fixes only the mean and the variance
+of each feature, which does not imply this), and their covariances are nonsingular.
 
 Proof: CKA = 0 iff Sxy = 0 iff all canonical correlations r_i are 0 iff I = -1/2 sum ln(1 - r_i^2)
-is 0. Lower half: one_sided_bound. Upper half: sum r_i^2 = ||Sx^-1/2 Sxy Sy^-1/2||^2 <= k CKA and
-prod(1 - r_i^2) >= 1 - sum r_i^2. Off Gaussian: Cov(X, X^2) = E X^3 = 0.
+is 0. The lower bound is proved in theory/one_sided_bound.py. The upper bound follows from sum r_i^2
+= ||Sx^-1/2 Sxy Sy^-1/2||^2 <= k CKA and prod(1 - r_i^2) >= 1 - sum r_i^2. For the pair that is not
+Gaussian, Cov(X, X^2) = E X^3 = 0.
 
-Verdict: proved if both halves hold on random models down to CKA = 1e-16 and exactly at 0, and the
-pair X, X^2 - 1 + e/2 has |CKA_1| <= 0.01 pooled over all samples while a chi-square test rejects
-independence; inconclusive if not.
+Verdict: The statement is proved if both bounds hold on random models down to CKA = 1e-16 and
+exactly at 0, and if the pair X, X^2 - 1 + e/2 has |CKA_1| <= 0.01 pooled over all samples while a
+chi-square test rejects independence. Otherwise it is inconclusive.
 """
 
 from collections.abc import Callable
@@ -39,7 +41,14 @@ Similarity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def noisy_information(link: Callable[[Tensor], Tensor], noise: float) -> float:
-    """I(X; link(X) + noise e) in nats for X, e ~ N(0, 1), by quadrature: h(Y) - h(noise e)."""
+    """I(X; link(X) + noise e) in nats for independent X, e ~ N(0, 1).
+
+    The value is h(Y) - h(noise e), where the entropy h(Y) is computed by quadrature.
+
+    Args:
+        link: function that maps a tensor of shape (n,) elementwise.
+        noise: standard deviation of the noise.
+    """
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     weight = torch.exp(-(x**2) / 2)
     centre = link(x)
@@ -58,7 +67,15 @@ def check(
     information: Similarity = g.information,
     link: Callable[[Tensor], Tensor] = lambda x: x**2 - 1,
 ) -> Result:
-    """cka, information: of (Sxy, Sx, Sy); link: Y = link(X) + e/2 of the pair off Gaussian."""
+    """Run the check.
+
+    Args:
+        fast: whether to use small sizes.
+        seed: seed of the random numbers.
+        cka: function that returns the CKA for the covariances (Sxy, Sx, Sy).
+        information: function that returns the mutual information in nats for (Sxy, Sx, Sy).
+        link: function of X in Y = link(X) + e/2, the pair that is not jointly Gaussian.
+    """
     rng = g.generator(seed)
     models, noise = (300, 0.5) if fast else (3000, 0.5)
     s_x, s_y = (g.covariance(models, size=k, rng=rng) for k in (3, 4))
@@ -85,12 +102,12 @@ def check(
     shown = torch.arange(1, models, models // 150)
     conditions = [
         at_most("CKA and I of independent Gaussians", [similarity[0].abs(), nats[0].abs()], 1e-12),
-        at_least("relative slack below", ((nats - below) / nats)[live], -1e-7),
-        at_least("relative slack above", ((above - nats) / nats)[live], -1e-7),
+        at_least("relative slack of the lower bound", ((nats - below) / nats)[live], -1e-7),
+        at_least("relative slack of the upper bound", ((above - nats) / nats)[live], -1e-7),
         at_most("|CKA_1| of X and X^2 - 1 + e/2", abs(sampled), 0.01),
-        rejects("chi-square test of independence", p_value),
-        at_least("its I, quadrature, nats", truth, 0.1),
-        at_most("KSG against quadrature, nats", abs(nearest - truth), 0.1),
+        rejects("chi-square test of the independence of X and X^2 - 1 + e/2", p_value),
+        at_least("I of X and X^2 - 1 + e/2 by quadrature, nats", truth, 0.1),
+        at_most("|KSG estimate - quadrature|, nats", abs(nearest - truth), 0.1),
     ]
     return judge(
         __name__,
@@ -98,8 +115,8 @@ def check(
         conditions,
         verdict=PROVED,
         consequence=QUALIFIES,
-        reason="same zeros for Gaussian pairs only (X, X^2 - 1 + e/2: "
-        f"CKA {sampled:.4f}, I {truth:.2f} nats); same zeros are not the same order",
+        reason="CKA and I are zero together for Gaussian pairs only (X, X^2 - 1 + e/2: "
+        f"CKA {sampled:.4f}, I {truth:.2f} nats); this does not give them the same order",
         figure={
             "cka": similarity[shown],
             "nats": nats[shown],
@@ -115,7 +132,13 @@ def check(
 
 
 def independence_tests(x: Tensor, y: Tensor, seed: int) -> tuple[float, float]:
-    """p of a chi-square test on octile bins, and the KSG estimate of I in nats (2000 samples)."""
+    """P-value of a chi-square test of independence, and the KSG estimate of I(X; Y) in nats.
+
+    Args:
+        x, y: samples, shape (n, 1). The test counts them in 8 x 8 bins whose edges are the octiles.
+            The estimate of Kraskov et al. (2004) uses the first 2000 samples.
+        seed: seed of the estimate.
+    """
     from scipy.stats import chi2_contingency
     from sklearn.feature_selection import mutual_info_regression
 
@@ -127,6 +150,7 @@ def independence_tests(x: Tensor, y: Tensor, seed: int) -> tuple[float, float]:
 
 
 def figure(result: Result) -> "Figure":
+    """Left: I against CKA for Gaussian pairs. Right: a dependent pair with CKA = 0."""
     data = result.figure
     drawing, (left, right) = panels(2)
     left.loglog(data["cka"], data["nats"], "o", markersize=3, color="0.45", label="random models")

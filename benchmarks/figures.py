@@ -161,7 +161,7 @@ def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
         ]
         axis.errorbar(
             x, y, yerr=ends, color=look["color"], marker=look["marker"], markersize=3.5,
-            linestyle=look["linestyle"], elinewidth=0.6, label=f"{variant}: {_growth(x, y)}",
+            linestyle=look["linestyle"], elinewidth=0.6, label=f"{variant}: {_exponent(x, y)}",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log", nonpositive="clip")
@@ -176,11 +176,16 @@ def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.4)
 
 
-def _growth(x: Sequence[float], y: Sequence[float]) -> str:
-    """Text with the exponent of the power law through the first and the last point."""
+def _exponent(x: Sequence[float], y: Sequence[float]) -> str:
+    exponent = growth(x, y)
+    return "growth unknown" if exponent is None else f"exponent {exponent:.1f}"
+
+
+def growth(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Exponent of the power law through the first and the last point; None if there is none."""
     if len(x) < 2 or min(y[0], y[-1]) <= 0:
-        return "growth unknown"
-    return f"exponent {math.log(y[-1] / y[0]) / math.log(x[-1] / x[0]):.1f}"
+        return None
+    return math.log(y[-1] / y[0]) / math.log(x[-1] / x[0])
 
 
 def _epochs(groups: Groups) -> "Figure":

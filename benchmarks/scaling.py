@@ -42,7 +42,7 @@ def measure(
     sizes += [("samples", count, 9, count) for count in samples]
     timings = []
     for what, x, depth, few in sizes:
-        stages = _features(depth, few, device)
+        stages = features(depth, few, device)
         variants = {PAIRWISE: _alone(pairwise_term, stages), OURS: _alone(cka_sr_loss, stages)}
         timings += interleaved(f"scaling {what}", variants, rounds=rounds, device=device, x=x)
     for batch in batches:
@@ -50,7 +50,8 @@ def measure(
     return timings
 
 
-def _features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
+def features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
+    """Random features with gradients and the shapes of a ResNet's three stages, by stage."""
     generator = torch.Generator().manual_seed(0)
     return [
         [

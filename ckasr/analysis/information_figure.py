@@ -97,16 +97,6 @@ def _plane(axis: "Axes", arms: Arms) -> None:
         information = np.mean([[layers[0] for layers in run["lower"]] for run in runs], axis=0)
         accuracy = 100 * np.mean([run["validation_accuracy"] for run in runs], axis=0)
         axis.plot(information, accuracy, **{**look, "markersize": 3})
-        beta = f", β = {power_of_ten(arm.beta)}" if arm.beta else ""
-        axis.annotate(
-            f"{_name_of(arm)}{beta}",
-            (information[-1], accuracy[-1]),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=6,
-            color=look["color"],
-        )
-    axis.set_title("during the training, first noisy layer")
+    axis.set_title("first noisy layer during the training, largest β")
     axis.set_xlabel("I(X; T) (nats)")
     axis.set_ylabel("validation accuracy (%)")

@@ -30,7 +30,7 @@ SAMPLES = 1000
 """Largest number of training samples on which the input is uniform."""
 CRITIC_PASSES = 16
 """Passes with independent noise from which the critic of the lower bound is made."""
-PASSES = 16
+PASSES = 8
 """Passes with independent noise over which the lower bound is averaged."""
 
 

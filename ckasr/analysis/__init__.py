@@ -11,6 +11,9 @@ from .failures_figure import failure_signatures, write_failures
 from .failures_floor_figure import accuracy_and_floor, floor_groups, write_floor
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
 from .few_shots_figure import few_shots, write_few_shots
+from .interaction import interactions, interactions_table
+from .interaction import studies as interaction_studies
+from .interaction_figure import interaction_effects, write_interactions
 from .layers_figure import layer_cka_maps
 from .mechanism import hypotheses, mechanism_cells, mechanism_table
 from .mechanism_figure import mechanism_numbers, write_mechanism
@@ -48,6 +51,10 @@ __all__ = [
     "headline_table",
     "holm",
     "hypotheses",
+    "interaction_effects",
+    "interaction_studies",
+    "interactions",
+    "interactions_table",
     "layer_cka_maps",
     "learned",
     "mechanism_cells",
@@ -71,5 +78,6 @@ __all__ = [
     "write_failures",
     "write_few_shots",
     "write_floor",
+    "write_interactions",
     "write_mechanism",
 ]

@@ -408,7 +408,8 @@ def cells(step: Step) -> list[Settings]:
     The list is empty for a notebook without the parameter ``sparsities``, which trains no grid of
     runs. Parameters with the names of settings are common to all runs. The grid is the product of
     ``sparsities``, ``seeds``, ``betas`` (with 0 for the baseline) and, if the notebook has them,
-    ``methods``, ``partners``, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and ``intervals``.
+    ``methods``, ``partners``, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and
+    ``intervals``.
 
     Raises:
         ValueError: for a value that `Settings` does not allow.

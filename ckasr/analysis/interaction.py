@@ -18,7 +18,7 @@ from ckasr.experiments.settings import Settings
 from .cells import BASELINE, Arm, Cell, Record, cells, family_title, percent
 from .statistics import CONFIDENCE, Comparison, compare, compare_sides, holm, of_values
 from .tables import NOTHING, PAIRS, interval_text, markdown, p_text, points_text
-from .verdict import difference_shown, learned, verdict_on
+from .verdict import FEWEST_PAIRS, difference_shown, learned, verdict_on
 
 COLUMNS = (
     "partner",
@@ -44,8 +44,8 @@ are finished. Interaction: effect of the term with the partner minus its effect 
 mean; p is from the exact two-sided sign-flip test; Holm p is corrected for all rows of the table. \
 The verdict is *positive interaction* if the {100 * CONFIDENCE:g} % interval is above 0, *negative \
 interaction* if it is below 0, and otherwise *no interaction shown*, which does not mean that \
-there is none. It is *undecided* with fewer than three seeds, without an interval, or if more than one \
-seed in five was lost to divergence.
+there is none. It is *undecided* with fewer than {FEWEST_PAIRS} seeds, without an interval, or if \
+more than one seed in five was lost to divergence.
 """
 
 

@@ -27,7 +27,8 @@ from .tables import runs_table
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
     """The tables of accuracies in Markdown, by the name of their file.
 
-    `write_few_shots`, `write_mechanism`, `write_failures` and `write_interactions` write their tables themselves.
+    `write_few_shots`, `write_mechanism`, `write_failures` and `write_interactions` write their
+    tables themselves.
     """
     records = list(records)
     tables = {"runs": runs_table(records)}

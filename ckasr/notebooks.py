@@ -407,8 +407,9 @@ def cells(step: Step) -> list[Settings]:
 
     The list is empty for a notebook without the parameter ``sparsities``, which trains no grid of
     runs. Parameters with the names of settings are common to all runs. The grid is the product of
-    ``sparsities``, ``seeds``, ``methods``, ``betas`` (with 0 for the baseline) and, if the notebook
-    has them, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and ``intervals``.
+    ``sparsities``, ``seeds``, ``betas`` (with 0 for the baseline) and, if the notebook has them,
+    ``methods``, ``partners``, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and
+    ``intervals``.
 
     Raises:
         ValueError: for a value that `Settings` does not allow.
@@ -424,7 +425,8 @@ def cells(step: Step) -> list[Settings]:
         sparsities=given["sparsities"],
         betas=[0.0, *given["betas"]],
         seeds=given["seeds"],
-        methods=given["methods"],
+        methods=given.get("methods"),
+        partners=given.get("partners"),
         terms=given.get("terms"),
         precisions=given.get("precisions"),
         order_seeds=given.get("order_seeds"),

@@ -5,7 +5,8 @@ take the loss, the metric and the memory format.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,24 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor]
     memory_format: torch.memory_format = torch.preserve_format
+
+    def smoothed(self, amount: float) -> "Task":
+        """Return the same task with label smoothing (Szegedy et al. 2016, arXiv 1512.00567).
+
+        Args:
+            amount: weight in [0, 1) of the uniform distribution in the targets; 0: the same task.
+
+        Raises:
+            ValueError: for an amount above 0 if the loss is not torch's cross-entropy.
+        """
+        if amount == 0:
+            return self
+        if self.loss is not nn.functional.cross_entropy:
+            raise ValueError(
+                f"label smoothing needs the cross-entropy, which is not the loss of task "
+                f"{self.name!r}: set label_smoothing to 0"
+            )
+        return replace(self, loss=partial(nn.functional.cross_entropy, label_smoothing=amount))
 
 
 def count_highest(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ def test_every_setting_changes_the_id():
         "pairs": "all",
         "milestones": (0.5,),
         "nesterov": False,
+        "label_smoothing": 0.1,
+        "dropout": 0.1,
+        "noise": 0.1,
+        "hsic": 0.1,
         "augment": "none",
         "precision": "bf16",
     }
@@ -130,6 +134,12 @@ def test_short_schedules_are_named():
         ("batch_size", 10**30),
         ("epochs", 10_001),
         ("validation", -1),
+        ("label_smoothing", 1.0),
+        ("dropout", -0.1),
+        ("dropout", 1.0),
+        ("noise", -1.0),
+        ("noise", float("nan")),
+        ("hsic", -1.0),
         ("variant", "offical"),
         ("pairs", "some"),
         ("distribution", "erdos"),
@@ -155,6 +165,17 @@ def test_bad_settings_are_one_clear_line(name, value):
 def test_unknown_names_are_refused_and_only_near_ones_offered(name, value, near):
     with pytest.raises(LookupError, match=f"^unknown (data set|model|method) {near}"):
         Settings(**{name: value})
+
+
+def test_both_terms_must_be_in_the_same_steps():
+    with pytest.raises(ValueError, match=r"^setting hsic = 0.1 .* 0 with a term .* is not 5"):
+        Settings(beta=0.1, every=1, hsic=0.1)
+    assert Settings(beta=0.0, every=1, hsic=0.1) == Settings(hsic=0.1)
+
+
+def test_a_baseline_keeps_the_settings_that_are_not_of_the_term():
+    with_all = {"label_smoothing": 0.1, "dropout": 0.2, "noise": 0.3, "hsic": 0.4}
+    assert Settings(beta=0.1, **with_all).baseline() == Settings(**with_all)
 
 
 def test_a_baseline_is_checked_like_the_other_arm():

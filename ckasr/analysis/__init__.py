@@ -13,6 +13,9 @@ from .few_shots import choices, few_shot_studies, few_shots_table, selection_bia
 from .few_shots_figure import few_shots, write_few_shots
 from .information import CRITERION, information_effects, information_table
 from .information_figure import information_and_accuracy
+from .interaction import interactions, interactions_table
+from .interaction import studies as interaction_studies
+from .interaction_figure import interaction_effects, write_interactions
 from .layers_figure import layer_cka_maps
 from .mechanism import hypotheses, mechanism_cells, mechanism_table
 from .mechanism_figure import mechanism_numbers, write_mechanism
@@ -54,6 +57,10 @@ __all__ = [
     "information_and_accuracy",
     "information_effects",
     "information_table",
+    "interaction_effects",
+    "interaction_studies",
+    "interactions",
+    "interactions_table",
     "layer_cka_maps",
     "learned",
     "mechanism_cells",
@@ -77,5 +84,6 @@ __all__ = [
     "write_failures",
     "write_few_shots",
     "write_floor",
+    "write_interactions",
     "write_mechanism",
 ]

@@ -109,8 +109,8 @@ def _row(
         compared = (
             points_text(comparison.mean),
             interval_text(comparison.t_interval),
-            _p(comparison.p),
-            _p(holm_p),
+            p_text(comparison.p),
+            p_text(holm_p),
         )
     return (
         percent(cell.settings["sparsity"]),
@@ -185,7 +185,7 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
 
     most = max((c.n for c in comparisons), default=0)
     if most > 1:
-        notes.append(f"With {most} pairs, no sign-flip p is below {_p(2.0 ** (1 - most))}")
+        notes.append(f"With {most} pairs, no sign-flip p is below {p_text(2.0 ** (1 - most))}")
     if any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
         different = deviations(group[0].settings)
         ours = f"; our recipe differs: {', '.join(different)}" if different else "; same recipe"
@@ -222,5 +222,6 @@ def interval_text(interval: Interval | None) -> str:
     return NOTHING if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p-value with three digits."""
     return NOTHING if p is None else f"{p:.3g}"

@@ -13,6 +13,7 @@ from .execution import execution_curves, execution_pairs, execution_table
 from .failures_figure import write_failures
 from .failures_floor_figure import write_floor
 from .few_shots_figure import write_few_shots
+from .interaction_figure import write_interactions
 from .layers_figure import has_layers, layer_cka_maps
 from .mechanism_figure import write_mechanism
 from .methods import method_families, methods_table
@@ -26,7 +27,8 @@ from .tables import runs_table
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
     """The tables of accuracies in Markdown, by the name of their file.
 
-    `write_few_shots`, `write_mechanism` and `write_failures` write their tables themselves.
+    `write_few_shots`, `write_mechanism`, `write_failures` and `write_interactions` write their
+    tables themselves.
     """
     records = list(records)
     tables = {"runs": runs_table(records)}
@@ -49,7 +51,8 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     precisions their paired differences. Cells with several betas have a table and a figure of
     their mechanism and of their failures, cells with several numbers of samples those of the
     comparison between them; groups beyond the paper's sparsities a figure of the classes that
-    still have a live path.
+    still have a live path; cells that differ in one partner of the term (`interaction.py`) a table
+    and a figure of the interactions.
 
     Args:
         records: the records of one folder.
@@ -78,7 +81,13 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     for rows in precision_rows(records):
         name = slug(rows[0].settings)
         written += save(precision_differences(rows), drawn / f"{name}_precision.png")
-    for write in (write_floor, write_few_shots, write_mechanism, write_failures):
+    for write in (
+        write_floor,
+        write_few_shots,
+        write_mechanism,
+        write_failures,
+        write_interactions,
+    ):
         written += write(records, folder)
     return written
 

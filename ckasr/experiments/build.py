@@ -10,6 +10,7 @@ from ckasr import methods, models, terms
 from ckasr.cka import MIN_UNBIASED_SAMPLES
 from ckasr.data import Batches, Dataset, keyed_generator, split
 from ckasr.devices import Device
+from ckasr.models.noise import Noise
 from ckasr.stages import find_stages
 from ckasr.training import Engine, Recipe
 from ckasr.training.term_curve import TERM_SAMPLES, queued_term
@@ -43,8 +44,9 @@ def build_engine(
         num_classes=dataset.num_classes,
         samples=training.in_order,
         steps_per_epoch=len(training),
-        task=dataset.task,
+        task=dataset.task.smoothed(settings.label_smoothing),
     )
+    noise = build_noise(settings, model)
     return Engine(
         context,
         methods.create(settings.method, settings.method_options),
@@ -54,7 +56,10 @@ def build_engine(
         validation,
         term_builder(settings, model),
         term_meter(settings, model, training if validation is None else validation),
+        noise=noise,
         owner=settings.id,
+        # A captured step would repeat its random numbers.
+        capture="auto" if noise is None else None,
         execution=execution,
     )
 
@@ -73,6 +78,13 @@ def build_model(settings: Settings, dataset: Dataset, device: Device) -> nn.Modu
     )
     # torch's stubs do not know the argument memory_format.
     return model.to(device.place, memory_format=dataset.task.memory_format)  # type: ignore[call-overload]
+
+
+def build_noise(settings: Settings, model: nn.Module) -> Noise | None:
+    """Add dropout and noise to the model; return None if the settings have neither."""
+    if not (settings.dropout or settings.noise):
+        return None
+    return Noise(model, settings.seed, dropout=settings.dropout, noise=settings.noise)
 
 
 def training_batches(
@@ -111,16 +123,19 @@ def recipe_of(settings: Settings) -> Recipe:
 
 
 def term_builder(settings: Settings, model: nn.Module) -> Callable[[nn.Module], terms.Term] | None:
-    """Return a function that adds the term to a model, or None for a baseline.
+    """Return a function that adds the terms to a model, or None for a baseline.
+
+    The HSIC term of the setting ``hsic`` compares the samples and pairs of the official code.
 
     The layers to compare are found here, before any training. A method that removes filters leaves
     blocks of unequal shapes, in which they could not be found again.
 
     Raises ValueError for a model in which no layers to compare are found.
     """
-    if settings.beta == 0:
+    if settings.beta == settings.hsic == 0:
         return None
-    return partial(
+    stages = find_stages(model)
+    chosen = partial(
         terms.create,
         settings.term,
         beta=settings.beta,
@@ -129,8 +144,14 @@ def term_builder(settings: Settings, model: nn.Module) -> Callable[[nn.Module], 
         samples=settings.samples or None,
         every=settings.every,
         pairs=settings.pairs or None,
-        stages=find_stages(model),
+        stages=stages,
     )
+    if settings.hsic == 0:
+        return chosen
+    hsic = partial(terms.create, "hsic", beta=settings.hsic, stages=stages)
+    if settings.beta == 0:
+        return hsic
+    return lambda network: terms.Combined([chosen(network), hsic(network)])
 
 
 def term_meter(

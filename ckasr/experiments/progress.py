@@ -10,10 +10,15 @@ from .settings import Settings
 def title(s: Settings) -> str:
     """Return the settings of a run in words."""
     term = f"{terms.find(s.term).label} {s.variant} beta {s.beta:g}" if s.beta else "baseline"
+    extra = "".join(
+        f" {name} {value:g}"
+        for name in ("label_smoothing", "dropout", "noise", "hsic")
+        if (value := getattr(s, name))
+    )
     order = f" order {s.order_seed}" if s.order_seed >= 0 else ""
     return (
-        f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}{order}, "
-        f"{s.epochs} epochs"
+        f"{s.dataset} {s.model} {s.method} sparsity {s.sparsity:g} {term} seed {s.seed}{order}"
+        f"{extra}, {s.epochs} epochs"
     )
 
 

@@ -68,6 +68,10 @@ class Settings:
         0.75,
     )
     decay: Annotated[float, "factor of the learning rate at each milestone"] = 0.1
+    label_smoothing: Annotated[float, "label smoothing of the cross-entropy"] = 0.0
+    dropout: Annotated[float, "dropout before the classifier"] = 0.0
+    noise: Annotated[float, "standard deviation of Gaussian noise on the stages' outputs"] = 0.0
+    hsic: Annotated[float, "weight of an HSIC term beside the term; 0: none"] = 0.0
     augment: Annotated[str, listed(Augment) + "; default: the data set's own"] = "default"
     validation: Annotated[int, "training samples held out, not augmented; 0: none"] = 5000
     precision: Annotated[
@@ -108,6 +112,15 @@ class Settings:
                 "increasing shares of the epochs, in (0, 1]",
             ),
             "decay": (0 < self.decay <= 1, "in (0, 1]"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+            "noise": (self.noise >= 0, "not negative"),
+            "hsic": (
+                self.hsic == 0
+                or (self.hsic > 0 and (self.beta == 0 or self.every == Settings.every)),
+                f"not negative, and 0 with a term whose setting every is not {Settings.every}: "
+                "both terms are added in the same steps",
+            ),
             "validation": (self.validation >= 0, "not negative"),
             **{name: one_of(getattr(self, name), choices) for name, choices in CHOICES.items()},
             "seed": (self.seed >= 0, "not negative"),

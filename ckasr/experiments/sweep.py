@@ -14,6 +14,7 @@ from ckasr.execution.choice import Execution
 from ckasr.storage import check_writable
 
 from . import records
+from .partners import hosts
 from .pools import default_jobs, pool_of
 from .settings import Settings
 
@@ -25,6 +26,7 @@ def grid(
     betas: Sequence[float],
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
+    partners: Sequence[str] | None = None,
     terms: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     order_seeds: Sequence[int] | None = None,
@@ -42,18 +44,21 @@ def grid(
         methods: names of methods, each followed by its options, such as ``"l0 finetune=0.5"``.
             ``{sparsity}`` in an option is replaced by that of the cell:
             ``"lth levels=0.8,{sparsity}"``. Method ``dense`` always has sparsity 0.
+        partners: names of regularizers with their strengths, such as ``"dropout=0.2"``
+            (``partners.py``): every run without and with each of them. A partner that is an option
+            of a method takes the place of the method.
         terms: names of ``ckasr.terms.TERMS``, each with every beta. With beta 0 they are all the
             same run, the baseline.
         precisions, order_seeds, samples, every: values of these settings; the last two are of the
             term. For these, methods and terms, None means the value of ``base``.
 
     Raises:
-        ValueError: for an option that is not name=value.
-        LookupError: for a method, a term or an option that does not exist.
+        ValueError: for an option or a partner that is not name=value.
+        LookupError: for a method, a partner, a term or an option that does not exist.
     """
     cells = [
         replace(
-            base,
+            host,
             seed=seed,
             beta=beta,
             term=term,
@@ -61,23 +66,23 @@ def grid(
             order_seed=order_seed,
             samples=count,
             every=steps,
-            **_method(base, method, sparsity),
         )
-        for seed, method, sparsity, beta, term, precision, order_seed, count, steps in (
-            itertools.product(
-                seeds,
-                methods or [base.method],
-                sparsities,
-                betas,
-                terms or [base.term],
-                precisions or [base.precision],
-                order_seeds or [base.order_seed],
-                samples or [base.samples],
-                every or [base.every],
-            )
+        for seed, method, sparsity in itertools.product(seeds, methods or [base.method], sparsities)
+        for host in _hosts(replace(base, **_method(base, method, sparsity)), partners)
+        for beta, term, precision, order_seed, count, steps in itertools.product(
+            betas,
+            terms or [base.term],
+            precisions or [base.precision],
+            order_seeds or [base.order_seed],
+            samples or [base.samples],
+            every or [base.every],
         )
     ]
     return list({cell.id: cell for cell in cells}.values())
+
+
+def _hosts(base: Settings, partners: Sequence[str] | None) -> list[Settings]:
+    return hosts(base, partners) if partners else [base]
 
 
 def _method(base: Settings, text: str, sparsity: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ckasr.names import nearest
 
 from .cca import CCA
 from .cka_sr import CKASRTerm
+from .combined import Combined
 from .hsic import HSIC
 from .l2_features import L2Features
 from .random_direction import RandomDirection
@@ -43,7 +44,7 @@ def registry(*kinds: type[NamedTerm]) -> dict[str, type[NamedTerm]]:
 
 TERMS = registry(CKASRTerm, Shuffled, RandomDirection, HSIC, CCA, L2Features)
 
-__all__ = ["TERMS", "Term", "create", "find"]
+__all__ = ["TERMS", "Combined", "Term", "create", "find"]
 
 
 def find(name: str) -> type[NamedTerm]:

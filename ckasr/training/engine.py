@@ -22,6 +22,7 @@ from ckasr import devices
 from ckasr.data import Batches, keyed_generator
 from ckasr.execution import SparseExecution, choose, sparse_execution
 from ckasr.methods import Context, Method, Phase, TrainingState
+from ckasr.models.noise import Noise
 from ckasr.sparsity import Masks
 from ckasr.terms import Term
 
@@ -95,6 +96,8 @@ class Engine:
         make_term: function that adds a term (``ckasr.terms``) to a model; None for a baseline.
         measure_term: function that measures the term of a model after each epoch (``queued_term``),
             or None.
+        noise: dropout and noise of the model, whose random numbers are seeded in each epoch, or
+            None.
         checkpoint: file in which the state is saved after each epoch, or None.
         owner: id of the run. A checkpoint of another run raises a ValueError.
         capture: function that captures a step (``captured.py``); None: steps are not captured;
@@ -112,6 +115,7 @@ class Engine:
     validation: Batches | None = None
     make_term: Callable[[nn.Module], Term] | None = None
     measure_term: Callable[[nn.Module], Tensor | None] | None = None
+    noise: Noise | None = None
     checkpoint: Path | None = None
     owner: str = ""
     capture: captured.Capture | Literal["auto"] | None = "auto"
@@ -252,6 +256,8 @@ class Engine:
         state.step = max(first, phase.start)
         number = index * 10_000 + epoch
         step.start_epoch(number)
+        if self.noise is not None:
+            self.noise.reset(number)
         all_indices = self.batches.batch_indices(number)
         sparse, version = self._sparse, state.masks.version
         for indices in itertools.islice(all_indices, state.step - first, None):

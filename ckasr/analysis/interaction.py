@@ -1,0 +1,207 @@
+"""Interaction of the term with other regularizers: a 2 x 2 factorial for each partner.
+
+The four arms are a host without and with the partner, each without and with the term. The
+interaction is ``(both - partner) - (term - neither)``, the effect of the term with the partner
+minus its effect without it. It is computed for each seed, because the four runs of a seed share
+initial weights, split, order and augmentation.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from ckasr.experiments.partners import PARTNERS, Partner
+from ckasr.experiments.settings import Settings
+
+from .cells import BASELINE, Arm, Cell, Record, cells, family_title, percent
+from .statistics import CONFIDENCE, Comparison, compare, compare_sides, holm, of_values
+from .tables import NOTHING, PAIRS, interval_text, markdown, p_text, points_text
+from .verdict import FEWEST_PAIRS, difference_shown, learned, verdict_on
+
+COLUMNS = (
+    "partner",
+    "strength",
+    PAIRS,
+    "neither, %",
+    "partner, %",
+    "term, %",
+    "both, %",
+    "term without partner, points",
+    "term with partner, points",
+    "interaction, points",
+    f"{100 * CONFIDENCE:g} % interval",
+    "p",
+    "Holm p",
+    "verdict",
+)
+
+LEGEND = f"""\
+Accuracies are test accuracies after the last epoch, means over the seeds of which all four runs \
+are finished. Interaction: effect of the term with the partner minus its effect without it, \
+(both - partner) - (term - neither), mean over seeds. The interval is Student's t interval of that \
+mean; p is from the exact two-sided sign-flip test; Holm p is corrected for all rows of the table. \
+The verdict is *positive interaction* if the {100 * CONFIDENCE:g} % interval is above 0, *negative \
+interaction* if it is below 0, and otherwise *no interaction shown*, which does not mean that \
+there is none. It is *undecided* with fewer than {FEWEST_PAIRS} seeds, without an interval, or if \
+more than one seed in five was lost to divergence.
+"""
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """The factorial of one partner and one arm with the term.
+
+    Args:
+        partner: the partner.
+        strength: its strength in the host that has it.
+        off: term against baseline in the host without the partner, for the seeds of all four runs.
+        on: the same in the host with the partner.
+        difference: the interaction: its values are the effects of the term in ``off`` and in
+            ``on``, as fractions, and its differences ``on - off``.
+        learned: whether the mean accuracy of all runs is above chance.
+    """
+
+    partner: Partner
+    strength: float
+    off: Comparison
+    on: Comparison
+    difference: Comparison
+    learned: bool
+
+    @property
+    def label(self) -> str:
+        """Name of the partner with its strength."""
+        return f"{self.partner.label} {self.strength:g}"
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The settings that the hosts of all partners share, those of the partners by default."""
+        own = {p.field: getattr(Settings, p.field) for p in PARTNERS.values() if not p.method}
+        left_out = {"method", "method_options", "distribution"}
+        shared = {**self.off.cell.settings, **own}
+        return {name: value for name, value in shared.items() if name not in left_out}
+
+    @property
+    def title(self) -> str:
+        """The arm, data set, network, sparsity, and settings that are unusual."""
+        sparsity = percent(self.common["sparsity"])
+        return f"{self.difference.arm.label}, {family_title(self.common)}, sparsity {sparsity}"
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the interaction shows; see ``LEGEND``."""
+        if not self.learned:
+            return "not tested: accuracy is at chance"
+        word = verdict_on(self.difference, None)
+        if difference_shown(self.difference):
+            return f"{word} interaction"
+        return word.replace("difference", "interaction")
+
+
+def interactions(records: Iterable[Record]) -> list[Interaction]:
+    """Return the interaction of each partner and each arm with the term.
+
+    A factorial consists of two cells that differ in the strength of one partner only, where one
+    cell is without the partner, and both have a baseline and the arm.
+    """
+    found = cells(records)
+    hosts = {_host(cell).id: cell for cell in found if BASELINE in cell.arms}
+    return [
+        _interaction(partner, strength, off, on, arm)
+        for partner in PARTNERS.values()
+        for on in hosts.values()
+        for host in [_host(on)]
+        if (strength := partner.strength(host)) not in (None, partner.off)
+        for off in [hosts.get(partner.host(host, partner.off).id)]
+        if off is not None
+        for arm in on.arms
+        if arm != BASELINE and arm in off.arms
+    ]
+
+
+def studies(found: Iterable[Interaction]) -> list[list[Interaction]]:
+    """Group the interactions that differ only in the partner."""
+    groups: dict[str, list[Interaction]] = {}
+    for each in found:
+        key = json.dumps([each.common, each.difference.arm], sort_keys=True)
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+def interactions_table(found: Iterable[Interaction]) -> str:
+    """Markdown: a table for each of the `studies`, a row for each partner."""
+    tables = [_table(members) for members in studies(found)]
+    return "\n".join([*tables, LEGEND]) if tables else "There are no factorials yet.\n"
+
+
+def _table(members: Sequence[Interaction]) -> str:
+    adjusted = holm([each.difference.p for each in members])
+    rows = [_row(each, p) for each, p in zip(members, adjusted, strict=True)]
+    lines = [f"### Interactions: {members[0].title}", "", *markdown(COLUMNS, rows), ""]
+    for each in members:
+        if lost := [*each.difference.diverged, *each.difference.incomplete]:
+            lines.append(f"- {each.label}: seeds left out: {'; '.join(lost)}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(each: Interaction, adjusted: float | None) -> tuple[str, ...]:
+    def accuracy(values: Sequence[float]) -> str:
+        return f"{100 * mean(values):.2f}" if values else NOTHING
+
+    return (
+        each.partner.label,
+        f"{each.strength:g}",
+        str(each.difference.n),
+        accuracy(each.off.baseline),
+        accuracy(each.on.baseline),
+        accuracy(each.off.treated),
+        accuracy(each.on.treated),
+        points_text(each.off.mean),
+        points_text(each.on.mean),
+        points_text(each.difference.mean),
+        interval_text(each.difference.t_interval),
+        p_text(each.difference.p),
+        p_text(adjusted),
+        each.verdict,
+    )
+
+
+def _interaction(partner: Partner, strength: float, off: Cell, on: Cell, arm: Arm) -> Interaction:
+    sides = {"host without the partner": off.arms[BASELINE], "host with it": on.arms[BASELINE]}
+    parts = {
+        "": compare_sides(on, arm, sides),
+        "without the partner, ": compare(off, arm),
+        "with the partner, ": compare(on, arm),
+    }
+    seeds = set.intersection(*(set(part.seeds) for part in parts.values()))
+    diverged, incomplete = (
+        sorted({f"{where}{text}" for where, part in parts.items() for text in getattr(part, lost)})
+        for lost in ("diverged", "incomplete")
+    )
+
+    def only_common(cell: Cell, part: Comparison) -> Comparison:
+        pairs = zip(part.seeds, zip(part.baseline, part.treated, strict=True), strict=True)
+        return of_values(cell, arm, {seed: pair for seed, pair in pairs if seed in seeds})
+
+    without, with_ = (
+        only_common(cell, part)
+        for cell, part in zip((off, on), list(parts.values())[1:], strict=True)
+    )
+    effects = zip(without.differences, with_.differences, strict=True)
+    values = dict(zip(without.seeds, effects, strict=True))
+    runs = [run for cell in (off, on) for a in (BASELINE, arm) for run in cell.arms[a].values()]
+    return Interaction(
+        partner,
+        strength,
+        without,
+        with_,
+        of_values(on, arm, values, diverged, incomplete),
+        learned(runs),
+    )
+
+
+def _host(cell: Cell) -> Settings:
+    """The settings of the baseline of a cell, with seed 0."""
+    return Settings.from_dict({**cell.settings, "seed": 0})

@@ -24,14 +24,14 @@ def snakemake(results: Path, *options: str) -> str:
 
 
 def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
-    """The cells of notebooks 02 to 07 and of 12, each once, and the figures."""
+    """The cells of notebooks 02 to 07, 09 and 12, each once, and the figures."""
     results = tmp_path / "it's a folder of $HOME"
     text = snakemake(results, "--dry-run", "--printshellcmds")
     cells = {
         cell.id: cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)
     }
-    # 05 to 07 share what 04 has in fp32, and their baselines; the last four are those of 12.
-    assert len(cells) == 16 + 4 + 4
+    # 05 to 07 share what 04 has in fp32, and their baselines; the last are those of 09 and 12.
+    assert len(cells) == 16 + 4 + 20 + 4
     assert f"cell          {len(cells)}" in text
     assert "figures        1" in text
     commands = [
@@ -48,7 +48,7 @@ def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
 @pytest.mark.slow
 def test_cells_leave_the_records_of_the_one_door(tmp_path):
     text = snakemake(tmp_path / "results")
-    assert "21 of 21 steps" in text
+    assert "45 of 45 steps" in text
     made = records.load_all(tmp_path / "results")
     assert {record["status"] for record in made} == {"finished"}
     cells = [cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)]

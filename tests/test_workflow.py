@@ -49,7 +49,7 @@ def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
 @pytest.mark.slow
 def test_cells_leave_the_records_of_the_one_door(tmp_path):
     text = snakemake(tmp_path / "results")
-    assert "21 of 21 steps" in text
+    assert "45 of 45 steps" in text
     made = records.load_all(tmp_path / "results")
     assert {record["status"] for record in made} == {"finished"}
     cells = [cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)]

@@ -204,4 +204,5 @@ def _interaction(partner: Partner, strength: float, off: Cell, on: Cell, arm: Ar
 
 def _host(cell: Cell) -> Settings:
     """The settings of the baseline of a cell, with seed 0."""
-    return Settings.from_dict({**cell.settings, "seed": 0})
+    # Not from_dict, which reads options that are left out as those of an old record.
+    return Settings(**{name: v for name, v in cell.settings.items() if name != "schedule"})

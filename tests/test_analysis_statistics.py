@@ -39,6 +39,10 @@ OTHER = {
     "augment": "none",
     "validation": 0,
     "order_seed": 7,
+    "label_smoothing": 0.1,
+    "dropout": 0.2,
+    "noise": 0.1,
+    "hsic": 1e-6,
     "precision": next(name for name in ("fp32", "bf16") if name != Settings().precision),
 }
 

@@ -19,6 +19,7 @@ EVERY_STEP = "ckasr, blocks, every step"
 EVERY_FIFTH = "ckasr, blocks, every fifth step"
 CONVOLUTIONS = "ckasr, every convolution, every step"
 WHOLE_BATCH = "ckasr, blocks"
+AUTHORS_EVERY_STEP = "authors' way, blocks, every step"
 AUTHORS = "authors' way, blocks"
 AUTHORS_FLOAT32 = "authors' way, blocks, float32"
 
@@ -67,9 +68,7 @@ def _few_samples(device: torch.device) -> dict[str, Callable[..., Callable[[], N
         CONVOLUTIONS: partial(
             fast, regularizer=lambda m: CKASR(m, BETA, every=1, stages=convolutions(m))
         ),
-        "authors' way, blocks, every step": partial(
-            fast, term=lambda m: PairwiseTerm(m, BETA, find_stages(m))
-        ),
+        AUTHORS_EVERY_STEP: partial(fast, term=lambda m: PairwiseTerm(m, BETA, find_stages(m))),
         "authors' way, every convolution, every step": partial(
             fast, term=lambda m: PairwiseTerm(m, BETA, convolutions(m))
         ),

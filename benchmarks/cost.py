@@ -66,11 +66,11 @@ def table(rows: Iterable[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
     rows = list(rows)
     columns = (NO_TERM, *ALONE)
-    titles = ("step without the term, kB", *(f"{name}, kB" for name in ALONE))
+    titles = ("step without the term, MB", *(f"{name}, MB" for name in ALONE))
     lines = []
     for (what, x), ratio in ratios(rows).items():
         sizes = _by_size(rows)[what, x]
-        numbers = (f"{sizes[name]:,.1f}" if name in sizes else NOTHING for name in columns)
+        numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
         label = what if what in LABELS else f"batch size, {what}"
         lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
     return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
@@ -79,7 +79,7 @@ def table(rows: Iterable[Memory]) -> str:
 def _by_size(rows: Iterable[Memory]) -> dict[tuple[str, int], dict[str, float]]:
     found: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
-        found.setdefault((row.what, row.x), {})[row.variant] = row.kilobytes
+        found.setdefault((row.what, row.x), {})[row.variant] = row.megabytes
     return found
 
 
@@ -94,14 +94,15 @@ def figure(rows: Iterable[Memory]) -> "Figure":
         for name, look in zip(ALONE, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
-            axis.plot(x, [row.kilobytes for row in points], **look, markersize=3.5, label=name)
+            axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)
         axis.set_xscale("log")
         axis.set_yscale("log", nonpositive="clip")
         axis.set_xticks(x, [str(value) for value in x])
         axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
         network = what.replace("resnet", "ResNet")
         axis.set_xlabel(LABELS.get(what, f"batch size of {network}\n(8 samples)"))
-    axes[0].set_ylabel("memory of the term (kB)")
+    axes[0].set_ylabel("memory of the term (MB)")
     axes[0].legend()
     return drawn
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import CKASR, cka_sr_loss, devices, find_stages, models
-from ckasr.cka.inputs import check_samples
+from ckasr.choices import check_count
 from ckasr.training.memory import kept_bytes
 
 from .pairwise import PairwiseTerm, pairwise_term
@@ -35,13 +35,13 @@ class Memory:
             name of a network, in which the batch size varies (with 8 samples).
         x: its value.
         variant: name of the implementation; ``no term`` for the training step of a network.
-        kilobytes: memory in units of 1000 bytes: of the step without the term, or added by it.
+        megabytes: memory in units of 10^6 bytes: of the step without the term, or added by it.
     """
 
     what: str
     x: int
     variant: str
-    kilobytes: float
+    megabytes: float
 
 
 def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
@@ -57,14 +57,14 @@ def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
         own = [feature for stage in stages for feature in stage]
         for name, term in ALONE.items():
             kept = kept_bytes(lambda term=term, stages=stages: term(stages), own)
-            rows.append(Memory(what, x, name, kept / 1000))
+            rows.append(Memory(what, x, name, kept / 1e6))
     return rows
 
 
 def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[int]) -> list[Memory]:
     """Memory of one training step on images of 32x32 pixels, and what the term adds to it.
 
-    Raises LookupError for an unknown network, and ValueError for a batch size below 4.
+    Raises LookupError for an unknown network, and ValueError for a batch size below 8.
     """
     terms: dict[str, Callable[[nn.Module], Callable[[], Tensor]]] = {
         NO_TERM: lambda model: lambda: torch.zeros((), device=device),
@@ -74,11 +74,11 @@ def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[in
     rows = []
     for network in names:
         for batch in batches:
-            check_samples(batch, "unbiased")
+            check_count("batch size", batch, 8)  # The term reads 8 samples.
             found = {key: _step_bytes(network, batch, make, device) for key, make in terms.items()}
             bare = found[NO_TERM]
             added = {key: total - (0 if key == NO_TERM else bare) for key, total in found.items()}
-            rows += [Memory(network, batch, key, size / 1000) for key, size in added.items()]
+            rows += [Memory(network, batch, key, size / 1e6) for key, size in added.items()]
     return rows
 
 

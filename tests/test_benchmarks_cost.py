@@ -137,6 +137,7 @@ def test_time_has_one_row_for_each_combination():
     [
         (lambda: memory.in_networks(CPU, ["resnet21"], [8]), LookupError, "model 'resnet21'; near"),
         (lambda: memory.in_networks(CPU, ["resnet20"], [7]), ValueError, "batch size .* least 8"),
+        (lambda: memory.in_networks(CPU, [], [8]), ValueError, "number of networks .* least 1"),
         (lambda: memory.alone([10], []), ValueError, "10 layers .* choose a multiple of 3"),
         (lambda: memory.alone([0], []), ValueError, "0 layers .* choose a multiple of 3"),
         (lambda: memory.alone([], [2]), ValueError, "at least 4 samples, got n = 2"),

@@ -64,7 +64,7 @@ def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
 def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[int]) -> list[Memory]:
     """Memory of one training step on images of 32x32 pixels, and what the term adds to it.
 
-    Raises LookupError for an unknown network, and ValueError for no network or a batch size below 8.
+    Raises LookupError for an unknown network, and ValueError for no network and batches below 8.
     """
     check_count("number of networks", len(names), 1)
     terms: dict[str, Callable[[nn.Module], Callable[[], Tensor]]] = {

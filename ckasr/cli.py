@@ -249,11 +249,17 @@ def figures(
     folders = results or sorted(path.parent for path in Path("results").glob("*/records"))
     if not folders:
         raise FileNotFoundError("no results/*/records to draw; run `make reproduce` first")
-    found = {folder: _records(folder) for folder in folders}
+    with_records = [
+        f for f in folders if not (f / "information").is_dir() or any(f.glob("records/*"))
+    ]
+    found = {folder: _records(folder) for folder in with_records}
     for folder, runs in found.items():
         for path in analysis.write_all(runs, folder):
             print(path)
     for path in analysis.write_executions(folders):
+        print(path)
+    measured = results or sorted(path.parent for path in Path("results").glob("*/information"))
+    for path in (path for folder in measured for path in analysis.write_information(folder)):
         print(path)
     if not results:
         by_name = {folder.name: runs for folder, runs in found.items()}
@@ -278,7 +284,8 @@ def reproduce(
 
     folder = results or Path("results") / Path(profile).stem
     notebooks.reproduce(profile, folder)
-    print("", *all_tables(_records(folder)).values(), sep="\n")
+    if found := records.load_all(folder):
+        print("", *all_tables(found).values(), sep="\n")
     for name in ("records", "figures", "tables", "executed"):
         if (folder / name).is_dir():
             print(f"{name + ':':<10}{folder / name}")

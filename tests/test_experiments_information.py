@@ -1,5 +1,6 @@
 """Bounds of the information in noisy layers, against channels whose information is known."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import models
+from ckasr.analysis import information_effects, information_table, write_information
 from ckasr.experiments import Settings, run_information
 from ckasr.experiments import information as module
 from ckasr.experiments.information import gaussian_bound, information
@@ -124,6 +126,74 @@ def test_a_run_is_measured_once_and_read_afterwards(tmp_path: Path):
     assert {k: v for k, v in again.items() if k not in volatile} == {
         k: v for k, v in result.items() if k not in volatile
     }
+
+
+def made_up(seed: int, beta: float, first: float, accuracy: float, term: str = "cka_sr") -> dict:
+    """A result whose first layer has this information."""
+    chosen = settings(seed=seed, beta=beta, term=term)
+    return {
+        "id": chosen.id,
+        "settings": chosen.to_dict(),
+        "samples": 1000,
+        "epochs": [2],
+        "layers": ["stem.2", "blocks.0.noise"],
+        "lower": [[first, first / 2]],
+        "upper": [[first + 0.1, first + 0.1]],
+        "validation_accuracy": [accuracy],
+        "test_accuracy": accuracy,
+        "device": "made up",
+        "commit": "made up",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fall", "placebo", "loss", "verdict"),
+    [
+        (-1.0, -0.1, 0.01, "supported here"),
+        (-1.0, -1.0, 0.01, "not supported: no larger fall than with the placebo shown"),
+        (0.5, 0.0, 0.01, "not supported: no fall of the information shown"),
+        (-1.0, -0.1, -0.3, "not supported: the accuracy collapsed"),
+        (-1.0, -0.1, -0.03, "not supported: the accuracy falls as well"),
+    ],
+)
+def test_the_verdict_follows_the_criterion(fall, placebo, loss, verdict):
+    spread = (0.0, 0.01, -0.01, 0.02)
+    results = [
+        made_up(seed, beta, 5 + change + (seed + 1) * noise, 0.8 + gain + noise / 10, term)
+        for seed, noise in enumerate(spread)
+        for beta, change, gain, term in (
+            (0.0, 0.0, 0.0, "cka_sr"),
+            (0.1, fall, loss, "cka_sr"),
+            (0.1, placebo - 0.002 * seed, 0.0, "random_direction"),
+        )
+    ]
+    results[-1]["commit"] = "another"  # its pair does not count
+    for result in results[1::3]:
+        result["lower"][0][0] += 0.001 * result["settings"]["seed"]
+        result["test_accuracy"] += 0.0001 * result["settings"]["seed"]
+    term, other = information_effects(results)
+    assert (len(term.seeds), len(term.against_placebo), len(other.seeds)) == (4, 3, 3)
+    assert term.verdict == verdict
+    assert sum(term.first) / 4 == pytest.approx(fall + 0.0015)
+    assert verdict in information_table([term])
+
+
+def test_tables_and_figures_are_written_from_the_results_alone(tmp_path):
+    assert write_information(tmp_path) == []
+    (tmp_path / "information").mkdir()
+    for number, beta in enumerate((0.0, 0.1)):
+        for seed in (0, 1):
+            result = made_up(seed, beta, 5.0 - number, 0.5)
+            (tmp_path / "information" / f"{result['id']}.json").write_text(json.dumps(result))
+    written = write_information(tmp_path)
+    assert [path.name for path in written] == [
+        "information.md",
+        "information_s50.png",
+        "information_s50.svg",
+    ]
+    assert "undecided: too few pairs" in written[0].read_text()
+    before = [path.read_bytes() for path in written]
+    assert [path.read_bytes() for path in write_information(tmp_path)] == before
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from .failures_floor_figure import accuracy_and_floor, floor_groups, write_floor
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
 from .few_shots_figure import few_shots, write_few_shots
 from .information import CRITERION, information_effects, information_table
-from .information_figure import information_and_accuracy
+from .information_figure import information_and_accuracy, write_information
 from .interaction import interactions, interactions_table
 from .interaction import studies as interaction_studies
 from .interaction_figure import interaction_effects, write_interactions
@@ -84,6 +84,7 @@ __all__ = [
     "write_failures",
     "write_few_shots",
     "write_floor",
+    "write_information",
     "write_interactions",
     "write_mechanism",
 ]

@@ -1,12 +1,22 @@
 """The figure of information and accuracy against beta, and of both during the training."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckasr.storage import write_text
+
 from .cells import BASELINE, Arm, arm_of, power_of_ten
-from .information import Result, first_layer
+from .information import (
+    CRITERION,
+    Result,
+    first_layer,
+    information_effects,
+    information_table,
+)
 from .marks import NOTE, draw_means, draw_seeds
-from .style import ARM_LOOKS, BASELINE_LOOK, GUIDE, Look, blank, legend, styled
+from .style import ARM_LOOKS, BASELINE_LOOK, GUIDE, Look, blank, legend, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +68,28 @@ def information_and_accuracy(results: Iterable[Result]) -> "Figure":
     images = f"X is uniform on {count} training images; dotted: its entropy, log {count}."
     legend(figure, [first], f"{NOTE} {images}")
     return figure
+
+
+def write_information(folder: Path) -> list[Path]:
+    """Write the table and a figure per sparsity of the results in ``folder/information/``.
+
+    Args:
+        folder: folder of results.
+
+    Returns:
+        The written files; none if there are no results.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("information/*.json"))]
+    if not results:
+        return []
+    table = folder / "tables" / "information.md"
+    write_text(table, f"{information_table(information_effects(results))}\n\n{CRITERION}\n")
+    written = [table]
+    for sparsity in sorted({result["settings"]["sparsity"] for result in results}):
+        runs = [result for result in results if result["settings"]["sparsity"] == sparsity]
+        path = folder / "figures" / f"information_s{100 * sparsity:g}.png"
+        written += save(information_and_accuracy(runs), path)
+    return written
 
 
 def _look_of(arm: Arm, arms: Arms) -> Look:

@@ -1,124 +1,124 @@
-"""Memory of the term against numbers of layers and samples, beside the pairwise code.
+"""Tables and figures of the cost of the term, from the files that notebook 11 writes.
 
-The memory is that of the tensors which autograd keeps for the backward pass of the term, in
-addition to the features themselves. It is counted, not measured, so it is the same on every device.
+``python -m benchmarks.cost results/demo`` draws them again without measuring.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, save, styled
+from ckasr.analysis.tables import NOTHING, markdown
+from ckasr.storage import write_text
 
-from ckasr import cka_sr_loss
-from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, styled
-from ckasr.analysis.tables import markdown
-
-from .pairwise import pairwise_term
-from .scaling import OURS, PAIRWISE, features
+from . import figures, store, timing
+from .memory import ALONE, Memory
+from .scaling import OURS, PAIRWISE
+from .term import NO_TERM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CPU = torch.device("cpu")
-TERMS = {PAIRWISE: pairwise_term, OURS: cka_sr_loss}
+MEMORY = Path("timings/memory.json")
+LABELS = {"layers": "number of layers\n(8 samples)", "samples": "number of samples\n(9 layers)"}
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Memory that one call of the term keeps for its backward pass.
+def keep(rows: Iterable[Memory], folder: Path) -> None:
+    """Write the memory to ``timings/memory.json`` of a folder of results."""
+    text = json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
+    write_text(folder / MEMORY, text + "\n")
 
-    Args:
-        what: quantity that varies: ``layers`` (with 8 samples) or ``samples`` (with 9 layers).
-        x: its value.
-        variant: name of the implementation.
-        kilobytes: memory in units of 1000 bytes, without the features.
+
+def write_all(folder: Path) -> list[Path]:
+    """Write the tables and figures of a folder of results, and return the files.
+
+    Raises FileNotFoundError if notebook 11 has left no measurements there.
     """
+    if not (folder / MEMORY).is_file():
+        raise FileNotFoundError(f"no {folder / MEMORY}: run notebook 11_cost with results={folder}")
+    rows = [Memory(**row) for row in json.loads((folder / MEMORY).read_text())]
+    written = save(figure(rows), folder / "figures" / "cost_memory.png")
+    texts = {"cost_memory": table(rows)}
+    for path in sorted(folder.glob("timings/*/*.json")):
+        found = json.loads(path.read_text())
+        name = f"cost_{path.stem}_{path.parent.name}"
+        written += save(figures.draw(found), folder / "figures" / f"{name}.png")
+        texts[name] = f"{store.where(found)}.\n\n{timing.table(store.timings_of(found))}"
+    for name, text in texts.items():
+        written.append(folder / "tables" / f"{name}.md")
+        write_text(written[-1], text + "\n")
+    return written
 
-    what: str
-    x: int
-    variant: str
-    kilobytes: float
 
+def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
+    """Memory of the pairwise code divided by ours, by what varies and its value.
 
-def memory(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
-    """Count the memory for each number of layers and each number of samples.
-
-    The features have the shapes of a ResNet's three stages, as in ``benchmarks.scaling``.
-
-    Args:
-        layers: numbers of layers, each a multiple of 3.
-        samples: numbers of samples, each at least 4.
+    None if the measured peak does not rise with our term.
     """
-    sizes = [("layers", count, count, 8) for count in layers]
-    sizes += [("samples", count, 9, count) for count in samples]
-    return [
-        Memory(what, x, name, kept_bytes(term, features(depth, few, CPU)) / 1000)
-        for what, x, depth, few in sizes
-        for name, term in TERMS.items()
-    ]
+    found = _by_size(rows)
+    return {size: of[PAIRWISE] / of[OURS] if of[OURS] > 0 else None for size, of in found.items()}
 
 
-def kept_bytes(term: Callable[[list[list[Tensor]]], Tensor], stages: list[list[Tensor]]) -> int:
-    """Return the bytes that autograd keeps for the backward pass, without those of the features.
-
-    A storage counts once, also if several operations keep it.
-
-    Args:
-        term: function of the features.
-        stages: features by stage, which need gradients.
-    """
-    own = {feature.untyped_storage().data_ptr() for stage in stages for feature in stage}
-    kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        term(stages)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def memory_table(rows: Iterable[Memory]) -> str:
+def table(rows: Iterable[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
-    by_size: dict[tuple[str, int], dict[str, float]] = {}
+    rows = list(rows)
+    columns = (NO_TERM, *ALONE)
+    titles = ("step without the term, MB", *(f"{name}, MB" for name in ALONE))
+    lines = []
+    for (what, x), ratio in ratios(rows).items():
+        sizes = _by_size(rows)[what, x]
+        numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
+        label = what if what in LABELS else f"batch size, {what}"
+        lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
+    return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
+
+
+def _by_size(rows: Iterable[Memory]) -> dict[tuple[str, int], dict[str, float]]:
+    found: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
-        by_size.setdefault((row.what, row.x), {})[row.variant] = row.kilobytes
-    cells = [
-        (what, str(x), *(f"{found[name]:,.1f}" for name in TERMS), _ratio(found))
-        for (what, x), found in by_size.items()
-    ]
-    return "\n".join(
-        markdown(("varies", "value", *(f"{name}, kB" for name in TERMS), "ratio"), cells)
-    )
-
-
-def _ratio(found: dict[str, float]) -> str:
-    return f"{found[PAIRWISE] / found[OURS]:.3g}"
+        found.setdefault((row.what, row.x), {})[row.variant] = row.megabytes
+    return found
 
 
 @styled
-def memory_figure(rows: Iterable[Memory]) -> "Figure":
-    """Draw the memory of both implementations against layers and samples."""
+def figure(rows: Iterable[Memory]) -> "Figure":
+    """Draw the memory of both implementations, one panel for each quantity that varies."""
     rows = list(rows)
-    figure = blank(5.2, 2.9)
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = {"layers": "number of layers\n(8 samples)", "samples": "number of samples\n(9 layers)"}
-    for axis, (what, label) in zip(axes, labels.items(), strict=True):
-        for name, look in zip(TERMS, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
+    panels = list(dict.fromkeys(row.what for row in rows))
+    drawn = blank(1.2 + 2 * len(panels), 2.9)
+    axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, what in zip(axes, panels, strict=True):
+        for name, look in zip(ALONE, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
-            axis.plot(x, [row.kilobytes for row in points], **look, markersize=3.5, label=name)
+            axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set_yscale("log", nonpositive="clip")
         axis.set_xticks(x, [str(value) for value in x])
         axis.minorticks_off()
-        axis.set_xlabel(label)
-    axes[0].set_ylabel("memory that the backward pass\nof the term needs (kB)")
+        axis.yaxis.set_major_formatter("{x:g}")
+        network = what.replace("resnet", "ResNet")
+        axis.set_xlabel(LABELS.get(what, f"batch size of {network}\n(8 samples)"))
+    axes[0].set_ylabel("memory of the term (MB)")
     axes[0].legend()
-    return figure
+    return drawn
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m benchmarks.cost FOLDER_OF_RESULTS", file=sys.stderr)
+        return 2
+    try:
+        written = write_all(Path(arguments[0]))
+    except FileNotFoundError as error:
+        print(f"benchmarks.cost: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(map(str, written)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ckasr import CKASR, cka_sr_loss
+from ckasr.cka.inputs import check_samples
 
 from .pairwise import PairwiseTerm, pairwise_term
 from .timing import Timing, clock_of, in_turn, interleaved, once, summary
@@ -34,8 +35,8 @@ def measure(
     Args:
         device: device of the features.
         rounds: number of measured rounds.
-        layers: numbers of layers.
-        samples: numbers of samples.
+        layers: numbers of layers, each a multiple of 3.
+        samples: numbers of samples, each at least 4.
         batches: batch sizes.
     """
     sizes = [("layers", count, count, 8) for count in layers]
@@ -51,7 +52,22 @@ def measure(
 
 
 def features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
-    """Random features with gradients and the shapes of a ResNet's three stages, by stage."""
+    """Random features with gradients and the shapes of a ResNet's three stages, by stage.
+
+    Args:
+        depth: number of layers, a multiple of 3.
+        samples: number of samples, at least 4.
+        device: device of the features.
+
+    Raises:
+        ValueError: for another number of layers, or too few samples.
+    """
+    if depth < 1 or depth % len(STAGES):
+        raise ValueError(
+            f"{depth} layers cannot be divided equally among {len(STAGES)} stages: "
+            f"choose a multiple of {len(STAGES)}"
+        )
+    check_samples(samples, "unbiased")
     generator = torch.Generator().manual_seed(0)
     return [
         [

@@ -9,8 +9,6 @@ of them are positive; in that network 15 % are positive. The fraction in sparse 
 not known.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +16,9 @@ from ckasr import models
 from ckasr.execution import INFERENCE, choose, shrink
 from ckasr.sparsity import Masks, dense_masks, layer_densities, prunable, random_masks
 
-from .data import batches
-from .step import MODELS, warmup
-from .timing import Timing, interleaved
+from . import inference
+from .step import MODELS
+from .timing import Timing
 
 SPARSITIES = (0.99, 0.995, 0.998)
 FOLDED = "dense, batch norm folded"
@@ -32,7 +30,7 @@ def measure(
     rounds: int,
     names: tuple[str, ...] = MODELS,
     sparsities: tuple[float, ...] = SPARSITIES,
-    batch_sizes: tuple[int, ...] = (128, 1),
+    batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
 ) -> list[Timing]:
     """Time inference on batches of 128 images and of one image.
 
@@ -46,22 +44,13 @@ def measure(
         sparsities: fractions of weights that are zero.
         batch_sizes: numbers of images.
     """
-    images = _images(device, max(batch_sizes))
+    x = inference.images(max(batch_sizes), device)
     timings = []
     for name in names:
         for sparsity in sparsities:
-            variants = networks(name, sparsity, images)
-            for size in batch_sizes:
-                x = images[:size].contiguous(memory_format=torch.channels_last)
-                timings += interleaved(
-                    f"shrink {name}, sparsity {sparsity:g}, batch {size}",
-                    {label: _forward(network, x) for label, network in variants.items()},
-                    rounds=rounds,
-                    device=device,
-                    warmup=warmup(device),
-                    calls=max(1, 32 // size),  # One image takes only milliseconds.
-                    images=size,
-                )
+            variants = networks(name, sparsity, x)
+            title = f"shrink {name}, sparsity {sparsity:g}"
+            timings += inference.measure(title, variants, x, batch_sizes, rounds)
     return timings
 
 
@@ -94,16 +83,3 @@ def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[
     kernels, _ = choose("auto", model, masks, "fp32")  # This is dense on a GPU or without numba.
     ways = {way: make for way, make in INFERENCE.items() if way != SPARSE or kernels == SPARSE}
     return {FOLDED: folded} | {way: make(model, masks) for way, make in ways.items()}
-
-
-def _images(device: torch.device, count: int) -> Tensor:
-    data = batches(count, device, count, augment="none")
-    return next(data.in_order())[0]
-
-
-def _forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return network(x)
-
-    return call

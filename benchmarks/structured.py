@@ -14,9 +14,9 @@ from ckasr.execution import INFERENCE
 from ckasr.methods import Context, Phase, TrainingState, create
 from ckasr.sparsity import dense_masks
 
+from . import inference
 from .data import batches
-from .step import warmup
-from .timing import Timing, interleaved
+from .timing import Timing
 
 DENSE, MASKED, SMALL = "dense", "masked", "small network"
 
@@ -26,7 +26,7 @@ def measure(
     rounds: int,
     names: tuple[str, ...] = ("resnet56",),
     sparsities: tuple[float, ...] = (0.5, 0.75),
-    batch_sizes: tuple[int, ...] = (128, 1),
+    batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
     criterion: str = "group",
 ) -> list[Timing]:
     """Time inference on batches of 128 images and of one image, in float32.
@@ -39,22 +39,13 @@ def measure(
         batch_sizes: numbers of images.
         criterion: option of the method ``structured``.
     """
-    images = next(batches(max(batch_sizes), device, max(batch_sizes), "none").in_order())[0]
+    x = inference.images(max(batch_sizes), device)
     timings = []
     for name in names:
         for sparsity in sparsities:
             variants = networks(name, sparsity, device, criterion)
-            for size in batch_sizes:
-                x = images[:size].contiguous(memory_format=torch.channels_last)
-                timings += interleaved(
-                    f"structured {name}, sparsity {sparsity:g}, batch {size}",
-                    {label: _Inference(network, x) for label, network in variants.items()},
-                    rounds=rounds,
-                    device=device,
-                    warmup=warmup(device),
-                    calls=max(1, 16 // size),  # One image takes only milliseconds.
-                    images=size,
-                )
+            title = f"structured {name}, sparsity {sparsity:g}"
+            timings += inference.measure(title, variants, x, batch_sizes, rounds)
     return timings
 
 
@@ -82,15 +73,6 @@ def networks(
         MASKED: INFERENCE["masked"](original, on_device),
         SMALL: model.eval(),
     }
-
-
-class _Inference:
-    def __init__(self, network: nn.Module, x: torch.Tensor) -> None:
-        self.network, self.x = network, x
-
-    @torch.no_grad()
-    def __call__(self) -> torch.Tensor:
-        return self.network(self.x)
 
 
 def multiply_adds(network: nn.Module, device: torch.device) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from ckasr import devices
 from ckasr.analysis.tables import NOTHING, markdown
+from ckasr.choices import check_count
 
 Call = Callable[[], object]
 Clock = Literal["CPU", "wall"]
@@ -116,7 +117,11 @@ def in_turn(
 
     Returns:
         The seconds of the measured rounds, by the name of the variant.
+
+    Raises:
+        ValueError: if ``rounds`` is below 1.
     """
+    check_count("rounds", rounds, 1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + rounds):
         for name in list(variants)[:: -1 if number % 2 else 1]:

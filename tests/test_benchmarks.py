@@ -83,7 +83,8 @@ def test_every_name_has_its_module():
 def test_term_runs_ours_and_the_authors_way(monkeypatch):
     monkeypatch.setattr(term_benchmark, "warmup", lambda device: 0)
     timings = term_benchmark.measure(CPU, 1, ("resnet20",), images=8, batch_size=8)
-    assert {t.benchmark for t in timings} == {"term resnet20", "term resnet20, whole batch"}
+    title = "term resnet20, batch 8"
+    assert {t.benchmark for t in timings} == {title, f"{title}, whole batch"}
     assert len(targets.targets(timings, "cpu")) == 5, "a target has lost its variant"
     assert all(t.milliseconds > 0 for t in timings)
 

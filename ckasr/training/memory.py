@@ -1,9 +1,11 @@
 """Estimate of the memory that a training step needs, before the first step."""
 
 import copy
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ckasr import devices
 
@@ -26,20 +28,34 @@ def least_bytes(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> in
         precision: precision of the training.
     """
     empty = copy.deepcopy(model).to("meta").train()
-    own = {tensor.untyped_storage()._cdata for tensor in empty.parameters()}
+    zeros = torch.zeros(inputs.shape, dtype=inputs.dtype, device="meta")
+    activations = kept_bytes(lambda: empty(zeros), empty.parameters())
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    return activations // (2 if precision == "bf16" else 1) + COPIES * parameters
+
+
+def kept_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
+    """Return the bytes that autograd keeps for the backward pass of what ``call`` computes.
+
+    Each storage counts once, in full, even if several operations or views of it keep it. Tensors
+    that autograd does not keep, such as intermediate results, are not counted.
+
+    Args:
+        call: the forward pass. It may include the backward pass.
+        own: tensors whose storages are not counted, such as parameters.
+    """
+    known = {tensor.untyped_storage()._cdata for tensor in own}
     kept: dict[int, torch.UntypedStorage] = {}  # references, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in known:
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        empty(torch.zeros(inputs.shape, dtype=inputs.dtype, device="meta"))
-    activations = sum(storage.nbytes() for storage in kept.values())
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    return activations // (2 if precision == "bf16" else 1) + COPIES * parameters
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        call()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def check(model: nn.Module, example: Tensor, batch_size: int, precision: str) -> None:

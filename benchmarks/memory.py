@@ -1,0 +1,112 @@
+"""Memory of the term against layers, samples, batch size and network, beside the pairwise code.
+
+Two quantities are meant by memory. The first is counted: the bytes of the storages that autograd
+keeps for the backward pass of the term, in addition to the features themselves
+(``ckasr.training.memory.kept_bytes``). It is the same on every device, and it includes neither
+intermediate results nor the buffers of kernels. The second is measured, in a training step on a
+GPU: the peak of ``torch.cuda.max_memory_allocated`` above what was allocated before the step. On a
+CPU the memory of a training step is counted too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ckasr import CKASR, cka_sr_loss, devices, find_stages, models
+from ckasr.choices import check_count
+from ckasr.training.memory import kept_bytes
+
+from .pairwise import PairwiseTerm, pairwise_term
+from .scaling import OURS, PAIRWISE, features
+from .term import BETA, NO_TERM
+
+CPU = torch.device("cpu")
+ALONE = {PAIRWISE: pairwise_term, OURS: cka_sr_loss}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one implementation of the term.
+
+    Args:
+        what: quantity that varies: ``layers`` (with 8 samples), ``samples`` (with 9 layers), or the
+            name of a network, in which the batch size varies (with 8 samples).
+        x: its value.
+        variant: name of the implementation; ``no term`` for the training step of a network.
+        megabytes: memory in units of 10^6 bytes: of the step without the term, or added by it.
+    """
+
+    what: str
+    x: int
+    variant: str
+    megabytes: float
+
+
+def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
+    """Count the memory of the term alone, on features with the shapes of ``benchmarks.scaling``.
+
+    Raises ValueError for a number of layers that is no multiple of 3, and below 4 samples.
+    """
+    sizes = [("layers", count, count, 8) for count in layers]
+    sizes += [("samples", count, 9, count) for count in samples]
+    rows = []
+    for what, x, depth, few in sizes:
+        stages = features(depth, few, CPU)
+        own = [feature for stage in stages for feature in stage]
+        for name, term in ALONE.items():
+            kept = kept_bytes(lambda term=term, stages=stages: term(stages), own)
+            rows.append(Memory(what, x, name, kept / 1e6))
+    return rows
+
+
+def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[int]) -> list[Memory]:
+    """Memory of one training step on images of 32x32 pixels, and what the term adds to it.
+
+    Raises LookupError for an unknown network, and ValueError for no network and batches below 8.
+    """
+    check_count("number of networks", len(names), 1)
+    terms: dict[str, Callable[[nn.Module], Callable[[], Tensor]]] = {
+        NO_TERM: lambda model: lambda: torch.zeros((), device=device),
+        PAIRWISE: lambda model: PairwiseTerm(model, BETA, find_stages(model)),
+        OURS: lambda model: CKASR(model, BETA, every=1),
+    }
+    rows = []
+    for network in names:
+        for batch in batches:
+            check_count("batch size", batch, 8)  # The term reads 8 samples.
+            found = {key: _step_bytes(network, batch, make, device) for key, make in terms.items()}
+            bare = found[NO_TERM]
+            added = {key: total - (0 if key == NO_TERM else bare) for key, total in found.items()}
+            rows += [Memory(network, batch, key, size / 1e6) for key, size in added.items()]
+    return rows
+
+
+def _step_bytes(
+    network: str,
+    batch: int,
+    term: Callable[[nn.Module], Callable[[], Tensor]],
+    device: torch.device,
+) -> int:
+    model = models.create(network, num_classes=100).to(device, memory_format=torch.channels_last)
+    penalty = term(model)
+    x = torch.zeros(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        (model(x).logsumexp(1).mean() + penalty()).backward()
+
+    if device.type == "cpu":
+        return kept_bytes(step, model.parameters())
+    step()  # This allocates the gradients and the buffers of kernels.
+    return peak_bytes(step, devices.of(device))
+
+
+def peak_bytes(call: Callable[[], object], device: devices.Device) -> int:
+    """Return the largest memory of the device during a call, above that before the call."""
+    device.synchronize()
+    device.reset_peak_memory()
+    before = device.peak_memory()
+    call()
+    device.synchronize()
+    return device.peak_memory() - before

@@ -3,6 +3,7 @@ PYTHON  ?= python3
 PROFILE ?= demo
 RESULTS ?= results/$(PROFILE)
 UV      ?= uv
+WORKERS ?= 2
 ARGS    ?=
 
 VENV   := .venv
@@ -18,6 +19,7 @@ help: ## show this list
 	@echo
 	@echo "  PROFILE=demo          what reproduce runs: a workflow/*.toml; RESULTS=folder  where it goes"
 	@echo "  PYTHON=python3.12     the interpreter of a new .venv (3.11 to 3.13); ARGS='-k cka'  for the tool run"
+	@echo "  WORKERS=2             processes that run the tests side by side"
 
 environment: $(READY) ## .venv with exactly what requirements.lock names, and ckasr itself
 
@@ -35,7 +37,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 test: $(READY) ## the tests; those on real CIFAR need CKASR_DATA, else they skip
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the tests that take minutes
 	$(PY) -m pytest -m slow $(ARGS)

@@ -408,8 +408,8 @@ def cells(step: Step) -> list[Settings]:
     The list is empty for a notebook without the parameter ``sparsities``, which trains no grid of
     runs. Parameters with the names of settings are common to all runs. The grid is the product of
     ``sparsities``, ``seeds``, ``betas`` (with 0 for the baseline) and, if the notebook has them,
-    ``methods``, ``partners``, ``terms``, ``precisions``, ``order_seeds``, ``sample_counts`` and
-    ``intervals``.
+    ``models``, ``methods``, ``partners``, ``terms``, ``precisions``, ``order_seeds``,
+    ``sample_counts`` and ``intervals``.
 
     Raises:
         ValueError: for a value that `Settings` does not allow.
@@ -425,6 +425,7 @@ def cells(step: Step) -> list[Settings]:
         sparsities=given["sparsities"],
         betas=[0.0, *given["betas"]],
         seeds=given["seeds"],
+        models=given.get("models"),
         methods=given.get("methods"),
         partners=given.get("partners"),
         terms=given.get("terms"),
@@ -483,8 +484,9 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
     epochs = sum(item.cell.epochs for item in todo)
     text = f"**Cost:** {len(todo)} of {len(planned)} runs are to be trained, {epochs} epochs in all"
     known = [each for each in seconds if each is not None]
-    if len(known) < len(seconds):
-        return f"{text}. There is no record yet of {todo[0].cell.model} on {todo[0].cell.dataset}."
+    if None in seconds:
+        first = todo[seconds.index(None)].cell
+        return f"{text}. There is no record yet of {first.model} on {first.dataset}."
     return f"{text}: about {duration(sum(known))} one after another, by the runs on record."
 
 

@@ -5,8 +5,12 @@ import os
 import random
 from pathlib import Path
 
-# Before torch is imported: small tensors are slower on many threads, and CI has two cores.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Before torch is imported: small tensors are slower on many threads, and CI has two cores. If
+# several workers run the tests (pytest -n), each has one thread.
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)),
+)
 
 import numpy as np
 import pytest

@@ -24,15 +24,16 @@ def snakemake(results: Path, *options: str) -> str:
 
 
 def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
-    """The cells of notebooks 02 to 07, 09 and 12, each once, and the figures."""
+    """The cells of notebooks 02 to 09 and 12, each once, and the figures."""
     results = tmp_path / "it's a folder of $HOME"
     text = snakemake(results, "--dry-run", "--printshellcmds")
     cells = {
         cell.id: cell for step in read_profile("smoke").steps for cell in notebooks.cells(step)
     }
-    # 05 to 07 share what 04 has in fp32, and their baselines. The last two numbers are those of 12
-    # and of 09: five hosts, each without and with the term, with two seeds.
-    assert len(cells) == 16 + 4 + 4 + 20
+    # 05 to 07 share what 04 has in fp32, and their baselines. The last three numbers are those of
+    # 12, of 08 (two networks, each without and with the term), and of 09: five hosts, each without
+    # and with the term, with two seeds.
+    assert len(cells) == 16 + 4 + 4 + 4 + 20
     assert f"cell          {len(cells)}" in text
     assert "figures        1" in text
     commands = [

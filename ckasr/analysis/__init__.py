@@ -2,6 +2,8 @@
 
 from .aa import aa_checks, aa_table
 from .accuracy_figure import accuracy_vs_sparsity
+from .architectures import architecture_effects, architecture_studies, architectures_table
+from .architectures_figure import architectures_figure, write_architectures
 from .cells import groups
 from .claims import claims_table, headline_table
 from .curves_figure import training_curves
@@ -37,6 +39,10 @@ __all__ = [
     "accuracy_and_floor",
     "accuracy_vs_sparsity",
     "all_tables",
+    "architecture_effects",
+    "architecture_studies",
+    "architectures_figure",
+    "architectures_table",
     "choices",
     "chosen_precision",
     "claims_table",
@@ -80,6 +86,7 @@ __all__ = [
     "training_curves",
     "verdict_of",
     "write_all",
+    "write_architectures",
     "write_executions",
     "write_failures",
     "write_few_shots",

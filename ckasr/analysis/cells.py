@@ -173,8 +173,13 @@ def title(settings: Mapping[str, Any]) -> str:
 
     Example: "CIFAR-100, ResNet20, random ERK masks, 160 epochs".
     """
+    return ", ".join([*_task(settings), recipe_title(settings)])
+
+
+def recipe_title(settings: Mapping[str, Any]) -> str:
+    """The title of a group, without the data set and the network."""
     method = words.method(settings["method"], settings["distribution"])
-    return ", ".join([*_task(settings), method, *_recipe(settings)])
+    return ", ".join([method, *_recipe(settings)])
 
 
 def cell_title(settings: Mapping[str, Any]) -> str:
@@ -190,6 +195,11 @@ def family_title(settings: Mapping[str, Any]) -> str:
 def slug(settings: Mapping[str, Any]) -> str:
     """The file name of a group, without the sparsity."""
     return _slug(settings, "dataset", "model", "method", "distribution")
+
+
+def recipe_slug(settings: Mapping[str, Any]) -> str:
+    """The file name of a group, without the data set, the network and the sparsity."""
+    return _slug(settings, "method", "distribution")
 
 
 def family_slug(settings: Mapping[str, Any]) -> str:

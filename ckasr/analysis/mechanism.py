@@ -269,7 +269,7 @@ def _row(cell: Cell, arm: Arm) -> tuple[str, ...]:
         told = [_of_baseline(values_of(cell, arm, q), q.digits) for q in QUANTITIES]
         return ("baseline", NOTHING, *told)
     found = {quantity.name: difference(cell, arm, quantity) for quantity in QUANTITIES}
-    told = [_of_arm(found[q.name], q.digits) for q in QUANTITIES]
+    told = [difference_text(found[q.name], q.digits) for q in QUANTITIES]
     return (arm.label, str(max(c.n for c in found.values())), *told)
 
 
@@ -277,7 +277,8 @@ def _of_baseline(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}" if values else NOTHING
 
 
-def _of_arm(comparison: Comparison, digits: int) -> str:
+def difference_text(comparison: Comparison, digits: int) -> str:
+    """A mean paired difference with its interval, in print; a dash if there is none."""
     if comparison.mean is None:
         return NOTHING
     told = f"{comparison.mean:+.{digits}f}"

@@ -11,13 +11,29 @@ from typing import Any
 from ckasr.methods import METHODS
 
 DATASETS = {
+    "ag-news": "AG News",
+    "ag-news-10k": "AG News (10,001 texts)",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "digits": "8 × 8 digits",
     "fashion-mnist": "Fashion-MNIST",
+    "imagenet": "ImageNet",
     "mnist": "MNIST",
+    "sst2": "SST-2",
+    "tiny-imagenet": "Tiny ImageNet",
 }
-NETWORKS = {"lenet300": "LeNet-300-100", "resmlp": "residual MLP"}
+NETWORKS = {
+    "deit_tiny": "DeiT-Tiny",
+    "efficientnet_b0": "EfficientNet-B0",
+    "lenet300": "LeNet-300-100",
+    "mobilenet_v2": "MobileNetV2",
+    "noisy_mlp": "noisy MLP",
+    "resmlp": "residual MLP",
+    "text_transformer": "text Transformer",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "vit": "ViT",
+}
 METHOD_NAMES = {
     "dense": "dense training",
     "dlth": "dual lottery tickets",

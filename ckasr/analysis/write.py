@@ -7,6 +7,7 @@ from ckasr.storage import write_text
 
 from .aa import aa_checks, aa_table
 from .accuracy_figure import accuracy_vs_sparsity
+from .architectures_figure import write_architectures
 from .cells import Cell, Record, family_slug, percent, slug, studies
 from .curves_figure import training_curves
 from .execution import execution_curves, execution_pairs, execution_table
@@ -27,8 +28,8 @@ from .tables import runs_table
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
     """The tables of accuracies in Markdown, by the name of their file.
 
-    `write_few_shots`, `write_mechanism`, `write_failures` and `write_interactions` write their
-    tables themselves.
+    `write_few_shots`, `write_mechanism`, `write_failures`, `write_interactions` and
+    `write_architectures` write their tables themselves.
     """
     records = list(records)
     tables = {"runs": runs_table(records)}
@@ -52,7 +53,8 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
     their mechanism and of their failures, cells with several numbers of samples those of the
     comparison between them; groups beyond the paper's sparsities a figure of the classes that
     still have a live path; cells that differ in one partner of the term (`interaction.py`) a table
-    and a figure of the interactions.
+    and a figure of the interactions; runs of several networks with one recipe a table and a figure
+    of the effect on each.
 
     Args:
         records: the records of one folder.
@@ -87,6 +89,7 @@ def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
         write_mechanism,
         write_failures,
         write_interactions,
+        write_architectures,
     ):
         written += write(records, folder)
     return written

@@ -25,6 +25,7 @@ def grid(
     sparsities: Sequence[float],
     betas: Sequence[float],
     seeds: Sequence[int],
+    models: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     partners: Sequence[str] | None = None,
     terms: Sequence[str] | None = None,
@@ -41,6 +42,7 @@ def grid(
     Args:
         base: the other settings. If its beta is 0, the settings of the term are the defaults.
         sparsities, betas, seeds: values of these settings.
+        models: names of models (``ckasr.models``).
         methods: names of methods, each followed by its options, such as ``"l0 finetune=0.5"``.
             ``{sparsity}`` in an option is replaced by that of the cell:
             ``"lth levels=0.8,{sparsity}"``. Method ``dense`` always has sparsity 0.
@@ -50,11 +52,11 @@ def grid(
         terms: names of ``ckasr.terms.TERMS``, each with every beta. With beta 0 they are all the
             same run, the baseline.
         precisions, order_seeds, samples, every: values of these settings; the last two are of the
-            term. For these, methods and terms, None means the value of ``base``.
+            term. For these, models, methods and terms, None means the value of ``base``.
 
     Raises:
         ValueError: for an option or a partner that is not name=value.
-        LookupError: for a method, a partner, a term or an option that does not exist.
+        LookupError: for a model, a method, a partner, a term or an option that does not exist.
     """
     cells = [
         replace(
@@ -67,8 +69,10 @@ def grid(
             samples=count,
             every=steps,
         )
-        for seed, method, sparsity in itertools.product(seeds, methods or [base.method], sparsities)
-        for host in _hosts(replace(base, **_method(base, method, sparsity)), partners)
+        for seed, model, method, sparsity in itertools.product(
+            seeds, models or [base.model], methods or [base.method], sparsities
+        )
+        for host in _hosts(replace(base, model=model, **_method(base, method, sparsity)), partners)
         for beta, term, precision, order_seed, count, steps in itertools.product(
             betas,
             terms or [base.term],

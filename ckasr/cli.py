@@ -142,17 +142,17 @@ def run(
 def sweep(
     values: dict[str, Any],
     sparsities: Annotated[
-        str, typer.Option(help="Sparsities, separated by commas.")
-    ] = "0.95,0.98,0.995,0.998",
+        list[str], typer.Option(help="Sparsities, separated by commas or one per option.")
+    ] = ["0.95,0.98,0.995,0.998"],  # noqa: B006 - typer reads it and changes nothing
     betas: Annotated[
-        str, typer.Option(help="Weights of the term, separated by commas; 0 is the baseline.")
-    ] = "0,1e-4,1e-3",
+        list[str], typer.Option(help="Weights of the term, the same way; 0 is the baseline.")
+    ] = ["0,1e-4,1e-3"],  # noqa: B006
     terms: Annotated[
-        str, typer.Option(help="Terms, separated by commas; `ckasr terms` lists them.")
-    ] = "cka_sr",
+        list[str], typer.Option(help="Terms, the same way; `ckasr terms` lists them.")
+    ] = ["cka_sr"],  # noqa: B006
     seeds: Annotated[
-        str, typer.Option(help="Seeds, separated by commas; 0-4 is the range from 0 to 4.")
-    ] = "0-4",
+        list[str], typer.Option(help="Seeds, the same way; 0-4 is the range from 0 to 4.")
+    ] = ["0-4"],  # noqa: B006
     minutes: Annotated[
         float,
         typer.Option(help="Time budget in minutes; a run that would exceed it is not started."),
@@ -173,14 +173,14 @@ def sweep(
     A run that would exceed the time budget is not started. The default grid is the main comparison
     of results/PLAN.md.
     """
-    weights = _numbers("--betas", betas, float)
+    weights = _numbers("--betas", ",".join(betas), float)
     cells = grid(
         # With beta 0, Settings would reset the settings of the term to their defaults.
         Settings(**values, beta=max(weights)),
-        sparsities=_numbers("--sparsities", sparsities, float),
+        sparsities=_numbers("--sparsities", ",".join(sparsities), float),
         betas=weights,
-        seeds=_numbers("--seeds", seeds, int),
-        terms=[name.strip() for name in terms.split(",")],
+        seeds=_numbers("--seeds", ",".join(seeds), int),
+        terms=[name.strip() for name in ",".join(terms).split(",")],
     )
     if jobs < 0:
         raise ValueError(f"--jobs {jobs} must be 0 or more; 0: one per core, or 4 on a GPU")

@@ -49,6 +49,16 @@ def test_sweep_runs_the_grid_that_was_asked_for(results):
     ]
 
 
+def test_a_list_may_be_given_in_one_option_or_in_several(tmp_path):
+    once = ckasr(f"sweep {DIGITS} --sparsities 0.9,0.8 --betas 0,1e-3 --seeds 0-2 --dry-run")
+    several = ckasr(
+        f"sweep {DIGITS} --sparsities 0.9 --sparsities 0.8 --betas 0 --betas 1e-3 --seeds 0 "
+        "--seeds 1-2 --dry-run"
+    )
+    assert once == several
+    assert len([line for line in once.splitlines() if "seed" in line]) == 2 * 2 * 3
+
+
 def test_run_names_its_record_and_does_not_train_twice(results):
     line = f"run {DIGITS} --sparsity 0.9 --beta 1e-3 --seed 1"
     output = ckasr(line, results)

@@ -17,7 +17,7 @@ from ckasr.experiments import Settings, grid, plan, records
 from ckasr.experiments import run as run_settings
 from ckasr.experiments import sweep as run_sweep
 from ckasr.experiments.progress import title
-from ckasr.experiments.sweep import duration
+from ckasr.experiments.sweeps import duration
 from ckasr.storage import write_between, write_text
 
 app = typer.Typer(

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from ckasr import data
 from ckasr.experiments import Settings, grid, plan, records
-from ckasr.experiments.sweep import Costs, duration
+from ckasr.experiments.sweeps import Costs, duration
 from ckasr.names import nearest
 from ckasr.storage import write_text
 

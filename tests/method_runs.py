@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ckasr import data, models
-from ckasr.experiments.run import OutOfTime, run
+from ckasr.experiments.runs import OutOfTime, run
 from ckasr.experiments.settings import Settings
 from ckasr.methods import Context, Method, Phase, TrainingState
 from ckasr.sparsity import Masks, dense_masks

@@ -6,9 +6,9 @@ import pytest
 from synthetic import record
 
 from ckasr.analysis import (
+    architecture_differences,
     architecture_effects,
     architecture_studies,
-    architectures_figure,
     architectures_table,
     write_architectures,
 )
@@ -85,7 +85,7 @@ def test_a_network_without_layer_cka_keeps_its_row():
 def test_the_figure_has_a_row_for_each_network_and_a_dot_for_each_seed(tmp_path):
     records = [*runs("resnet20"), *runs("vit", (0.01,) * 3, (0.01, 0.011, 0.012))]
     (study,) = architecture_studies(records)
-    accuracy = architectures_figure(study).axes[0]
+    accuracy = architecture_differences(study).axes[0]
     assert [label.get_text() for label in accuracy.get_yticklabels()] == [
         f"{each.label}\nn = 3" for each in study
     ]
@@ -102,13 +102,12 @@ def test_the_figure_has_a_row_for_each_network_and_a_dot_for_each_seed(tmp_path)
         "random_erk_160ep_architectures.png",
         "random_erk_160ep_architectures.svg",
     ]
-    assert all(path.stat().st_size > 100 for path in written)
     assert write_architectures(runs("resnet20"), tmp_path) == []
 
 
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="no effect: there is nothing to draw"):
-        architectures_figure([])
+        architecture_differences([])
 
 
 def test_a_grid_has_every_network_with_and_without_the_term():

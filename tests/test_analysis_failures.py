@@ -8,7 +8,7 @@ from ckasr.analysis import (
     accuracy_and_floor,
     failure_cells,
     failure_signatures,
-    failures,
+    failures_of,
     floor_groups,
     write_failures,
     write_floor,
@@ -37,7 +37,7 @@ def cell_of(**changes):
 
 def shown(**changes):
     cell = cell_of(**changes)
-    return failures(cell, max(cell.arms, key=lambda arm: arm.beta))
+    return failures_of(cell, max(cell.arms, key=lambda arm: arm.beta))
 
 
 class TestFailures:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from synthetic import pairs, record
 
-from ckasr.analysis import choices, few_shot_studies, few_shots, selection_bias, write_few_shots
+from ckasr.analysis import (
+    choices,
+    few_shot_accuracies,
+    few_shot_studies,
+    selection_bias,
+    write_few_shots,
+)
 from ckasr.analysis.few_shots import (
     SAME_TEST,
     SAME_VALIDATION,
@@ -150,7 +156,7 @@ class TestFigure:
     def test_panels_for_the_intervals_and_the_choices(self):
         runs = study(TABLE) + [run(0.53, beta=1e-3, samples=4, every=1, seed=s) for s in range(3)]
         (cell,) = few_shot_studies(runs)
-        figure = few_shots(cell)
+        figure = few_shot_accuracies(cell)
         titles = [axis.get_title() for axis in figure.axes]
         assert titles == [
             "term on every step",

@@ -15,8 +15,8 @@ from ckasr.experiments import Settings, run, sweep
 from ckasr.experiments.build import build_engine
 from ckasr.experiments.pools import Interleaved
 from ckasr.experiments.records import load_all
-from ckasr.experiments.run import OutOfTime
-from ckasr.experiments.sweep import groups
+from ckasr.experiments.runs import OutOfTime
+from ckasr.experiments.sweeps import groups
 from ckasr.training import Engine
 
 pytest.importorskip("numba")
@@ -105,7 +105,7 @@ def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
 
 def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path, monkeypatch):
     # In this process: new ones would spend a minute on imports. Few samples: the order counts.
-    monkeypatch.setattr(sys.modules["ckasr.experiments.sweep"], "pool_of", Interleaved)
+    monkeypatch.setattr("ckasr.experiments.sweeps.pool_of", Interleaved)
     small = {"epochs": 1, "validation": 1000}
     cells = [cell(**small, seed=s, beta=b) for b in (0.0, 1e-3) for s in (0, 1)]
     assert [[(c.seed, c.beta) for c in group] for group in groups(cells)] == [

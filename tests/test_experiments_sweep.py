@@ -10,7 +10,7 @@ from digit_runs import CPU, digits, essence
 from ckasr.data import load
 from ckasr.experiments import CKA_SR_FIELDS, Settings, grid, plan, records, run, sweep
 from ckasr.experiments.build import build_engine
-from ckasr.experiments.sweep import groups as run_groups
+from ckasr.experiments.sweeps import groups as run_groups
 from ckasr.storage import claim
 
 

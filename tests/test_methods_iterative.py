@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ckasr import data, methods, models
 from ckasr.experiments import Settings, run
-from ckasr.experiments.run import OutOfTime
+from ckasr.experiments.runs import OutOfTime
 from ckasr.methods import Context, TrainingState
 from ckasr.methods.dlth import DLTH
 from ckasr.methods.lth import LTH

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ckasr import cli, notebooks
 from ckasr.experiments import Settings, records
-from ckasr.experiments.sweep import Outcome
+from ckasr.experiments.sweeps import Outcome
 from ckasr.methods import METHODS
 from ckasr.notebooks import ROOT, Parameter, declared, execute, read_profile
 

@@ -18,7 +18,7 @@ from ckasr.analysis.precision_figure import precision_differences
 from ckasr.analysis.tables import runs_table
 from ckasr.experiments import Settings, grid
 from ckasr.experiments.progress import title
-from ckasr.experiments.sweep import groups
+from ckasr.experiments.sweeps import groups
 from ckasr.notebooks import cells as notebook_cells
 from ckasr.notebooks import read_profile
 from ckasr.terms.cca import RIDGE

@@ -12,7 +12,7 @@ from ckasr import CKASR, devices, models
 from ckasr.data import load
 from ckasr.experiments import Settings
 from ckasr.experiments.build import build_engine, term_meter
-from ckasr.experiments.run import OutOfTime, run
+from ckasr.experiments.runs import OutOfTime, run
 from ckasr.stages import find_stages
 from ckasr.training.term_curve import queued_term
 

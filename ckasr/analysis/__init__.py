@@ -3,16 +3,16 @@
 from .aa import aa_checks, aa_table
 from .accuracy_figure import accuracy_vs_sparsity
 from .architectures import architecture_effects, architecture_studies, architectures_table
-from .architectures_figure import architectures_figure, write_architectures
+from .architectures_figure import architecture_differences, write_architectures
 from .cells import groups
 from .claims import claims_table, headline_table
 from .curves_figure import training_curves
 from .execution import execution_curves, execution_table
-from .failures import failure_cells, failures, failures_table
+from .failures import failure_cells, failures_of, failures_table
 from .failures_figure import failure_signatures, write_failures
 from .failures_floor_figure import accuracy_and_floor, floor_groups, write_floor
 from .few_shots import choices, few_shot_studies, few_shots_table, selection_bias
-from .few_shots_figure import few_shots, write_few_shots
+from .few_shots_figure import few_shot_accuracies, write_few_shots
 from .information import CRITERION, information_effects, information_table
 from .information_figure import information_and_accuracy, write_information
 from .interaction import interactions, interactions_table
@@ -39,9 +39,9 @@ __all__ = [
     "accuracy_and_floor",
     "accuracy_vs_sparsity",
     "all_tables",
+    "architecture_differences",
     "architecture_effects",
     "architecture_studies",
-    "architectures_figure",
     "architectures_table",
     "choices",
     "chosen_precision",
@@ -50,10 +50,10 @@ __all__ = [
     "execution_table",
     "failure_cells",
     "failure_signatures",
-    "failures",
+    "failures_of",
     "failures_table",
+    "few_shot_accuracies",
     "few_shot_studies",
-    "few_shots",
     "few_shots_table",
     "floor_groups",
     "groups",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @styled
-def architectures_figure(study: Sequence[Effect]) -> "Figure":
+def architecture_differences(study: Sequence[Effect]) -> "Figure":
     """Draw the paired differences of each network and sparsity, a row for each.
 
     The panels show the test accuracy in points; the mean CKA over all pairs of layers; and the time
@@ -79,7 +79,7 @@ def write_architectures(records: Iterable[Record], folder: Path) -> list[Path]:
     write_text(written[0], architectures_table(studies))
     for study in studies:
         name = f"{recipe_slug(common(study[0]))}_architectures.png"
-        written += save(architectures_figure(study), folder / "figures" / name)
+        written += save(architecture_differences(study), folder / "figures" / name)
     return written
 
 

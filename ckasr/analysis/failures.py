@@ -122,7 +122,7 @@ def diverged(cell: Cell, arm: Arm) -> int:
     return sum(run["status"] == "diverged" for run in cell.arms.get(arm, {}).values())
 
 
-def failures(cell: Cell, arm: Arm) -> list[str]:
+def failures_of(cell: Cell, arm: Arm) -> list[str]:
     """The failures that an arm shows, in the words of `LEGEND`; empty where it shows none."""
 
     def average(of: Arm, signature: Signature) -> float | None:
@@ -168,5 +168,5 @@ def _row(cell: Cell, arm: Arm) -> tuple[str, ...]:
         str(len(cell.arms[arm])),
         str(diverged(cell, arm)),
         *told,
-        ", ".join(failures(cell, arm)) or "none",
+        ", ".join(failures_of(cell, arm)) or "none",
     )

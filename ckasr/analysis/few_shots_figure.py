@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @styled
-def few_shots(cell: Cell) -> "Figure":
+def few_shot_accuracies(cell: Cell) -> "Figure":
     """Paired differences of every setting, and the gain that four ways of choosing one claim.
 
     A panel for each interval ("every" so many steps), in it a marker for each number of samples
@@ -84,7 +84,7 @@ def write_few_shots(records: Iterable[Record], folder: Path) -> list[Path]:
     written = [folder / "tables" / "few_shots.md"]
     write_text(written[0], few_shots_table(studies))
     for cell in studies:
-        written += save(few_shots(cell), figure_path(cell, folder, "few_shots"))
+        written += save(few_shot_accuracies(cell), figure_path(cell, folder, "few_shots"))
     return written
 
 

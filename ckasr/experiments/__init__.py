@@ -1,9 +1,9 @@
 """Experiments: settings, the run they describe, its record, and sweeps over many."""
 
 from .information import run_information
-from .run import OutOfTime, run
+from .runs import OutOfTime, run
 from .settings import CKA_SR_FIELDS, Settings
-from .sweep import grid, plan, sweep
+from .sweeps import grid, plan, sweep
 
 __all__ = [
     "CKA_SR_FIELDS",

@@ -17,7 +17,7 @@ from ckasr import devices
 from ckasr.storage import ClaimedError
 
 from . import records
-from .run import OutOfTime, run, run_interleaved
+from .runs import OutOfTime, run, run_interleaved
 from .settings import Settings
 
 ALLOCATOR = {

@@ -1,0 +1,18 @@
+"""The names of the package's modules."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import ckasr
+
+
+def test_no_module_hides_behind_a_function_of_its_name():
+    """``ckasr.experiments.runs`` would be unreachable as an attribute if a function had its name."""
+    hidden = []
+    for found in pkgutil.walk_packages(ckasr.__path__, "ckasr."):
+        package, _, name = found.name.rpartition(".")
+        importlib.import_module(found.name)
+        if not isinstance(getattr(importlib.import_module(package), name), ModuleType):
+            hidden.append(found.name)
+    assert hidden == []

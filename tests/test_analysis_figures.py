@@ -17,6 +17,8 @@ from ckasr.analysis import (
     training_curves,
     write_all,
 )
+from ckasr.analysis.marks import SPREAD, draw_seeds
+from ckasr.analysis.style import BASELINE_LOOK, blank
 
 
 def drawn(axis) -> dict[str, np.ndarray]:
@@ -326,3 +328,16 @@ class TestWriteAll:
 
     def test_no_records(self, tmp_path):
         assert [path.name for path in write_all([], tmp_path)] == ["runs.md"]
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_many_seeds_stay_in_their_place_and_none_is_moved_onto_another(horizontal):
+    """A swarm of 20 equal values is wider than its place: its outer dots lie on one another."""
+    axis = blank(2, 2).subplots()
+    draw_seeds(axis, 3.0, [0.5] * 20, BASELINE_LOOK, horizontal=horizontal)
+    (dots,) = axis.collections
+    value, place = (0, 1) if horizontal else (1, 0)
+    offsets = np.asarray(dots.get_offsets())
+    assert (offsets[:, value] == 0.5).all()
+    assert abs(offsets[:, place] - 3).max() <= SPREAD
+    assert np.diff(np.sort(offsets[:, place])).min() > SPREAD / 40

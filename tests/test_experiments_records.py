@@ -19,7 +19,7 @@ def test_records_travel_in_one_file(finished, tmp_path):
     assert records.export_lines(tmp_path / "a", lines) == 2
     assert records.merge_lines(lines, tmp_path / "b") == (2, 0)
     assert records.merge_lines(lines, tmp_path / "b") == (0, 2)
-    assert records.load_all(tmp_path / "b") == records.load_all(tmp_path / "a")
+    assert records.load_all(tmp_path / "b") == records.load_all(str(tmp_path / "a"))
 
 
 def test_merging_a_broken_file_writes_nothing(finished, tmp_path):

@@ -10,12 +10,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTE = "Dots: seeds. Large markers: mean and its 95 % Student-t interval."
+MANY = 7
+"""Number of seeds above which the dots may overlap: a swarm would be wider than its place."""
+SPREAD = 0.13
+"""Half the width of more than `MANY` dots, in places of the categorical axis."""
+GOLDEN = 0.618034
+"""Fractional part of the golden ratio. Its multiples, modulo 1, spread evenly for any number."""
 
 
 def draw_seeds(
     axis: "Axes", place: float, values: Sequence[float], look: Look, horizontal: bool = False
 ) -> None:
     """Draw a dot per seed; dots that would overlap are moved sideways.
+
+    More than `MANY` dots are spread over a fixed width instead, in the order of the seeds.
 
     Args:
         axis: axes to draw on.
@@ -26,6 +34,12 @@ def draw_seeds(
     """
     import seaborn
 
+    if len(values) > MANY:
+        offsets = [SPREAD * (2 * (i * GOLDEN % 1) - 1) for i in range(len(values))]
+        places = [place + offset for offset in offsets]
+        x, y = (values, places) if horizontal else (places, values)
+        axis.scatter(x, y, s=2**2, color=look["color"], alpha=0.55, linewidth=0)
+        return
     places = [place] * len(values)
     seaborn.swarmplot(
         x=values if horizontal else places,

@@ -22,11 +22,11 @@ STATUSES = ("finished", "diverged")
 Record = dict[str, Any]
 
 
-def path_of(results: Path, run_id: str) -> Path:
+def path_of(results: Path | str, run_id: str) -> Path:
     """Return the path of a run's record. Raises ValueError if the id is not 12 hex digits."""
     if not re.fullmatch(r"[0-9a-f]{12}", str(run_id)):
         raise ValueError(f"{run_id!r} is no run id: it must be 12 hex digits")
-    return results / "records" / f"{run_id}.json"
+    return Path(results) / "records" / f"{run_id}.json"
 
 
 def save(record: Record, results: Path) -> Path:
@@ -36,19 +36,19 @@ def save(record: Record, results: Path) -> Path:
     return path
 
 
-def load(results: Path, run_id: str) -> Record | None:
+def load(results: Path | str, run_id: str) -> Record | None:
     """Return the record of a run, or None if there is none. Raises ValueError if it is invalid."""
     path = path_of(results, run_id)
     return _read(path) if path.exists() else None
 
 
-def load_all(results: Path) -> list[Record]:
+def load_all(results: Path | str) -> list[Record]:
     """Return all valid records under ``results``, sorted by their settings.
 
     Any other ``.json`` file in the folder is left out, with a RuntimeWarning that names it.
     """
     records = []
-    for path in sorted((results / "records").glob("*.json")):
+    for path in sorted((Path(results) / "records").glob("*.json")):
         try:
             records.append(_read(path))
         except (ValueError, OSError) as error:
@@ -56,7 +56,7 @@ def load_all(results: Path) -> list[Record]:
     return sorted(records, key=_order)
 
 
-def export_lines(results: Path, target: Path) -> int:
+def export_lines(results: Path | str, target: Path) -> int:
     """Write all records into one JSON-lines file and return their number."""
     records = load_all(results)
     write_text(target, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))

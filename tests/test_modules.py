@@ -8,7 +8,7 @@ import ckasr
 
 
 def test_no_module_hides_behind_a_function_of_its_name():
-    """``ckasr.experiments.runs`` would be unreachable as an attribute if a function had its name."""
+    """A function ``ckasr.experiments.runs`` would make the module of this name hard to reach."""
     hidden = []
     for found in pkgutil.walk_packages(ckasr.__path__, "ckasr."):
         package, _, name = found.name.rpartition(".")

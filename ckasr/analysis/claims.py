@@ -111,6 +111,18 @@ def _table_1(sparsity: float, profile: str | None, headline: str = "") -> Statem
     )
 
 
+OTHER_ARCHITECTURES = (
+    "efficientnet_b0",
+    "lenet300",
+    "mobilenet_v2",
+    "noisy_mlp",
+    "resmlp",
+    "text_transformer",
+    "vgg16",
+    "vit",
+)
+"""Networks that are not residual convolutional networks, as those of the paper are."""
+
 _ABSTRACT = {0.995: "verdict01_resnet20_995", 0.998: "verdict01_resnet20_998"}
 
 STATEMENTS = (
@@ -165,6 +177,7 @@ STATEMENTS = (
         "summary",
         "not known",
         {"method": "structured"},
+        "verdict11_structured",
         headline="structured pruning of trained networks",
     ),
     Statement(
@@ -174,6 +187,13 @@ STATEMENTS = (
         {"dataset": "cifar100", "sparsity": (0.999, 0.9995, 0.9999)},
         "verdict04_beyond",
         headline="beyond 99.8 %, CIFAR-100 (open question)",
+    ),
+    Statement(
+        "it helps networks of other architectures",
+        "open question of the summary",
+        "none",
+        {"model": OTHER_ARCHITECTURES, "method": "random"},
+        "architectures_gpu",
     ),
 )
 

@@ -89,6 +89,9 @@ def test_the_figure_has_a_row_for_each_network_and_a_dot_for_each_seed(tmp_path)
     assert [label.get_text() for label in accuracy.get_yticklabels()] == [
         f"{each.label}\nn = 3" for each in study
     ]
+    means = [container.lines[0] for container in accuracy.containers]
+    assert [float(line.get_xdata()[0]) for line in means] == pytest.approx([3, 0.1])
+    assert [line.get_markerfacecolor() == "white" for line in means] == [False, True]  # at chance
     dots = [
         sorted(float(x) for x, _ in swarm.get_offsets())
         for swarm in accuracy.collections
@@ -103,6 +106,27 @@ def test_the_figure_has_a_row_for_each_network_and_a_dot_for_each_seed(tmp_path)
         "random_erk_160ep_architectures.svg",
     ]
     assert write_architectures(runs("resnet20"), tmp_path) == []
+
+
+def test_the_arms_of_a_network_share_a_row_and_differ_in_their_look():
+    records = [*runs("resnet20"), *runs("resmlp")]
+    placebo = [
+        record(
+            seed=run["settings"]["seed"],
+            model=run["settings"]["model"],
+            beta=1e-4,
+            term="random_direction",
+        )
+        for run in records
+        if run["settings"]["beta"]
+    ]
+    (study,) = architecture_studies([*records, *placebo])
+    assert len(study) == 4
+    figure = architecture_differences(study)
+    assert len(figure.axes[0].get_yticklabels()) == 2
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["CKA-SR, β = 1e-4", "random-direction placebo, β = 1e-4"]
 
 
 def test_nothing_to_draw_is_refused():

@@ -16,7 +16,7 @@ from .architectures import (
 )
 from .cells import Record, recipe_slug
 from .marks import NOTE, draw_means, draw_seeds
-from .style import ARM_LOOKS, BASELINE_LOOK, GUIDE, Look, blank, legend, save, styled, wrapped
+from .style import GUIDE, Look, blank, legend, looks, save, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @styled
 def architecture_differences(study: Sequence[Effect]) -> "Figure":
-    """Draw the paired differences of each network and sparsity, a row for each.
+    """Draw the paired differences of each network and sparsity, a row for each and a look per arm.
 
     The panels show the test accuracy in points; the mean CKA over all pairs of layers; and the time
     per epoch in percent. A dot per seed.
@@ -38,30 +38,40 @@ def architecture_differences(study: Sequence[Effect]) -> "Figure":
     """
     if not study:
         raise ValueError("no effect: there is nothing to draw")
-    figure = blank(7.2, 1.6 + 0.36 * len(study))
-    accuracy, similarity, time = figure.subplots(1, 3, sharey=True)
-    for place, each in enumerate(study):
-        points = [100 * value for value in each.accuracy.differences]
-        _draw(accuracy, place, points, ARM_LOOKS[0] if each.learned else BASELINE_LOOK)
-        _draw(similarity, place, each.similarity.differences, ARM_LOOKS[3])
-        _draw(time, place, [100 * math.expm1(v) for v in each.time.differences], ARM_LOOKS[4])
-    several = len({each.accuracy.arm for each in study}) > 1
-    names = [
-        "\n".join([each.label, *[each.accuracy.arm.label] * several, f"n = {each.accuracy.n}"])
-        for each in study
-    ]
-    accuracy.set_yticks(range(len(study)), names)
-    accuracy.set_ylim(len(study) - 0.4, -0.6)
-    accuracy.set_xlabel("change of test accuracy\n(points)")
-    similarity.set_xlabel("change of the mean CKA\nof all layers")
-    time.set_xlabel("change of the time\nper epoch (%)")
-    for axis in (accuracy, similarity, time):
-        axis.axvline(0, **GUIDE)
-        axis.set_ylabel("")
-    arm = "" if several else f"{study[0].accuracy.arm.label}, "
-    figure.suptitle(wrapped(f"{arm}{architectures_title(study)}", 90))
-    note = "With the term minus without it. Black: the accuracy is at chance."
-    legend(figure, [accuracy], f"{note} {NOTE}")
+    labels = list(dict.fromkeys(each.label for each in study))
+    arms = sorted({each.accuracy.arm for each in study})
+    shown = looks(arms)
+    figure = blank(7.2, 1.8 + (0.2 + 0.24 * len(arms)) * len(labels))
+    panels = figure.subplots(1, 3, sharey=True)
+    named = set()
+    for each in study:
+        arm = each.accuracy.arm
+        place = labels.index(each.label) + (arms.index(arm) + 0.5) / len(arms) - 0.5
+        label = None if arm in named else arm.label
+        named.add(arm)
+        values = (
+            [100 * value for value in each.accuracy.differences],
+            each.similarity.differences,
+            [100 * math.expm1(value) for value in each.time.differences],
+        )
+        for panel, of_panel in zip(panels, values, strict=True):
+            first = label if panel is panels[0] else None
+            _draw(panel, place, of_panel, shown[arm], len(arms), first, not each.learned)
+    pairs = {each.label: str(each.accuracy.n) for each in study}
+    panels[0].set_yticks(range(len(labels)), [f"{label}\nn = {pairs[label]}" for label in labels])
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    names = (
+        "change of test\naccuracy (points)",
+        "change of the\nmean CKA",
+        "change of the time\nper epoch (%)",
+    )
+    for panel, name in zip(panels, names, strict=True):
+        panel.axvline(0, **GUIDE)
+        panel.set_xlabel(name)
+        panel.set_ylabel("")
+    figure.suptitle(wrapped(architectures_title(study), 90))
+    note = "With the term minus without it. Hollow: the accuracy is at chance."
+    legend(figure, panels[:1], f"{note} {NOTE}")
     return figure
 
 
@@ -83,7 +93,18 @@ def write_architectures(records: Iterable[Record], folder: Path) -> list[Path]:
     return written
 
 
-def _draw(axis: "Axes", place: float, values: Sequence[float], look: Look) -> None:
+def _draw(
+    axis: "Axes",
+    place: float,
+    values: Sequence[float],
+    look: Look,
+    arms: int,
+    label: str | None,
+    hollow: bool,
+) -> None:
     if values:
-        draw_seeds(axis, place - 0.12, values, look, horizontal=True)
-        draw_means(axis, [place + 0.12], [values], look, horizontal=True)
+        shift = 0.15 / arms
+        draw_seeds(axis, place - shift, values, look, horizontal=True)
+        draw_means(
+            axis, [place + shift], [values], look, label=label, horizontal=True, hollow=hollow
+        )

@@ -357,11 +357,10 @@ def _print_plan(cells: Sequence[Settings], results: Path) -> None:
         print(f"{item.cell.id}  {'has a record' if item.known else minutes:<16}{title(item.cell)}")
     todo = [item for item in planned if not item.known]
     times = [item.seconds for item in todo if item.seconds is not None]
-    unknown = f", and {len(todo) - len(times)} of unknown time" if len(times) < len(todo) else ""
-    print(
-        f"{len(todo)} of {len(planned)} cells to run: about {duration(sum(times))} one after "
-        f"another{unknown}"
-    )
+    parts = [f"about {duration(sum(times))} one after another"] if times or not todo else []
+    if len(times) < len(todo):
+        parts.append(f"{len(todo) - len(times)} of unknown time")
+    print(f"{len(todo)} of {len(planned)} cells to run: {', and '.join(parts)}")
 
 
 def _accuracy(record: records.Record) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pair = tuple[Record, Record]
-"""The same run in dense and in sparse execution."""
+"""The records of the same run in dense and in sparse execution."""
 
 SPARSE_LOOK = {"color": "#D55E00", "marker": "x", "linestyle": "--"}
 COLUMNS = ("seed", "dense, %", "sparse, %", DIFFERENCE, "dense ran on", "sparse ran on")

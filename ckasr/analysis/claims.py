@@ -221,6 +221,9 @@ def headline_table(folders: Mapping[str, Sequence[Record]]) -> str:
 
     There is one row for each headline claim and sparsity. It shows the comparison with the longest
     schedule and, among several of these, the one with the most pairs.
+
+    Args:
+        folders: the records of each folder of results, by the name of the folder.
     """
     found = {name: paired_differences(runs) for name, runs in folders.items()}
     rows = []

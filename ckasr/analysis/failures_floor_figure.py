@@ -1,4 +1,4 @@
-"""The figure of test accuracy and of the share of classes that the network can still reach."""
+"""The figure of test accuracy and of the share of classes that a path of kept weights reaches."""
 
 from collections.abc import Iterable
 from pathlib import Path

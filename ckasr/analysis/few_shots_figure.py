@@ -108,7 +108,7 @@ def _draw_setting(
             place = betas.index(arm.beta) + offset
             draw_seeds(axis, place - 0.05, values, look)
             draw_means(axis, [place + 0.05], [values], look, label)
-            label = None  # The legend has one entry per arm.
+            label = None  # One entry per number of samples.
 
 
 def _draw_choices(axis: "Axes", found: Sequence[Choice], count: int, with_paper: bool) -> None:

@@ -115,7 +115,11 @@ def first_layer(result: Result) -> float:
 
 
 def information_table(effects: Sequence[Effect]) -> str:
-    """Return the effects as a Markdown table."""
+    """Return the effects as a Markdown table.
+
+    Args:
+        effects: the effects, from `information_effects`.
+    """
     header = (
         "sparsity",
         "arm",

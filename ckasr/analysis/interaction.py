@@ -125,7 +125,11 @@ def interactions(records: Iterable[Record]) -> list[Interaction]:
 
 
 def studies(found: Iterable[Interaction]) -> list[list[Interaction]]:
-    """Group the interactions that differ only in the partner."""
+    """Group the interactions that differ only in the partner.
+
+    Args:
+        found: the interactions, from `interactions`.
+    """
     groups: dict[str, list[Interaction]] = {}
     for each in found:
         key = json.dumps([each.common, each.difference.arm], sort_keys=True)

@@ -161,7 +161,7 @@ def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
 
 
 def _placed(difference: float, interval: Interval | None) -> str:
-    """Return a published difference in percentage points, and its position relative to our interval."""
+    """Return a published difference in percentage points, and its position to the interval."""
     where = "" if interval is None else f" ({place(difference, interval)})"
     return f"{100 * difference:+.2f}{where}"
 

@@ -26,7 +26,11 @@ pairs, without an interval, or if more than one pair in five diverged."""
 
 
 def verdict_of(comparison: Comparison) -> str:
-    """Return the verdict of `RULE` on a comparison of test accuracies."""
+    """Return the verdict of `RULE` on a comparison of test accuracies.
+
+    Args:
+        comparison: the comparison. The gain of the paper is that of its cell and arm.
+    """
     return verdict_on(comparison, paper_difference(comparison.cell.settings, comparison.arm))
 
 
@@ -105,7 +109,11 @@ def similarity_verdict(
 
 
 def learned(runs: Iterable[Record]) -> bool:
-    """Return whether the mean test accuracy of the finished runs is at least 2 / classes."""
+    """Return whether the mean test accuracy of the finished runs is at least 2 / classes.
+
+    Args:
+        runs: the records of runs.
+    """
     finished = [run for run in runs if run["status"] == "finished"]
     if not finished:
         return False

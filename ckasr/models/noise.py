@@ -75,6 +75,9 @@ class Noise:
 def noisy_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers whose outputs get Gaussian noise: the last of each stage.
 
+    Args:
+        model: the network.
+
     Raises:
         ValueError: if no stage is found.
     """

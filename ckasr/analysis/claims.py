@@ -72,6 +72,7 @@ class Statement:
 
     @property
     def has_number(self) -> bool:
+        """Whether the paper has a number for the claim."""
         return self.appendix or self.gain is not None
 
     def about(self, comparison: Comparison) -> bool:

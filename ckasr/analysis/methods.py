@@ -64,6 +64,7 @@ class Entry:
 
     @property
     def method(self) -> str:
+        """Name of the method."""
         return self.cell.settings["method"]
 
     @property
@@ -91,6 +92,7 @@ class Entry:
 
     @property
     def runs(self) -> list[Record]:
+        """Records of all runs, in the order of the seeds."""
         return list(self.cell.arms[self.arm].values())
 
     @property
@@ -100,6 +102,7 @@ class Entry:
 
     @property
     def accuracy(self) -> float | None:
+        """Mean test accuracy of the finished runs, a fraction of 1, or None without one."""
         return mean_and_sd(self.accuracies)[0]
 
     @property

@@ -72,14 +72,17 @@ class Row:
 
     @property
     def sparsity(self) -> float:
+        """Sparsity of the networks, a fraction of 1."""
         return self.comparison.cell.settings["sparsity"]
 
     @property
     def arm(self) -> Arm:
+        """The arm of the runs."""
         return self.comparison.arm
 
     @property
     def quantity(self) -> str:
+        """Name of the quantity, for tables and figures."""
         return f"effect of {self.arm.label}" if self.effect else f"accuracy, {self.arm.label}"
 
     @property

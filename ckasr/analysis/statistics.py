@@ -46,10 +46,12 @@ class Comparison:
 
     @property
     def n(self) -> int:
+        """Number of complete pairs."""
         return len(self.seeds)
 
     @property
     def differences(self) -> tuple[float, ...]:
+        """Arm minus baseline of each pair, in the order of the seeds."""
         return tuple(t - b for t, b in zip(self.treated, self.baseline, strict=True))
 
     @property

@@ -1,4 +1,4 @@
-"""Statistics, tables and figures of run records; nothing is trained here."""
+"""Statistics, tables and figures of the records of runs. No network is trained in this package."""
 
 from .aa import aa_checks, aa_table
 from .accuracy_figure import accuracy_vs_sparsity

@@ -32,7 +32,7 @@ from .tables import (
 from .verdict import difference_shown, verdict_of
 
 SIZE = 5
-"""Pairs per group: as many as the seeds of the comparisons that the rule is used for."""
+"""Number of pairs per group, equal to the number of seeds of the comparisons that are judged."""
 
 COLUMNS = ("seeds", PAIRS, DIFFERENCE, INTERVAL, VERDICT)
 
@@ -49,7 +49,13 @@ second time.
 
 @dataclass(frozen=True)
 class Check:
-    """All pairs of one cell and arm, and the same pairs split into groups of `SIZE`."""
+    """All pairs of one cell and arm, and the same pairs split into groups of `SIZE`.
+
+    Attributes:
+        whole: the comparison over all pairs.
+        groups: the comparisons over each complete group of `SIZE` pairs.
+        order_seeds: values of ``order_seed`` of the first and the second run of a pair.
+    """
 
     whole: Comparison
     groups: tuple[Comparison, ...]
@@ -62,12 +68,12 @@ class Check:
 
     @property
     def called(self) -> int:
-        """Number of groups that the rule calls positive or negative, although nothing differs."""
+        """Number of groups that the rule calls positive or negative although nothing differs."""
         return sum(difference_shown(group) for group in self.groups)
 
     @property
     def left_over(self) -> int:
-        """Number of pairs that do not fill a group."""
+        """Number of pairs that remain after the last complete group."""
         return self.whole.n - SIZE * len(self.groups)
 
     @property
@@ -76,8 +82,14 @@ class Check:
         return mean_and_sd(self.whole.differences)[1]
 
     def smallest_difference(self, pairs: int = SIZE) -> float | None:
-        """The smallest difference, as a fraction, that ``pairs`` pairs can show; None without a
-        spread."""
+        """Return the smallest difference that can be shown, as a fraction of 1.
+
+        Args:
+            pairs: number of pairs.
+
+        Returns:
+            The difference, or None if the standard deviation is not known.
+        """
         return None if self.spread is None else half_width(self.spread, pairs)
 
     @property
@@ -99,9 +111,12 @@ class Check:
 
 
 def aa_checks(records: Iterable[Record]) -> list[Check]:
-    """A check for each cell and arm that was run with more than one order of the images.
+    """Return a check for each cell and arm that was run with more than one order of the images.
 
-    The runs with the lowest ``order_seed`` are compared with those of each other one.
+    The runs with the lowest ``order_seed`` are compared with the runs of every other value.
+
+    Args:
+        records: the records of runs.
     """
     found: dict[tuple[str, Arm], dict[int, Any]] = {}
     for cell in cells(records):
@@ -117,7 +132,13 @@ def aa_checks(records: Iterable[Record]) -> list[Check]:
 
 
 def aa_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each check, a row for each group, or one line if there is no check."""
+    """Return a Markdown table for each check, with a row for each group of pairs.
+
+    If there is no check, the text is one line that says so.
+
+    Args:
+        records: the records of runs.
+    """
     tables = [_table(check) for check in aa_checks(records)]
     return "\n".join([*tables, LEGEND]) if tables else "There are no A/A pairs yet.\n"
 
@@ -167,7 +188,7 @@ def _row(comparison: Comparison, word: str) -> tuple[str, ...]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """Seeds as text: "0 to 4" if none is missing, else all of them."""
+    """Return seeds as text: "0 to 4" if none is missing, otherwise a list of all seeds."""
     if not seeds:
         return "none"
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):

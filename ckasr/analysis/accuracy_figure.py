@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 @styled
 def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
-    """Test accuracy of every arm against sparsity, and below it the paired differences.
+    """Draw the test accuracy of every arm against sparsity, with the paired differences below it.
 
-    Each seed is a dot, beside it the mean with its 95 % Student-t interval; hollow markers are the
-    paper's numbers. There is a column for each method, or other setting, in which the records
-    differ. The accuracy axis starts at 0 unless all accuracies are far above chance.
+    Each seed is a dot, with the mean and its 95 % Student-t interval beside the dots. Hollow
+    markers are the published accuracies of the paper. There is a column for each method, or other
+    setting, in which the records differ. The axis of accuracy starts at 0 unless all accuracies are
+    far above chance.
+
+    Args:
+        records: the records of runs.
 
     Raises:
-        ValueError: if there are no records, or if their schedules differ: one figure must not
-            compare them.
+        ValueError: if there are no records, or if their schedules differ, because one figure must
+            not compare different schedules.
     """
     columns = nonempty_groups(records)
     if len({_schedule(group) for group in columns}) > 1:
@@ -33,7 +37,7 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
     arms = looks(arm for cell in cells for arm in cell.arms)
     most = max(len(runs) for cell in cells for runs in cell.arms.values())
     widths = [max(2.4, 0.5 + (0.28 + 0.02 * most) * len(arms) * len(g)) for g in columns]
-    rows = 2 if len(arms) > 1 else 1  # Without an arm beside the baseline there are no differences.
+    rows = 2 if len(arms) > 1 else 1  # The baseline alone has no differences.
     figure = blank(1.2 + sum(widths), 4.6 if rows == 2 else 3.4)
     axes = figure.subplots(
         rows,
@@ -94,7 +98,7 @@ def _draw_accuracies(axis: "Axes", group: Sequence[Cell], arms: Mapping[Arm, Loo
 
 
 def _draw_differences(axis: "Axes", group: Sequence[Cell], arms: Mapping[Arm, Look]) -> list[str]:
-    """Draw the paired differences; returns the number of pairs at each sparsity, in words."""
+    """Draw the paired differences, and return the number of pairs at each sparsity as text."""
     axis.axhline(0, **GUIDE)
     counts: list[list[int]] = [[] for _ in group]
     for arm, look in arms.items():
@@ -120,8 +124,8 @@ def _draw_arm(
 ) -> None:
     """Draw the paper's hollow marker, the seeds, and the mean with its interval, side by side.
 
-    No line joins the sparsities: the arms stand beside each other, and a line along a falling
-    curve would seem to lie above the line of the arm to its left.
+    The sparsities are not joined by a line. The arms are drawn beside each other, so a line along a
+    decreasing curve would seem to be above the line of the arm to its left.
     """
     centre, width = place
     samples = {x: [100 * value for value in seeds] for x, seeds in enumerate(values) if seeds}
@@ -148,13 +152,13 @@ def _draw_arm(
 
 
 def _place(arm: Arm, arms: Mapping[Arm, Look]) -> tuple[float, float]:
-    """Centre of an arm beside its tick, and the width that it may fill, in ticks."""
+    """Return the offset of an arm from its tick and its available width, in units of ticks."""
     width = min(0.3, 0.9 / len(arms))
     return (list(arms).index(arm) - (len(arms) - 1) / 2) * width, width
 
 
 def _of(runs: Mapping[int, Record]) -> list[float]:
-    """Test accuracies of the finished runs, as fractions."""
+    """Return the test accuracies of the finished runs, as fractions of 1."""
     return [value_of(run) for run in runs.values() if run["status"] != "diverged"]
 
 

@@ -1,6 +1,7 @@
-"""Records sorted into cells: runs that differ only in the term and the seed, and may be compared.
+"""Sort records into cells, which hold the runs that differ only in the term and in the seed.
 
-Also the names of cells and of groups of cells, in words and as file names.
+Only runs of the same cell may be compared. This module also gives the titles and the file names of
+cells and of groups of cells.
 """
 
 import json
@@ -21,22 +22,22 @@ _METHOD_FIELDS = {"method", "method_options", "distribution"}
 _DEFAULTS = Settings().to_dict()
 
 _READ = ("curves", "sparsity", "layer_cka", "weights", "device")
-"""Fields that tables and figures need; a record without one of them is left out."""
+"""Fields that tables and figures need. A record without one of them is left out."""
 
 
 class Arm(NamedTuple):
-    """The settings of the term, one side of a comparison. With beta 0 it is the baseline."""
+    """The settings of the term in one side of a comparison. The arm with beta 0 is the baseline."""
 
     beta: float
     variant: str
-    samples: int  # images per batch that the term compares; 0: all
+    samples: int  # Number of images per batch that the term compares; 0 means all.
     every: int
     pairs: str
     term: str = "cka_sr"
 
     @property
     def label(self) -> str:
-        """Short name. Settings that have the official code's value are left out."""
+        """Short name of the arm, without the settings that have the value of the official code."""
         if self.beta == 0:
             return "baseline"
         parts = [f"{find(self.term).label}, β = {power_of_ten(self.beta)}"]
@@ -56,30 +57,36 @@ BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
 class Cell:
     """Records that differ only in the settings of the term and in the seed."""
 
-    settings: dict[str, Any]  # those that all of them share
-    arms: dict[Arm, dict[int, Record]] = field(default_factory=dict)  # arm -> seed -> record
+    settings: dict[str, Any]  # The settings that all records share.
+    arms: dict[Arm, dict[int, Record]] = field(default_factory=dict)  # Arm to seed to record.
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """A record's settings, with those options of the method that are not the default.
+    """Return the settings of a record, with the options of the method that are not the default.
 
-    A setting that an old record does not hold has the value that was used when it was made.
+    A setting that is missing in an old record has the value that was used at that time.
+
+    Args:
+        record: the record of a run.
     """
     settings = Settings.from_dict(record["settings"])
     return {**settings.to_dict(), "method_options": dict(settings.method_options)}
 
 
 def arm_of(settings: Mapping[str, Any]) -> Arm:
-    """The arm to which these settings belong."""
+    """Return the arm to which the settings of a run belong."""
     if settings["beta"] == 0:
         return BASELINE
     return Arm(**{name: settings[name] for name in CKA_SR_FIELDS})
 
 
 def term_label(arms: Iterable[Arm]) -> str:
-    """Label of the term that these arms share, or "term" if they have different ones.
+    """Return the label of the term that the arms share, or "term" if their terms differ.
 
     The baseline has no term. If there is no other arm, the label is that of CKA-SR, the default.
+
+    Args:
+        arms: the arms.
     """
     arms = set(arms)
     labels = {find(arm.term).label for arm in arms - {BASELINE} or {BASELINE}}
@@ -89,9 +96,13 @@ def term_label(arms: Iterable[Arm]) -> str:
 def cells(records: Iterable[Record]) -> list[Cell]:
     """Sort records into cells.
 
-    Cells are ordered by their settings (longest schedule first) and their sparsity, the arms of a
-    cell by beta. A record that is given twice (same id) counts once. A record that lacks a field
-    that tables and figures need is left out with a RuntimeWarning that names it.
+    Cells are ordered by their settings (the longest schedule first) and by sparsity. The arms of a
+    cell are ordered by beta. A record that is given twice, with the same id, counts once. A record
+    that lacks a field that tables and figures need is left out, with a RuntimeWarning that names
+    it.
+
+    Args:
+        records: the records of runs.
 
     Raises:
         ValueError: for two different records with the same settings and seed.
@@ -124,7 +135,14 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def groups(records: Iterable[Record]) -> list[list[Cell]]:
-    """Group the cells that differ only in the sparsity: one table or figure may show them."""
+    """Group the cells that differ only in sparsity, which one table or figure may show together.
+
+    Args:
+        records: the records of runs.
+
+    Raises:
+        ValueError: for two different records with the same settings and seed.
+    """
     found: dict[str, list[Cell]] = {}
     for cell in cells(records):
         found.setdefault(_key(_without_sparsity(cell.settings)), []).append(cell)
@@ -132,7 +150,13 @@ def groups(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def families(records: Iterable[Record]) -> list[list[Cell]]:
-    """Group the cells that differ only in method and sparsity, if there are several methods."""
+    """Group the cells that differ only in method and sparsity.
+
+    Groups with a single method are left out.
+
+    Args:
+        records: the records of runs.
+    """
     found: dict[str, list[Cell]] = {}
     for cell in cells(records):
         shared = _without_sparsity(_no_method(cell.settings))
@@ -141,7 +165,11 @@ def families(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def studies(records: Iterable[Record]) -> list[list[Cell]]:
-    """The groups, without those that have only a baseline and belong to one of the `families`."""
+    """Return the `groups`, except those that only have a baseline and are part of `families`.
+
+    Args:
+        records: the records of runs.
+    """
     records = list(records)
     beside = [cell.settings for family in families(records) for cell in family]
     return [
@@ -152,7 +180,14 @@ def studies(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def nonempty_groups(records: Iterable[Record]) -> list[list[Cell]]:
-    """The `groups`. Raises ValueError if there are none."""
+    """Return the `groups`.
+
+    Args:
+        records: the records of runs.
+
+    Raises:
+        ValueError: if there are no records.
+    """
     found = groups(records)
     if not found:
         raise ValueError("no records: there is nothing to draw")
@@ -160,7 +195,14 @@ def nonempty_groups(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def only_cell(records: Iterable[Record]) -> Cell:
-    """The cell of these records. Raises ValueError if there is none, or more than one."""
+    """Return the single cell of the records.
+
+    Args:
+        records: the records of runs.
+
+    Raises:
+        ValueError: if the records belong to no cell, or to more than one.
+    """
     found = [cell for group in nonempty_groups(records) for cell in group]
     if len(found) > 1:
         names = "; ".join(cell_title(cell.settings) for cell in found)
@@ -169,7 +211,7 @@ def only_cell(records: Iterable[Record]) -> Cell:
 
 
 def title(settings: Mapping[str, Any]) -> str:
-    """The title of a group: data set, network, method, epochs, and settings that are unusual.
+    """Return the title of a group: data set, network, method, epochs, and non-default settings.
 
     Example: "CIFAR-100, ResNet20, random ERK masks, 160 epochs".
     """
@@ -183,17 +225,17 @@ def recipe_title(settings: Mapping[str, Any]) -> str:
 
 
 def cell_title(settings: Mapping[str, Any]) -> str:
-    """The title of a cell: that of its group, and the sparsity."""
+    """Return the title of a cell: the title of its group, and the sparsity."""
     return f"{title(settings)}, sparsity {percent(settings['sparsity'])}"
 
 
 def family_title(settings: Mapping[str, Any]) -> str:
-    """The title of a family: that of a group, without the method."""
+    """Return the title of a family: the title of a group, without the method."""
     return ", ".join([*_task(settings), *_recipe(_no_method(settings))])
 
 
 def slug(settings: Mapping[str, Any]) -> str:
-    """The file name of a group, without the sparsity."""
+    """Return the file name of a group, which does not contain the sparsity."""
     return _slug(settings, "dataset", "model", "method", "distribution")
 
 
@@ -203,17 +245,17 @@ def recipe_slug(settings: Mapping[str, Any]) -> str:
 
 
 def family_slug(settings: Mapping[str, Any]) -> str:
-    """The file name of a family."""
+    """Return the file name of a family."""
     return _slug(_no_method(settings), "dataset", "model")
 
 
 def percent(share: float) -> str:
-    """A fraction in percent, with as many digits as it needs: 0.998 gives "99.8 %"."""
+    """Format a fraction in percent with all its significant digits: 0.998 gives "99.8 %"."""
     return f"{100 * share:.10g} %"
 
 
 def power_of_ten(value: float) -> str:
-    """A number as the paper writes beta: 0.0001 gives "1e-4", 0.05 gives "0.05"."""
+    """Format a number as the paper writes beta: 0.0001 gives "1e-4", and 0.05 gives "0.05"."""
     if 0.01 <= value < 1000:
         return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")

@@ -1,6 +1,6 @@
-"""One table of what the paper claims about accuracy, and what the records of all folders show.
+"""The table of the paper's claims about accuracy and of what the records of all folders show.
 
-The claims of the theory are in a table of their own, in theory/README.md.
+A separate table in theory/README.md lists the claims of the theory.
 """
 
 import re
@@ -53,29 +53,30 @@ test the paper's number. The claims of the theory are in [theory/README.md](../t
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim, the cells that test it, and the profile that runs them."""
+    """A claim, the settings of the cells that test it, and the profile that runs these cells."""
 
     text: str
     made: str
-    number: str  # as published
-    where: Mapping[str, Any]  # settings of the cells; a tuple means any of its values
-    profile: str | None = None  # name in workflow/; None: there is none yet
-    gain: float | None = None  # claimed for all of the cells, as a fraction
-    appendix: bool = False  # whether only arms with a number in the appendix count
-    headline: str = ""  # its wording in README's short table; empty if it is not listed there
+    number: str  # The published number, as text.
+    where: Mapping[str, Any]  # Settings of the cells; a tuple allows any of its values.
+    profile: str | None = None  # Name of the profile in workflow/, or None.
+    gain: float | None = None  # The gain claimed for all cells, a fraction of 1.
+    appendix: bool = False  # If True, only arms with a number in the appendix count.
+    headline: str = ""  # Text in the short table of README; empty if not listed.
 
     def gain_of(self, comparison: Comparison) -> float | None:
-        """The paper's gain for this comparison, as a fraction; None if it is not known."""
+        """Return the paper's gain for this comparison as a fraction of 1, or None if not known."""
         if self.appendix:
             return paper_difference(comparison.cell.settings, comparison.arm)
         return self.gain
 
     @property
     def has_number(self) -> bool:
+        """Whether the paper has a number for the claim."""
         return self.appendix or self.gain is not None
 
     def about(self, comparison: Comparison) -> bool:
-        """Whether the comparison tests the claim, which is about CKA-SR and not a placebo."""
+        """Return whether the comparison tests the claim, which is about CKA-SR, not a placebo."""
         if comparison.arm.term != BASELINE.term:
             return False
         settings = comparison.cell.settings
@@ -89,7 +90,7 @@ _ERK20 = {"model": "resnet20", "method": "random", "distribution": "erk"}
 
 
 def _appendix(where: Mapping[str, Any]) -> tuple[float, float]:
-    """The appendix's accuracies for these settings, in percent: without the term, and with it."""
+    """Return the accuracies of the appendix without and with the term, in percent."""
     without, official = (lookup(where, arm) for arm in (BASELINE, OFFICIAL))
     if without is None or official is None:
         raise LookupError(f"the appendix has no pair of numbers for {dict(where)}")
@@ -97,7 +98,7 @@ def _appendix(where: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _table_1(sparsity: float, profile: str | None, headline: str = "") -> Statement:
-    """Random ERK pruning of ResNet20 on CIFAR-100."""
+    """Return the statement of table 1 on random ERK pruning of ResNet20 on CIFAR-100."""
     where = {**_ERK20, "dataset": "cifar100", "sparsity": sparsity}
     without, official = _appendix(where)
     return Statement(
@@ -199,14 +200,14 @@ STATEMENTS = (
 
 
 def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
-    """Markdown: a row for each claim and each comparison that tests it.
+    """Return a Markdown table with a row for each claim and each comparison that tests it.
 
-    If the paper has a number for a claim and no comparison has the paper's schedule, a row says so,
-    in addition to the rows with short schedules.
+    If the paper has a number for a claim, but no comparison has the paper's schedule, an additional
+    row says so.
 
     Args:
-        folders: name of a folder of results -> its records. The name is also that of the profile
-            whose command computes the records.
+        folders: the records of each folder of results, by the name of the folder. The name of the
+            folder is also the name of the profile whose command computes the records.
     """
     found = {name: paired_differences(runs) for name, runs in folders.items()}
     rows = []
@@ -217,7 +218,7 @@ def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
             for comparison in comparisons
             if statement.about(comparison)
         ]
-        # The full schedule comes first: only it tests the claim.
+        # The full schedule comes first, because only the full schedule tests the claim.
         told.sort(key=lambda item: item[1].cell.settings["schedule"] != "full")
         full = any(c.n and c.cell.settings["schedule"] == "full" for _, c in told)
         if not told or (statement.has_number and not full):
@@ -237,10 +238,13 @@ SHORT_COLUMNS = (
 
 
 def headline_table(folders: Mapping[str, Sequence[Record]]) -> str:
-    """Markdown: README's short form of `claims_table`, for the paper's own beta of 1e-4.
+    """Return the short form of `claims_table` for README in Markdown, for the paper's beta of 1e-4.
 
-    One row for each headline claim and sparsity: the comparison with the longest schedule, and of
-    several the one with the most pairs.
+    There is one row for each headline claim and sparsity. It shows the comparison with the longest
+    schedule and, among several of these, the one with the most pairs.
+
+    Args:
+        folders: the records of each folder of results, by the name of the folder.
     """
     found = {name: paired_differences(runs) for name, runs in folders.items()}
     rows = []
@@ -277,7 +281,7 @@ def _weight(comparison: Comparison) -> tuple[int, int]:
 
 
 def _paper_points(statement: Statement) -> str:
-    """The gain that the paper states, in points."""
+    """Return the gain that the paper states, in percentage points."""
     gain = statement.gain
     if statement.appendix:
         without, official = _appendix(statement.where)
@@ -311,7 +315,10 @@ def _row(statement: Statement, folder: str, comparison: Comparison) -> tuple[str
 
 
 def _word(statement: Statement, comparison: Comparison) -> str:
-    """The verdict on a claim; for a short schedule or without a number, what was observed."""
+    """Return the verdict on a claim.
+
+    For a short schedule, or without a published number, this is only what was observed.
+    """
     gain = statement.gain_of(comparison)
     if comparison.cell.settings["schedule"] != "full":
         told = "" if gain is None else "claim not tested: "
@@ -325,15 +332,18 @@ def _word(statement: Statement, comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> list[Record]:
-    """All runs of both arms."""
+    """Return all runs of both arms of a comparison."""
     arms = comparison.cell.arms
     return [*arms.get(BASELINE, {}).values(), *arms[comparison.arm].values()]
 
 
 def core_hours(runs: Sequence[Record]) -> str:
-    """Core-hours of the runs: hours times threads; hours of a GPU are listed separately.
+    """Return the core-hours of the runs as text: wall-clock hours times the number of threads.
 
-    The text is "-" if a record does not hold its seconds.
+    The hours of a GPU are listed separately. The text is "-" if a record has no duration.
+
+    Args:
+        runs: the records of runs.
     """
     if any("seconds" not in run for run in runs):
         return NOTHING
@@ -354,7 +364,7 @@ def _command(profile: str | None) -> str:
 
 
 def _aa(folders: Iterable[Sequence[Record]]) -> list[str]:
-    """How far the rule can be trusted: the A/A checks, or a line that there are none yet."""
+    """Return the results of the A/A checks of the decision rule, or that there are none yet."""
     checks = [check for runs in folders for check in aa_checks(runs)]
     if not checks:
         return [f"A/A check of the decision rule: {NOT_RUN} ({_command(AA_PROFILE)})."]

@@ -16,29 +16,32 @@ if TYPE_CHECKING:
 
 
 FEW = 5
-"""Up to this many runs are drawn one by one: an interval of so few is too wide to be of use."""
+"""Largest number of runs that are drawn as single lines instead of an interval of the mean."""
 
 
 class Panel(NamedTuple):
-    """One curve of the records as it is drawn."""
+    """How one curve of the records is drawn."""
 
-    label: str  # of the y axis, with the unit
+    label: str  # Label of the y axis, with the unit.
     scale: float = 1.0
-    smallest_range: float = 0.0  # of the y axis
+    smallest_range: float = 0.0  # Smallest range of the y axis.
     logarithmic: bool = False
 
 
 @styled
 def training_curves(records: Iterable[Record]) -> "Figure":
-    """Loss, validation accuracy, the term and its share of the gradient, against the epoch.
+    """Draw loss, validation accuracy, the term and its share of the gradient against the epoch.
 
-    The term is drawn as training computed it and, where the records have it, as it was measured in
+    The term is drawn as training computed it and, if the records contain it, as it was measured in
     the same way in all arms.
 
-    Each arm is a thick line, the mean over its finished runs. Around it are its runs as thin lines,
-    or, if there are more than `FEW`, a band: the 95 % Student-t interval of the mean. A cross ends
-    a run that diverged. What no run has measured has no panel, and an arm without a measured value
-    has no line.
+    A thick line shows the mean over the finished runs of each arm. Thin lines show the runs. If
+    there are more than `FEW` runs, a band shows the 95 % Student-t interval of the mean instead. A
+    cross marks the last epoch of a run that diverged. A quantity that no run has measured has no
+    panel, and an arm without a measured value has no line.
+
+    Args:
+        records: the records of the runs of one cell.
 
     Raises:
         ValueError: if there are no records, or if they belong to more than one cell.
@@ -86,7 +89,10 @@ def _panels(cell: Cell) -> dict[str, Panel]:
 
 
 def _values(run: Record, name: str) -> list[float | None]:
-    """A curve of a run. An older record does not have every curve: it was not measured."""
+    """Return a curve of a run, with None for epochs in which it was not measured.
+
+    Older records do not contain every curve.
+    """
     curves = run["curves"]
     return curves.get(name, [None] * len(curves["epoch"]))
 
@@ -144,7 +150,7 @@ def _draw_curves(
 
 
 def _curve(run: Record, name: str) -> "np.ndarray":
-    """A curve of a run, shape (epochs,), with NaN where nothing was measured."""
+    """Return a curve of a run, shape (epochs,), with NaN for epochs without a measurement."""
     import numpy as np
 
     return np.array([np.nan if v is None else v for v in _values(run, name)], dtype=float)
@@ -157,10 +163,10 @@ def _finished(runs: Iterable[Record]) -> list[Record]:
 def _mean_and_band(
     curves: "np.ndarray", logarithmic: bool
 ) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
-    """Mean over the first axis and both ends of its interval, each of shape (epochs,).
+    """Return the mean over the first axis and both ends of its interval, each of shape (epochs,).
 
-    For a logarithmic axis they are computed from the logarithms. A single run has no interval: its
-    ends are NaN.
+    For a logarithmic axis they are computed from the logarithms. A single run has no interval, so
+    both ends are NaN.
     """
     import numpy as np
 
@@ -181,7 +187,7 @@ def _finish(axis: "Axes", panel: Panel) -> None:
 
 
 def _phases(cell: Cell) -> list[float]:
-    """Epochs between which a new phase begins: 15.5 if the second phase begins with epoch 16."""
+    """Return the borders between phases: 15.5 if the second phase begins with epoch 16."""
     phases = max((run["curves"]["phase"] for run in _runs(cell)), key=len)
     return [i + 0.5 for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 

@@ -1,8 +1,8 @@
 """Dense and sparse execution of the same runs, side by side.
 
-The execution of a run is not a setting, so both records have the same id and lie in two folders of
-results. They may come from different processors. The question is whether they differ by more than
-two seeds do.
+The execution of a run is not a setting, so both records have the same id and are in two folders of
+results. They may come from different processors. The comparison shows whether two executions differ
+by more than two seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pair = tuple[Record, Record]
-"""The same run in dense and in sparse execution."""
+"""The records of the same run in dense and in sparse execution."""
 
 SPARSE_LOOK = {"color": "#D55E00", "marker": "x", "linestyle": "--"}
 COLUMNS = ("seed", "dense, %", "sparse, %", DIFFERENCE, "dense ran on", "sparse ran on")
@@ -29,8 +29,11 @@ COLUMNS = ("seed", "dense, %", "sparse, %", DIFFERENCE, "dense ran on", "sparse 
 def execution_pairs(folders: Sequence[Path]) -> dict[Path, list[Pair]]:
     """Find the runs that have a record of each execution.
 
+    Args:
+        folders: folders of results.
+
     Returns:
-        For each folder with sparse runs, the pairs in the order of their seeds.
+        The pairs of each folder with sparse runs, in the order of their seeds.
     """
     found: dict[Path, list[Pair]] = {}
     by_folder = {folder: {r["id"]: r for r in stored.load_all(folder)} for folder in folders}
@@ -49,7 +52,13 @@ def execution_pairs(folders: Sequence[Path]) -> dict[Path, list[Pair]]:
 
 
 def execution_table(pairs: Sequence[Pair]) -> str:
-    """Markdown: the test accuracies of both executions, a row for each seed, and their spread."""
+    """Return a Markdown table of the test accuracies of both executions, with a row for each seed.
+
+    The lines below the table state the mean difference and the standard deviation between seeds.
+
+    Args:
+        pairs: the pairs of one folder, from `execution_pairs`.
+    """
     rows = []
     for dense, sparse in pairs:
         a, b = (100 * run["test_accuracy"] for run in (dense, sparse))
@@ -72,7 +81,13 @@ def execution_table(pairs: Sequence[Pair]) -> str:
 
 @styled
 def execution_curves(pairs: Sequence[Pair]) -> "Figure":
-    """Training loss and validation accuracy against the epoch, a line per seed and execution."""
+    """Draw training loss and validation accuracy against the epoch.
+
+    There is one line per seed and execution.
+
+    Args:
+        pairs: the pairs of one folder, from `execution_pairs`.
+    """
     figure = blank(6.4, 2.9)
     axes = figure.subplots(1, 2)
     for dense, sparse in pairs:

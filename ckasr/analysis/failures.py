@@ -12,27 +12,27 @@ from .tables import NOTHING, markdown
 from .verdict import COLLAPSE
 
 DOMINATES = 1.0
-"""Ratio of the gradient norms, term to loss, from which the term decides where the weights go."""
+"""Ratio of the gradient norm of the term to that of the loss, above which the term dominates."""
 
 GROWS = 1.5
-"""Factor on the baseline's norm of the weights that counts as a failure."""
+"""Factor by which the norm of the weights must exceed the baseline's to count as a failure."""
 
 SLOWER = 0.1
-"""Share of additional time or memory that counts as a cost."""
+"""Relative increase of time or memory that counts as a failure."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A number in which a failure shows.
+    """A quantity that can show a failure of the term.
 
     Attributes:
-        name: column of the table.
-        label: axis of the figure.
-        read: the number of a record; None where it has none.
-        digits: decimals in the table.
-        log: whether its axis may be logarithmic.
-        ceiling: the largest number that there can be; None: any.
-        smallest: the least that the top of its axis may be, so that noise does not look large.
+        name: name of the column of the table.
+        label: label of the axis of the figure.
+        read: function that returns the value of a record, or None if the record has none.
+        digits: number of decimals in the table.
+        log: if True, its axis may be logarithmic.
+        ceiling: largest possible value, or None if there is no limit.
+        smallest: smallest upper limit of its axis, so that noise does not look large.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Signature:
 
 
 def last(record: Record, curve: str) -> float | None:
-    """The last number of a curve; None where it has none."""
+    """Return the last value of a curve of a record, or None if it has none."""
     known = [value for value in record["curves"].get(curve, ()) if value is not None]
     return known[-1] if known else None
 
@@ -107,23 +107,35 @@ used, so only a clear excess means something.
 
 
 def failure_cells(records: Iterable[Record]) -> list[Cell]:
-    """Cells that have a baseline, and arms with CKA-SR that differ in beta alone."""
+    """Return the cells that have a baseline, and arms with CKA-SR that differ only in beta.
+
+    Args:
+        records: the records of runs.
+    """
     return [cell for cell in cells(records) if BASELINE in cell.arms and several_betas(cell)]
 
 
 def numbers(cell: Cell, arm: Arm, signature: Signature) -> list[float]:
-    """The number of every run of an arm that has one."""
+    """Return the values of a quantity for the runs of an arm that have one."""
     found = [signature.read(run) for run in cell.arms.get(arm, {}).values()]
     return [value for value in found if value is not None and math.isfinite(value)]
 
 
 def diverged(cell: Cell, arm: Arm) -> int:
-    """How many runs of an arm have diverged."""
+    """Return the number of runs of an arm that diverged."""
     return sum(run["status"] == "diverged" for run in cell.arms.get(arm, {}).values())
 
 
 def failures_of(cell: Cell, arm: Arm) -> list[str]:
-    """The failures that an arm shows, in the words of `LEGEND`; empty where it shows none."""
+    """Return the failures that an arm shows, by the names that `LEGEND` defines.
+
+    Args:
+        cell: a cell with a baseline.
+        arm: an arm of the cell.
+
+    Returns:
+        The names of the failures; an empty list if the arm shows none.
+    """
 
     def average(of: Arm, signature: Signature) -> float | None:
         values = numbers(cell, of, signature)
@@ -147,7 +159,11 @@ def failures_of(cell: Cell, arm: Arm) -> list[str]:
 
 
 def failures_table(found: Iterable[Cell]) -> str:
-    """Markdown: for every cell a row for each arm, with the failures that it shows."""
+    """Return a Markdown table for every cell, with a row for each arm and the failures it shows.
+
+    Args:
+        found: the cells, from `failure_cells`.
+    """
     tables = [_table(cell) for cell in found]
     return "\n".join([*tables, LEGEND]) if tables else "There are no runs with several betas yet.\n"
 

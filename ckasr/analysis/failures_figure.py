@@ -1,4 +1,4 @@
-"""Every failure of the term in one figure, against beta."""
+"""The figure of all failures of the term against beta."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @styled
 def failure_signatures(cell: Cell) -> "Figure":
-    """Accuracy, loss, term, gradient, norm, dead classes, time and memory, a panel for each.
+    """Draw accuracy, loss, term, gradient, norm, dead classes, time and memory, one panel each.
 
-    A dot per run, the mean over seeds with its 95 % Student-t interval (none on a logarithmic
-    axis); the mean of the baseline as a dashed line. Runs that have diverged are counted in the
-    panel of the accuracy.
+    Each run is a dot. The mean over seeds has its 95 % Student-t interval, except on a logarithmic
+    axis. A dashed line shows the mean of the baseline. The panel of the accuracy states the number
+    of runs that diverged.
 
     Args:
-        cell: one of `failure_cells`.
+        cell: one of the cells of `failure_cells`.
     """
     arms = looks(cell.arms)
     figure = blank(8.4, 4.5)
@@ -52,11 +52,14 @@ def failure_signatures(cell: Cell) -> "Figure":
 
 
 def write_failures(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write the table and the figure of every cell with several betas; returns the files.
+    """Write the table and the figure of every cell with several betas.
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+        folder: folder of results in which ``tables/`` and ``figures/`` are written.
+
+    Returns:
+        The written files.
     """
     found = failure_cells(records)
     if not found:

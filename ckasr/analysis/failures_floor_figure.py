@@ -1,4 +1,4 @@
-"""Where the task ends: accuracy beside the share of classes that a path of weights reaches."""
+"""The figure of test accuracy and of the share of classes that a path of kept weights reaches."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEYOND = 0.998
-"""The largest sparsity for which the paper has a number."""
+"""The largest sparsity for which the paper reports an accuracy."""
 
 
 @styled
 def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
-    """Test accuracy of every arm, and the share of classes with a live path, against sparsity.
+    """Draw test accuracy and the share of classes with a path from the input against sparsity.
 
-    A class without a path from the input is predicted by its bias alone, so at most the share of
-    the others can be learned. Both are drawn on one logarithmic axis, with chance as a dotted line.
+    The logit of a class without a path of kept weights from the input is its bias alone, so only
+    the share of the other classes can be learned. Both quantities are drawn on one logarithmic
+    axis. A dotted line shows chance.
 
     Args:
-        group: cells that differ in nothing but the sparsity, as `groups` gives them.
+        group: cells that differ only in sparsity, as `groups` returns them.
 
     Raises:
         ValueError: if there is no cell.
@@ -61,7 +62,7 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
     chance = 100 / max(report["classes"] for report in reports)
     dotted: Look = {**GUIDE, "linestyle": (0, (1, 3))}
     axis.axhline(chance, label=f"chance: {chance:g} %", **dotted)
-    # Symmetric, as no class at all may have a path.
+    # A symmetric logarithmic axis, because the share can be 0.
     axis.set_yscale("symlog", linthresh=chance / 2)
     axis.set_ylim(0, 130)
     axis.set_yticks([0, chance, 3 * chance, 10 * chance, 100], labels=None)
@@ -76,9 +77,12 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
 
 
 def live_share(cell: Cell) -> float | None:
-    """Mean share of classes that a path of kept weights reaches, over all runs; from 0 to 1.
+    """Return the mean share of classes that a path of kept weights reaches, between 0 and 1.
 
-    None if the paths of the network cannot be followed.
+    The mean is over all runs of the cell. It is None if the paths of the network cannot be traced.
+
+    Args:
+        cell: the cell.
     """
     runs = [run for arm in cell.arms.values() for run in arm.values()]
     dead = report_mean(runs, "dead_classes")
@@ -86,7 +90,11 @@ def live_share(cell: Cell) -> float | None:
 
 
 def floor_groups(records: Iterable[Record]) -> list[list[Cell]]:
-    """The groups with a sparsity beyond the paper's and a class without a path."""
+    """Return the groups with a sparsity above the paper's and with a class without a path.
+
+    Args:
+        records: the records of runs.
+    """
     return [
         group
         for group in groups(records)
@@ -99,11 +107,14 @@ def floor_groups(records: Iterable[Record]) -> list[list[Cell]]:
 
 
 def write_floor(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write the figure of every group of `floor_groups`; returns the files.
+    """Write the figure of every group of `floor_groups`.
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``figures/`` belongs to.
+        folder: folder of results in which ``figures/`` is written.
+
+    Returns:
+        The written files.
     """
     written = []
     for group in floor_groups(records):

@@ -1,9 +1,9 @@
-"""How many samples, how often and with which beta: one table, and what choosing from it claims.
+"""The table of numbers of samples, intervals and betas, and the bias of selecting one of them.
 
-The appendix of the paper (table 2) trains one network for each of 60 settings of the term, shows
-the test accuracy of all, and stands out by the best of them. The best of many single runs lies
-above a single baseline run even where the term does nothing. So the choice is made here in four
-ways, from the same runs; only the first one measures what the term gains.
+The appendix of the paper (table 2) trains one network for each of 60 settings of the term, and
+reports the test accuracy of each. The best of many single runs exceeds a single baseline run even
+if the term has no effect. Therefore a setting is selected here in four ways from the same runs.
+Only the first way gives an unbiased estimate of the gain of the term.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -61,12 +61,12 @@ first is the selection bias.
 
 @dataclass(frozen=True)
 class Choice:
-    """A way of choosing the setting of the term, and the gain that it claims.
+    """A way of selecting the setting of the term, and the gain that it reports.
 
     Attributes:
-        rule: one of the four ways, in words.
-        arms: the settings that were chosen, each once.
-        comparison: test accuracy of the chosen runs against the baseline, pair by pair.
+        rule: name of the way, one of four.
+        arms: the settings that were selected, without repetitions.
+        comparison: paired comparison of the test accuracy of the selected runs with the baseline.
     """
 
     rule: str
@@ -75,12 +75,16 @@ class Choice:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the runs that are measured had no part in the choice."""
+        """Whether the gain is measured on runs that were not used for the selection."""
         return self.rule == UNBIASED
 
 
 def few_shot_studies(records: Iterable[Record]) -> list[Cell]:
-    """Cells in which CKA-SR was run with more than one number of samples or interval of steps."""
+    """Return the cells with more than one number of samples or interval of steps of CKA-SR.
+
+    Args:
+        records: the records of runs.
+    """
     return [
         cell
         for cell in cells(records)
@@ -89,7 +93,7 @@ def few_shot_studies(records: Iterable[Record]) -> list[Cell]:
 
 
 def settings_of_term(cell: Cell) -> list[Arm]:
-    """The arms with CKA-SR in its official form."""
+    """Return the arms of a cell with CKA-SR in the form of the official code."""
     return [
         arm
         for arm in cell.arms
@@ -98,9 +102,14 @@ def settings_of_term(cell: Cell) -> list[Arm]:
 
 
 def choices(cell: Cell) -> list[Choice]:
-    """The four ways of choosing a setting, from the seeds that have every run.
+    """Select a setting in four ways, from the seeds that have every run.
 
-    Empty where fewer than two seeds are complete: nothing can be held out then.
+    Args:
+        cell: one of the cells of `few_shot_studies`.
+
+    Returns:
+        The four choices. The list is empty if fewer than two seeds are complete, because then no
+        seed can be held out.
     """
     arms = settings_of_term(cell)
     seeds = _complete_seeds(cell)
@@ -132,9 +141,13 @@ def choices(cell: Cell) -> list[Choice]:
 
 
 def selection_bias(cell: Cell) -> float | None:
-    """Gain of the best single run by test accuracy minus that of the unbiased choice.
+    """Return the gain of the best single run by test accuracy minus that of the unbiased choice.
 
-    A fraction of 1; None where fewer than two seeds are complete.
+    Args:
+        cell: one of the cells of `few_shot_studies`.
+
+    Returns:
+        The difference as a fraction of 1, or None if fewer than two seeds are complete.
     """
     means = {choice.rule: choice.comparison.mean for choice in choices(cell)}
     single, unbiased = means.get(SINGLE_TEST), means.get(UNBIASED)
@@ -142,7 +155,11 @@ def selection_bias(cell: Cell) -> float | None:
 
 
 def few_shots_table(studies: Iterable[Cell]) -> str:
-    """Markdown: for every study a row for each setting, and the four ways of choosing one."""
+    """Return Markdown tables of all settings and of the four ways of selecting one.
+
+    Args:
+        studies: the cells of `few_shot_studies`.
+    """
     tables = [_table(cell) for cell in studies]
     if not tables:
         return "There are no runs with different numbers of samples yet.\n"
@@ -150,7 +167,13 @@ def few_shots_table(studies: Iterable[Cell]) -> str:
 
 
 def expected_best(average: float, spread: float, count: int) -> float:
-    """Expected largest of ``count`` independent normal values with this mean and spread."""
+    """Return the expected maximum of independent normal values, by numerical integration.
+
+    Args:
+        average: mean of the values.
+        spread: standard deviation of the values.
+        count: number of values.
+    """
     from scipy.stats import norm
 
     def density(x: float) -> float:
@@ -160,27 +183,27 @@ def expected_best(average: float, spread: float, count: int) -> float:
 
 
 def published_few_shots() -> list[Published]:
-    """Table 2 of the paper's appendix: CIFAR-10, ResNet20, random ERK at 95 %."""
+    """Return table 2 of the paper's appendix: CIFAR-10, ResNet20, random ERK at 95 %."""
     return [p for p in PUBLISHED if p.dataset == "cifar10" and p.variant == "official"]
 
 
 def published_baseline() -> Published:
-    """The run without the term that table 2 is set against."""
+    """Return the accuracy without the term with which table 2 is compared."""
     return next(p for p in PUBLISHED if p.dataset == "cifar10" and p.beta == 0)
 
 
 def beside_the_paper(cell: Cell) -> bool:
-    """Whether table 2 may stand beside a cell: CIFAR-10 and ResNet20, at any sparsity."""
+    """Return whether table 2 may be shown with a cell: CIFAR-10 and ResNet20, at any sparsity."""
     return (cell.settings["dataset"], cell.settings["model"]) == ("cifar10", "resnet20")
 
 
 def setting_label(arm: Arm) -> str:
-    """Samples and interval of an arm in words: "8 samples every 5"."""
+    """Return the number of samples and the interval of an arm as text: "8 samples every 5"."""
     return f"{arm.samples or 'all'} samples every {arm.every}"
 
 
 def _complete_seeds(cell: Cell) -> list[int]:
-    """Seeds whose baseline and every setting of the term are complete pairs."""
+    """Return the seeds for which every setting of the term forms a pair with the baseline."""
     shared = [set(compare(cell, arm).seeds) for arm in settings_of_term(cell)]
     seeds = sorted(set.intersection(*shared)) if BASELINE in cell.arms and shared else []
     runs = [[cell.arms[arm][seed] for arm in (BASELINE, *settings_of_term(cell))] for seed in seeds]
@@ -214,7 +237,7 @@ def _table(cell: Cell) -> str:
 
 
 def _ordered(arms: Iterable[Arm]) -> list[Arm]:
-    """The whole batch first, then by number of samples, interval and beta, as in the paper."""
+    """Sort arms by number of samples, with the whole batch first, and by interval and beta."""
     return sorted(arms, key=lambda arm: (arm.samples != 0, -arm.samples, arm.every, arm.beta))
 
 
@@ -253,7 +276,7 @@ def _choice_row(choice: Choice) -> tuple[str, ...]:
 
 
 def _published(arm: Arm) -> Published | None:
-    """Entry of table 2 with the settings of this arm."""
+    """Return the entry of table 2 with the settings of an arm, or None."""
     if arm == BASELINE:
         return published_baseline()
     for number in published_few_shots():
@@ -264,7 +287,7 @@ def _published(arm: Arm) -> Published | None:
 
 
 def _paper_in_words() -> str:
-    """Whether the best entry of table 2 is more than the best of so many equal ones."""
+    """Return a comparison of the best entry of table 2 with its expected value by chance."""
     reference = published_baseline().percent
     shown = [number.percent for number in published_few_shots()]
     kept = [value for value in shown if value > reference - 100 * COLLAPSE]

@@ -1,4 +1,4 @@
-"""The figure of samples, interval and beta, and of what choosing among them claims."""
+"""The figure of numbers of samples, intervals and betas, and of the bias of selecting one."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 @styled
 def few_shot_accuracies(cell: Cell) -> "Figure":
-    """Paired differences of every setting, and the gain that four ways of choosing one claim.
+    """Draw the paired differences of every setting, and the gains of four ways of selecting one.
 
-    A panel for each interval ("every" so many steps), in it a marker for each number of samples
-    and beta: each seed a dot, the mean with its 95 % Student-t interval. The last panel has the
-    gain of each `Choice` and, for CIFAR-10, that of the paper's table 2.
+    There is a panel for each interval (in steps) between two evaluations of the term. It shows each
+    seed as a dot, and the mean with its 95 % Student-t interval, for each number of samples and
+    beta. The last panel shows the gain of each `Choice` and, for CIFAR-10, that of the paper's
+    table 2.
 
     Args:
-        cell: one of `few_shot_studies`.
+        cell: one of the cells of `few_shot_studies`.
 
     Raises:
         ValueError: if the cell has no arm with CKA-SR.
@@ -72,11 +73,14 @@ def few_shot_accuracies(cell: Cell) -> "Figure":
 
 
 def write_few_shots(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write the table and the figure of every study; returns the files, none without a study.
+    """Write the table and the figure of every study.
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+        folder: folder of results in which ``tables/`` and ``figures/`` are written.
+
+    Returns:
+        The written files. The list is empty if there is no study.
     """
     studies = few_shot_studies(records)
     if not studies:
@@ -96,7 +100,7 @@ def _draw_setting(
     offset: float,
     look: Look,
 ) -> None:
-    """One number of samples: dots of the seeds, beside them their mean with its interval."""
+    """Draw the seeds of one number of samples as dots, and their mean with its interval."""
     label = f"{arms[0].samples or 'all'} samples" if arms else None
     for arm in arms if BASELINE in cell.arms else ():
         values = [100 * value for value in compare(cell, arm).differences]
@@ -104,11 +108,11 @@ def _draw_setting(
             place = betas.index(arm.beta) + offset
             draw_seeds(axis, place - 0.05, values, look)
             draw_means(axis, [place + 0.05], [values], look, label)
-            label = None  # one entry in the legend
+            label = None  # One entry per number of samples.
 
 
 def _draw_choices(axis: "Axes", found: Sequence[Choice], count: int, with_paper: bool) -> None:
-    """The gain that each way of choosing claims, the unbiased one filled."""
+    """Draw the gain that each choice reports, with a filled marker for the unbiased choice."""
     names = [choice.rule.replace(", ", ",\n") for choice in found]
     for place, choice in enumerate(found):
         values = [100 * value for value in choice.comparison.differences]

@@ -1,8 +1,9 @@
-"""Does the term lower the information about the input, and more than a placebo of equal gradient?
+"""Test whether the term lowers the information about the input more than a placebo does.
 
-The results are those of ``ckasr.experiments.run_information``: bounds of I(X; T) per noisy layer.
-For the first noisy layer the lower bound is I(X; T) itself, so the question is answered there; of
-the last layer only the bounds are known.
+The gradient of the placebo has a random direction and the same norm as that of the term. The
+results are those of ``ckasr.experiments.run_information``, which contain bounds of I(X; T) per
+noisy layer. For the first noisy layer the lower bound is I(X; T) itself, so the test uses this
+layer. For the last layer only the bounds are known.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from .tables import interval_text, markdown, points_text
 from .verdict import COLLAPSE, FEWEST_PAIRS
 
 PLACEBO = "random_direction"
-"""Term whose gradient has the norm of that of CKA-SR and a random direction."""
+"""Name of the term whose gradient has a random direction and the norm of that of CKA-SR."""
 Result = Mapping[str, Any]
 
 CRITERION = f"""\
@@ -31,16 +32,17 @@ that has stopped working supports nothing."""
 
 @dataclass(frozen=True)
 class Effect:
-    """Paired differences of one arm to the baseline, and to the placebo of the same beta.
+    """Paired differences of one arm from the baseline, and from the placebo of the same beta.
 
     Args:
-        sparsity: sparsity of the networks.
+        sparsity: sparsity of the networks, a fraction of 1.
         arm: the arm.
-        seeds: seeds that both sides have.
+        seeds: seeds for which both runs exist.
         first: differences of the information of the first noisy layer, in nats.
         last_lower, last_upper: differences of the bounds of the last noisy layer, in nats.
-        accuracy: differences of the test accuracy, as fractions.
-        against_placebo: differences of ``first`` to the placebo; empty if there is none.
+        accuracy: differences of the test accuracy, as fractions of 1.
+        against_placebo: differences of the information of the first noisy layer from the placebo,
+            in nats. It is empty if there is no placebo.
     """
 
     sparsity: float
@@ -54,7 +56,7 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """Whether this arm supports the mechanism, by `CRITERION`, or why it does not."""
+        """Whether the arm supports the mechanism according to `CRITERION`, or why it does not."""
         if len(self.seeds) < FEWEST_PAIRS:
             return "undecided: too few pairs"
         if mean(self.accuracy) <= -COLLAPSE:
@@ -73,9 +75,12 @@ class Effect:
 
 
 def information_effects(results: Iterable[Result]) -> list[Effect]:
-    """Return the effect of every arm, by sparsity and then by arm.
+    """Return the effect of every arm, ordered by sparsity and then by arm.
 
-    Only pairs with the same settings besides the term, on the same device and commit, count.
+    A pair counts only if both runs have the same device, commit and settings except for the term.
+
+    Args:
+        results: results of ``run_information``.
     """
     sides: dict[tuple[float, Arm], dict[int, Result]] = {}
     for result in results:
@@ -105,12 +110,16 @@ def information_effects(results: Iterable[Result]) -> list[Effect]:
 
 
 def first_layer(result: Result) -> float:
-    """Information of the first noisy layer after the last measured epoch, in nats."""
+    """Return the information of the first noisy layer after the last measured epoch, in nats."""
     return result["lower"][-1][0]
 
 
 def information_table(effects: Sequence[Effect]) -> str:
-    """Return the effects as a Markdown table."""
+    """Return the effects as a Markdown table.
+
+    Args:
+        effects: the effects, from `information_effects`.
+    """
     header = (
         "sparsity",
         "arm",
@@ -144,7 +153,7 @@ def information_table(effects: Sequence[Effect]) -> str:
 def _pairs(
     runs: Mapping[int, Result], others: Mapping[int, Result]
 ) -> dict[int, tuple[Result, Result]]:
-    """Return by seed the results that were measured in the same way."""
+    """Return, for each seed, the pair of results if both were measured in the same way."""
     same = ("device", "commit", "epochs", "samples")
     return {
         seed: (runs[seed], others[seed])

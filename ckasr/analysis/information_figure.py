@@ -1,4 +1,4 @@
-"""The figure of information and accuracy against beta, and of both during the training."""
+"""The figure of information and accuracy against beta and during training."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +29,13 @@ Arms = Mapping[Arm, Sequence[Result]]
 def information_and_accuracy(results: Iterable[Result]) -> "Figure":
     """Draw the information of the noisy layers and the test accuracy against beta.
 
-    The panels show the information of the first noisy layer; the two bounds of the last one; the
-    test accuracy; and the information of the first layer against the validation accuracy, from the
-    first to the last measured epoch, for the largest beta of each term (mean over seeds).
+    The panels show the information of the first noisy layer, both bounds for the last noisy layer,
+    the test accuracy, and the information of the first noisy layer against the validation accuracy.
+    The last panel shows means over seeds from the first to the last measured epoch, for the largest
+    beta of each term.
 
     Args:
-        results: results of ``run_information`` of one sparsity.
+        results: results of ``run_information`` with one sparsity.
 
     Raises:
         ValueError: if there is no result, or if the sparsities differ.
@@ -71,7 +72,7 @@ def information_and_accuracy(results: Iterable[Result]) -> "Figure":
 
 
 def write_information(folder: Path) -> list[Path]:
-    """Write the table and a figure per sparsity of the results in ``folder/information/``.
+    """Write a table and one figure per sparsity for the results in ``folder/information/``.
 
     Args:
         folder: folder of results.
@@ -102,7 +103,7 @@ def _name_of(arm: Arm) -> str:
 
 
 def _against_beta(axis: "Axes", arms: Arms, value: Callable[[Result], float]) -> None:
-    """Draw a value of every run against beta; the arms of one beta stand side by side."""
+    """Draw a value of every run against beta, with the arms of one beta side by side."""
     betas = sorted({arm.beta for arm in arms})
     terms = sorted({arm.term for arm in arms if arm != BASELINE})
     labelled: set[str] = set()
@@ -120,7 +121,10 @@ def _against_beta(axis: "Axes", arms: Arms, value: Callable[[Result], float]) ->
 
 
 def _plane(axis: "Axes", arms: Arms) -> None:
-    """Draw the mean path of the baseline and of the largest beta of each term."""
+    """Draw information against accuracy during training, as means over seeds.
+
+    The arms are the baseline and the largest beta of each term.
+    """
     import numpy as np
 
     largest = {term: max(a for a in arms if a.term == term) for term in {a.term for a in arms}}

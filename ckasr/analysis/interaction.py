@@ -1,9 +1,9 @@
 """Interaction of the term with other regularizers: a 2 x 2 factorial for each partner.
 
-The four arms are a host without and with the partner, each without and with the term. The
-interaction is ``(both - partner) - (term - neither)``, the effect of the term with the partner
-minus its effect without it. It is computed for each seed, because the four runs of a seed share
-initial weights, split, order and augmentation.
+A partner is another regularizer. The four arms are a method without and with the partner, each
+without and with the term. The interaction is ``(both - partner) - (term - neither)``, the effect of
+the term with the partner minus its effect without it. It is computed for each seed, because the
+four runs of a seed share initial weights, split, order and augmentation.
 """
 
 import json
@@ -55,11 +55,11 @@ class Interaction:
 
     Args:
         partner: the partner.
-        strength: its strength in the host that has it.
-        off: term against baseline in the host without the partner, for the seeds of all four runs.
-        on: the same in the host with the partner.
-        difference: the interaction: its values are the effects of the term in ``off`` and in
-            ``on``, as fractions, and its differences ``on - off``.
+        strength: strength of the partner in the cell that has it.
+        off: term compared with the baseline without the partner, for the seeds with all four runs.
+        on: the same comparison with the partner.
+        difference: the interaction. Its values are the effects of the term in ``off`` and in
+            ``on``, as fractions of 1, and its differences are ``on - off``.
         learned: whether the mean accuracy of all runs is above chance.
     """
 
@@ -77,7 +77,7 @@ class Interaction:
 
     @property
     def common(self) -> dict[str, Any]:
-        """The settings that the hosts of all partners share, those of the partners by default."""
+        """The settings that the cells of all partners share, with partners at their defaults."""
         own = {p.field: getattr(Settings, p.field) for p in PARTNERS.values() if not p.method}
         left_out = {"method", "method_options", "distribution"}
         shared = {**self.off.cell.settings, **own}
@@ -85,13 +85,13 @@ class Interaction:
 
     @property
     def title(self) -> str:
-        """The arm, data set, network, sparsity, and settings that are unusual."""
+        """The arm, the data set, the network, the sparsity, and the non-default settings."""
         sparsity = percent(self.common["sparsity"])
         return f"{self.difference.arm.label}, {family_title(self.common)}, sparsity {sparsity}"
 
     @property
     def verdict(self) -> str:
-        """What the interval of the interaction shows; see ``LEGEND``."""
+        """What the interval of the interaction shows, by the names that ``LEGEND`` defines."""
         if not self.learned:
             return "not tested: accuracy is at chance"
         word = verdict_on(self.difference, None)
@@ -103,8 +103,11 @@ class Interaction:
 def interactions(records: Iterable[Record]) -> list[Interaction]:
     """Return the interaction of each partner and each arm with the term.
 
-    A factorial consists of two cells that differ in the strength of one partner only, where one
-    cell is without the partner, and both have a baseline and the arm.
+    A factorial consists of two cells that differ only in the strength of one partner. One cell is
+    without the partner, and both cells have a baseline and the arm.
+
+    Args:
+        records: the records of runs.
     """
     found = cells(records)
     hosts = {_host(cell).id: cell for cell in found if BASELINE in cell.arms}
@@ -122,7 +125,11 @@ def interactions(records: Iterable[Record]) -> list[Interaction]:
 
 
 def studies(found: Iterable[Interaction]) -> list[list[Interaction]]:
-    """Group the interactions that differ only in the partner."""
+    """Group the interactions that differ only in the partner.
+
+    Args:
+        found: the interactions, from `interactions`.
+    """
     groups: dict[str, list[Interaction]] = {}
     for each in found:
         key = json.dumps([each.common, each.difference.arm], sort_keys=True)
@@ -131,7 +138,11 @@ def studies(found: Iterable[Interaction]) -> list[list[Interaction]]:
 
 
 def interactions_table(found: Iterable[Interaction]) -> str:
-    """Markdown: a table for each of the `studies`, a row for each partner."""
+    """Return a Markdown table for each of the `studies`, with a row for each partner.
+
+    Args:
+        found: the interactions, from `interactions`.
+    """
     tables = [_table(members) for members in studies(found)]
     return "\n".join([*tables, LEGEND]) if tables else "There are no factorials yet.\n"
 
@@ -203,6 +214,6 @@ def _interaction(partner: Partner, strength: float, off: Cell, on: Cell, arm: Ar
 
 
 def _host(cell: Cell) -> Settings:
-    """The settings of the baseline of a cell, with seed 0."""
-    # Not from_dict, which reads options that are left out as those of an old record.
+    """Return the settings of the baseline of a cell, with seed 0."""
+    # from_dict would replace missing options by the values of old records.
     return Settings(**{name: v for name, v in cell.settings.items() if name != "schedule"})

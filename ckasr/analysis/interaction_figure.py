@@ -1,4 +1,4 @@
-"""The figure of the term with and without each partner, and of their interactions."""
+"""The figure of the effect of the term with and without each partner, and of the interaction."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @styled
 def interaction_effects(found: Sequence[Interaction]) -> "Figure":
-    """Effect of the term without and with each partner, and the interaction, which is the
-    difference of the two.
+    """Draw the effect of the term without and with each partner, and the interaction.
 
-    A dot per seed, beside the dots their mean with its 95 % Student-t interval.
+    The interaction is the difference of the two effects. Each seed is a dot, with the mean and its
+    95 % Student-t interval beside the dots.
 
     Args:
-        found: one of the `studies`.
+        found: the interactions of one of the `studies`.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -54,11 +54,14 @@ def interaction_effects(found: Sequence[Interaction]) -> "Figure":
 
 
 def write_interactions(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write the table of all factorials and a figure of each study; returns the files.
+    """Write the table of all factorials, and a figure of each study.
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+        folder: folder of results in which ``tables/`` and ``figures/`` are written.
+
+    Returns:
+        The written files.
     """
     found = interactions(records)
     if not found:

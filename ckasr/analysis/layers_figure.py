@@ -1,4 +1,4 @@
-"""The figure of what one cell looks like inside: layer CKA and weights after training."""
+"""The figure of the layer CKA and of the weights of one cell after training."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +19,23 @@ Runs = Mapping[int, Record]
 
 
 def has_layers(runs: Iterable[Record]) -> bool:
-    """Whether any run holds what `layer_cka_maps` draws: layer CKA and a weight histogram."""
+    """Return whether any run has the layer CKA and the weight histogram for `layer_cka_maps`."""
     return any(run["layer_cka"] and run["weights"] for run in runs)
 
 
 @styled
 def layer_cka_maps(records: Iterable[Record]) -> "Figure":
-    """Layer-by-layer CKA, its change by the term, and the kept weights, a column for each arm.
+    """Draw the layer-by-layer CKA, its change by the term, and the kept weights of each arm.
 
-    First row: the mean CKA matrix of each arm, in one colour scale. Second row: the mean CKA over
-    pairs of different layers, a dot per seed; then for each arm the matrix minus the
-    baseline's, averaged over complete pairs, in one colour scale centred on 0. Last row: histogram
-    of the kept weights, with the baseline's as an outline. Without a baseline, or with nothing
-    else, there is no second row; a single arm has its histogram beside its matrix.
+    Each arm has a column. The first row shows the mean CKA matrix of each arm, on one colour scale.
+    The second row shows the mean CKA over pairs of different layers, with a dot per seed, and then
+    for each arm its matrix minus that of the baseline, averaged over complete pairs, on one colour
+    scale centred on 0. The last row shows a histogram of the kept weights, with that of the
+    baseline as an outline. There is no second row if there is no baseline or no other arm. If there
+    is only one arm, its histogram is beside its matrix.
+
+    Args:
+        records: the records of the runs of one cell.
 
     Raises:
         ValueError: if the records belong to more than one cell, or if no run is finished.
@@ -65,10 +69,10 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
 
 
 def matrix_of(run: Record) -> "np.ndarray":
-    """A run's CKA matrix, shape (layers, layers).
+    """Return the CKA matrix of a run, shape (layers, layers).
 
-    The record has 0 where CKA is undefined, because a layer gives the same output for all images;
-    here these entries are NaN.
+    CKA is undefined if a layer has the same output for all images. The record contains 0 for these
+    entries, and the returned matrix contains NaN.
     """
     import numpy as np
 
@@ -79,14 +83,14 @@ def matrix_of(run: Record) -> "np.ndarray":
 
 
 def _undefined(run: Record) -> "np.ndarray":
-    """Which layers have no CKA with themselves: their output is constant."""
+    """Return which layers have a constant output, and therefore no CKA with themselves."""
     import numpy as np
 
     return np.diag(np.array(run["layer_cka"]["matrix"], dtype=float)) == 0
 
 
 def _defined(arms: Mapping[Arm, Runs]) -> "np.ndarray":
-    """Which pairs of layers have a CKA in every run, shape (layers, layers)."""
+    """Return which pairs of layers have a CKA in every run, shape (layers, layers)."""
     import numpy as np
 
     matrices = [matrix_of(run) for runs in arms.values() for run in runs.values()]
@@ -94,7 +98,7 @@ def _defined(arms: Mapping[Arm, Runs]) -> "np.ndarray":
 
 
 def _mean(values: Any) -> Any:
-    """Mean over the first axis of what is not NaN; NaN where there is nothing else."""
+    """Return the mean over the first axis without NaN entries, or NaN if all entries are NaN."""
     import numpy as np
 
     values = np.asarray(values, dtype=float)
@@ -171,7 +175,7 @@ def _draw_map(axis: "Axes", matrix: "np.ndarray", runs: Runs, **colours: Any) ->
     step = -(-len(names) // 10)
     labels = [name if i % step == 0 else "" for i, name in enumerate(names)]
     axis.set_facecolor("0.8")
-    # One picture instead of a path per entry keeps the SVG file small.
+    # One image instead of a path per entry keeps the SVG file small.
     seaborn.heatmap(
         matrix, ax=axis, square=True, cbar=False, rasterized=True,
         xticklabels=labels, yticklabels=labels, **colours,
@@ -207,7 +211,7 @@ def _draw_weights(axes: Sequence["Axes"], arms: Mapping[Arm, Runs]) -> None:
 
 
 def _histogram(runs: Runs) -> tuple["np.ndarray", "np.ndarray", float]:
-    """Mean counts per bin, the edges of the bins, and the share of kept weights beyond them."""
+    """Return mean counts per bin, the edges of the bins, and the share of weights outside."""
     import numpy as np
 
     histograms = [run["weights"]["histogram"] for run in runs.values()]
@@ -218,6 +222,6 @@ def _histogram(runs: Runs) -> tuple["np.ndarray", "np.ndarray", float]:
 
 
 def _one_digit_up(value: float) -> float:
-    """The smallest number with one significant digit that is not below a positive value."""
+    """Round a positive value up to one significant digit."""
     unit = 10.0 ** math.floor(math.log10(value))
     return math.ceil(round(value / unit, 9)) * unit

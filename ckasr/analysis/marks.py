@@ -1,4 +1,4 @@
-"""The marks that the figures share: seeds as a swarm of dots, and their mean with its interval."""
+"""Functions that draw the seeds of an arm as dots, and their mean with its interval."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ GOLDEN = 0.618034
 def draw_seeds(
     axis: "Axes", place: float, values: Sequence[float], look: Look, horizontal: bool = False
 ) -> None:
-    """Draw a dot per seed; dots that would overlap are moved sideways.
+    """Draw a dot per seed. Dots that would overlap are moved sideways.
 
     More than `MANY` dots are spread over a fixed width instead, in the order of the seeds.
 
@@ -29,8 +29,8 @@ def draw_seeds(
         axis: axes to draw on.
         place: position on the categorical axis.
         values: one value per seed.
-        look: look of the arm.
-        horizontal: whether the values are on the x axis.
+        look: colour, marker and line style of the arm.
+        horizontal: if True, the values are on the x axis.
     """
     import seaborn
 
@@ -70,11 +70,11 @@ def draw_means(
     Args:
         axis: axes to draw on.
         places: position of each sample on the categorical axis.
-        samples: for each place the values of the seeds, at least one.
-        look: look of the arm.
-        label: entry of the legend; None: no entry.
-        horizontal: whether the values are on the x axis.
-        hollow: whether the marker is filled with white.
+        samples: for each position the values of the seeds, at least one.
+        look: colour, marker and line style of the arm.
+        label: entry in the legend, or None for no entry.
+        horizontal: if True, the values are on the x axis.
+        hollow: if True, the marker is filled with white.
     """
     import numpy as np
 

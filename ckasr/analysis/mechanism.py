@@ -1,8 +1,8 @@
 """What the term does to layers and weights: hypotheses H2 and H3 of results/PLAN.md.
 
-The similarity of layers is read from ``layer_cka``, which every record has, with and without the
-term: the same estimator, the same images and the same network state, after the last epoch. So both
-arms are measured the same way, and not by the term itself, which a baseline does not compute.
+The similarity of layers is ``layer_cka`` of the records. It is measured after the last epoch with
+the same estimator and on the same images for both arms. The term itself cannot be used, because a
+baseline does not compute it.
 """
 
 import itertools
@@ -24,13 +24,13 @@ UNTESTED = "not tested: the network without the term is at chance"
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that each record gives.
+    """A quantity that is computed from one record.
 
     Attributes:
-        name: column of the table.
-        label: axis of the figure.
-        read: the number of a record; None where it was not measured.
-        digits: decimals in the table.
+        name: name of the column of the table.
+        label: label of the axis of the figure.
+        read: function that returns the value of a record, or None if it was not measured.
+        digits: number of decimals in the table.
     """
 
     name: str
@@ -40,14 +40,27 @@ class Quantity:
 
 
 def mean_similarity(record: Record) -> float | None:
-    """Mean CKA over all pairs of different layers, the stem included; None if not measured."""
+    """Return the mean CKA over all pairs of different layers, with the stem.
+
+    Args:
+        record: the record of a run.
+
+    Returns:
+        The mean, or None if CKA was not measured.
+    """
     return _mean_over_pairs(record, lambda first, second: True)
 
 
 def stage_similarity(record: Record) -> float | None:
-    """Mean CKA over the pairs of blocks that the term sums: those of one stage, without the stem.
+    """Return the mean CKA over the pairs of blocks in the same stage, without the stem.
 
-    None where the record has no map, or no stage of two blocks.
+    These are the pairs that the term sums.
+
+    Args:
+        record: the record of a run.
+
+    Returns:
+        The mean, or None if CKA was not measured or if no stage has two blocks.
     """
     return _mean_over_pairs(
         record,
@@ -63,7 +76,7 @@ def _mean_over_pairs(record: Record, wanted: Callable[[str, str], bool]) -> floa
         return None
     names, matrix = measured["layers"], measured["matrix"]
     pairs = [(i, j) for i in range(len(names)) for j in range(i) if wanted(names[i], names[j])]
-    # A layer whose output is constant has no CKA, not even with itself: its entries are 0 or null.
+    # A layer with a constant output has no CKA, not even with itself: its entries are 0 or null.
     if not pairs or not all(matrix[i][i] and matrix[j][j] for i, j in pairs):
         return None
     return mean(matrix[i][j] for i, j in pairs)
@@ -109,12 +122,12 @@ a broken network may be as different as they like.
 
 @dataclass(frozen=True)
 class Part:
-    """One statement of a hypothesis: a difference, and the side of 0 on which it should lie.
+    """One statement of a hypothesis: a difference, and its predicted sign.
 
     Attributes:
-        text: the statement in words.
+        text: the statement as text.
         comparison: paired differences of the quantity.
-        sign: -1 if they should be negative, 1 if positive.
+        sign: -1 if the differences are predicted to be negative, 1 if positive.
     """
 
     text: str
@@ -123,12 +136,12 @@ class Part:
 
     @property
     def undecided(self) -> bool:
-        """Whether there are too few pairs to say anything."""
+        """Whether there are too few pairs for a verdict."""
         return usable_interval(self.comparison) is None
 
     @property
     def met(self) -> bool:
-        """Whether the whole interval lies on the right side of 0."""
+        """Whether the whole interval has the predicted sign."""
         interval = self.comparison.t_interval
         return not self.undecided and interval is not None and self._inside(interval)
 
@@ -141,10 +154,10 @@ class Hypothesis:
     """H2 or H3 in one cell.
 
     Attributes:
-        name: as in results/PLAN.md.
-        verdict: one of the words of `LEGEND`.
-        parts: what it consists of.
-        left_out: arms that were not counted, with the reason.
+        name: name in results/PLAN.md.
+        verdict: one of the verdicts that `LEGEND` defines.
+        parts: the statements of the hypothesis.
+        left_out: the arms that were left out, with the reason.
     """
 
     name: str
@@ -154,7 +167,7 @@ class Hypothesis:
 
     @property
     def text(self) -> str:
-        """The verdict and which parts are met, in one sentence."""
+        """The verdict and the parts that are met, in one sentence."""
         groups = {
             "met": [part.text for part in self.parts if part.met],
             "not met": [part.text for part in self.parts if not part.met and not part.undecided],
@@ -166,23 +179,33 @@ class Hypothesis:
 
 
 def mechanism_cells(records: Iterable[Record]) -> list[Cell]:
-    """Cells that have a baseline and another arm, both with layer CKA and weight statistics."""
+    """Return the cells with a baseline and another arm that have layer CKA and weight statistics.
+
+    Args:
+        records: the records of runs.
+    """
     return [cell for cell in cells(records) if len(_measured_arms(cell)) > 1]
 
 
 def several_betas(cell: Cell) -> bool:
-    """Whether the arms with CKA-SR differ in beta and in nothing else, so that a trend can show."""
+    """Return whether the arms with CKA-SR differ only in beta, so that a trend can be tested."""
     arms = [arm for arm in cell.arms if arm.beta and arm.term == BASELINE.term]
     return len(arms) > 1 and len({arm._replace(beta=0.0) for arm in arms}) == 1
 
 
 def difference(cell: Cell, arm: Arm, quantity: Quantity) -> Comparison:
-    """Paired differences of a quantity, arm minus baseline, over the seeds that have it."""
+    """Return the paired differences of a quantity, arm minus baseline.
+
+    Args:
+        cell: a cell with a baseline.
+        arm: an arm of the cell.
+        quantity: the quantity. Runs without a value of it are left out.
+    """
     return compare(_with_quantity(cell, quantity), arm, quantity.name)
 
 
 def values_of(cell: Cell, arm: Arm, quantity: Quantity) -> list[float]:
-    """The quantity of every finished run of an arm that has it."""
+    """Return the values of a quantity for the finished runs of an arm that have one."""
     found = [
         quantity.read(run) for run in cell.arms.get(arm, {}).values() if run["status"] == "finished"
     ]
@@ -190,7 +213,11 @@ def values_of(cell: Cell, arm: Arm, quantity: Quantity) -> list[float]:
 
 
 def hypotheses(cell: Cell) -> list[Hypothesis]:
-    """H2 and H3 in this cell, for its arms with CKA-SR in order of beta."""
+    """Return the verdicts on H2 and H3 in a cell, from its arms with CKA-SR in order of beta.
+
+    Args:
+        cell: one of the cells of `mechanism_cells`.
+    """
     arms = [arm for arm in _measured_arms(cell) if arm.beta and arm.term == BASELINE.term]
     if not learned(cell.arms.get(BASELINE, {}).values()):
         return [Hypothesis("H2", UNTESTED), Hypothesis("H3", UNTESTED)]
@@ -219,13 +246,17 @@ def hypotheses(cell: Cell) -> list[Hypothesis]:
 
 
 def mechanism_table(found: Iterable[Cell]) -> str:
-    """Markdown: for every cell a row for each arm, and the verdicts on H2 and H3."""
+    """Return a Markdown table for every cell, with the verdicts on H2 and H3 below it.
+
+    Args:
+        found: the cells of `mechanism_cells`.
+    """
     tables = [_table(cell) for cell in found]
     return "\n".join([*tables, LEGEND]) if tables else "There are no pairs with layer CKA yet.\n"
 
 
 def _measured_arms(cell: Cell) -> list[Arm]:
-    """The arms of a cell with at least one run that has both measurements."""
+    """Return the arms of a cell with at least one run that has both measurements."""
     if BASELINE not in cell.arms:
         return []
     return [
@@ -236,7 +267,10 @@ def _measured_arms(cell: Cell) -> list[Arm]:
 
 
 def _with_quantity(cell: Cell, quantity: Quantity) -> Cell:
-    """The cell with the quantity as a field of its records, without finished runs that lack it."""
+    """Return the cell with the quantity as a field of its records.
+
+    Finished runs without a value of the quantity are left out.
+    """
 
     def added(runs: Mapping[int, Record]) -> dict[int, Record]:
         found: dict[int, Record] = {}

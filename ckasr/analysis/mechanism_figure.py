@@ -1,4 +1,4 @@
-"""The figure of similarity, weights and rank as beta grows. Maps are in layers_figure.py."""
+"""The figure of layer similarity, weights and rank against beta."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 20.0
-"""Ratio of the largest to the smallest number from which an axis is logarithmic."""
+"""Smallest ratio of the largest to the smallest value for which an axis is logarithmic."""
 
 
 @styled
 def mechanism_numbers(cell: Cell) -> "Figure":
-    """Similarity, norm, concentration and effective rank against beta, a panel for each.
+    """Draw layer similarity, norm, concentration and effective rank against beta, one panel each.
 
-    A dot per run, the mean over seeds with its 95 % Student-t interval; the mean of the baseline as
-    a dashed line.
+    Each run is a dot. The mean over seeds has its 95 % Student-t interval. A dashed line shows the
+    mean of the baseline.
 
     Args:
-        cell: one of `mechanism_cells`.
+        cell: one of the cells of `mechanism_cells`.
     """
     arms = looks(cell.arms)
     figure = blank(7.2, 4.4)
@@ -47,11 +47,14 @@ def mechanism_numbers(cell: Cell) -> "Figure":
 
 
 def write_mechanism(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write the table and the figure of every cell with several betas; returns the files.
+    """Write the table and the figure of every cell with several betas.
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+        folder: folder of results in which ``tables/`` and ``figures/`` are written.
+
+    Returns:
+        The written files.
     """
     found = [cell for cell in mechanism_cells(records) if several_betas(cell)]
     if not found:
@@ -64,7 +67,7 @@ def write_mechanism(records: Iterable[Record], folder: Path) -> list[Path]:
 
 
 def figure_path(cell: Cell, folder: Path, kind: str) -> Path:
-    """Path of the PNG file of a figure of one cell."""
+    """Return the path of the PNG file of a figure of one cell."""
     at = percent(cell.settings["sparsity"]).replace(" %", "")
     return folder / "figures" / f"{slug(cell.settings)}_s{at}_{kind}.png"
 
@@ -79,9 +82,10 @@ def draw_against_beta(
 
     Args:
         axis: axes to draw on.
-        values: one number per run, by arm. An arm without a number keeps its place.
-        arms: look of every arm, in the order of the places.
-        log: whether the y axis is logarithmic. Then no interval is drawn: it may reach below 0.
+        values: one value per run, by arm. An arm without a value keeps its position on the x axis.
+        arms: look of every arm, in the order of the positions.
+        log: if True, the y axis is logarithmic, and no interval is drawn, because an interval may
+            include values below 0.
     """
     for place, (arm, look) in enumerate(arms.items()):
         if numbers := list(values.get(arm, ())):
@@ -102,13 +106,13 @@ def draw_against_beta(
 
 
 def is_wide(values: Mapping[Arm, Sequence[float]]) -> bool:
-    """Whether all numbers are positive and the largest is so large that the others look equal."""
+    """Return whether all values are positive and their range requires a logarithmic axis."""
     shown = [number for numbers in values.values() for number in numbers]
     return bool(shown) and 0 < WIDE * min(shown) < max(shown)
 
 
 def tick(arm: Arm) -> str:
-    """An arm below an axis: its beta, and below that whatever else is not CKA-SR's default."""
+    """Return the tick label of an arm: its beta, and other settings that are not the default."""
     if arm == BASELINE:
         return "0"
     before, _, behind = arm.label.partition(f"β = {power_of_ten(arm.beta)}")

@@ -1,4 +1,4 @@
-"""The methods compared: accuracy and cost with the same data, network and recipe."""
+"""The table of methods: accuracy and cost with the same data, network and recipe."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ COLUMNS = (
     "Synaptic-Flow's data, %",
 )
 TOLERANCE = 0.05
-"""Relative error of the number of weights left, above which a method missed its sparsity."""
+"""Largest relative error of the number of kept weights for which a sparsity counts as reached."""
 
 LEGEND = """\
 The method with the best test accuracy after the last epoch comes first; sd is the standard \
@@ -57,25 +57,26 @@ Published accuracies are **not directly comparable**: network, schedule or both 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method at one sparsity in one arm, over its seeds."""
+    """The runs of one method at one sparsity in one arm."""
 
     cell: Cell
     arm: Arm
 
     @property
     def method(self) -> str:
+        """Name of the method."""
         return self.cell.settings["method"]
 
     @property
     def sparsity(self) -> float:
-        """The sparsity that was asked for."""
+        """The target sparsity, a fraction of 1."""
         return self.cell.settings["sparsity"]
 
     @property
     def form(self) -> str:
-        """Method and options in the form that `grid` reads, the same at every sparsity.
+        """Method and options as text that `grid` can parse, which is the same at every sparsity.
 
-        Options with their default value are left out.
+        Options with the default value are left out.
         """
         settings = self.cell.settings
         own = str(self.sparsity)
@@ -85,38 +86,40 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Method, options and arm in words."""
+        """Method, options and arm as text for tables and figures."""
         name = self.form.replace("{sparsity}", str(self.sparsity))
         return name if self.arm == BASELINE else f"{name}, {self.arm.label}"
 
     @property
     def runs(self) -> list[Record]:
+        """Records of all runs, in the order of the seeds."""
         return list(self.cell.arms[self.arm].values())
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracies of the finished runs."""
+        """Test accuracies of the finished runs, as fractions of 1."""
         return [value_of(run) for run in self.runs if run["status"] != "diverged"]
 
     @property
     def accuracy(self) -> float | None:
+        """Mean test accuracy of the finished runs, a fraction of 1, or None without one."""
         return mean_and_sd(self.accuracies)[0]
 
     @property
     def epochs(self) -> float:
-        """Mean number of epochs of all phases together."""
+        """Mean total number of epochs of all phases."""
         return mean(len(run["curves"]["epoch"]) for run in self.runs)
 
     @property
     def cost(self) -> float:
-        """Epochs as a multiple of the epochs of dense training."""
+        """Number of epochs as a multiple of the epochs of dense training."""
         return self.epochs / self.cell.settings["epochs"]
 
     @property
     def dead_layers(self) -> list[str] | None:
-        """Layers without a path from input to output, with any seed.
+        """Layers without a path from input to output for at least one seed.
 
-        None if the paths of the network cannot be followed.
+        The value is None if the paths of the network cannot be traced.
         """
         if any("dead_layers" not in run["sparsity"] for run in self.runs):
             return None
@@ -125,31 +128,38 @@ class Entry:
 
     @property
     def fixed_rate(self) -> bool:
-        """Whether this is L0 with a multiplier whose rate ignores the length of the training."""
+        """Whether the method is L0 and its multiplier has a rate per step (``dual_per=step``)."""
         return self.cell.settings["method_options"].get("dual_per") == "step"
 
     @property
     def open_before_cut(self) -> list[float]:
-        """Shares of weights with an open gate after training, of the runs of L0 that have it."""
+        """Fraction of weights with an open gate after training, for each run that records it."""
         shares = [run.get("measured", {}).get("open_before_cut") for run in self.runs]
         return [share for share in shares if share is not None]
 
     @property
     def missed(self) -> bool:
-        """Whether the number of weights left is more than 5 % off: then it is not comparable."""
+        """Whether the number of kept weights differs from the target by more than `TOLERANCE`."""
         left = mean(1 - run["sparsity"]["nominal"] for run in self.runs)
         return abs(left / (1 - self.sparsity) - 1) > TOLERANCE
 
     def report(self, field: str) -> float | None:
-        """Mean over seeds of a number of the sparsity report; see `report_mean`."""
+        """Return the mean over seeds of a field of the sparsity report; see `report_mean`."""
         return report_mean(self.runs, field)
 
 
 def method_families(records: Iterable[Record]) -> list[list[Entry]]:
-    """The methods that may be compared, because they share data set, network and recipe.
+    """Return the methods that may be compared, because they share data set, network and recipe.
 
-    Entries are ordered by sparsity, then by mean test accuracy, best first; a method's arms with a
-    term follow its baseline. Records of a recipe with a single method are left out.
+    Entries are ordered by sparsity, and then by mean test accuracy, with the best method first. The
+    arms of a method with a term follow its baseline. Records of a recipe with a single method are
+    left out.
+
+    Args:
+        records: the records of runs.
+
+    Returns:
+        A list of entries for each family of methods.
     """
     found = []
     for family in families(records):
@@ -159,7 +169,11 @@ def method_families(records: Iterable[Record]) -> list[list[Entry]]:
 
 
 def methods_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each family of methods, or one line if there is none."""
+    """Return a Markdown table for each family of methods, or one line if there is none.
+
+    Args:
+        records: the records of runs.
+    """
     found = method_families(records)
     if not found:
         return "There are no two methods to compare yet.\n"
@@ -195,7 +209,7 @@ def _family_table(entries: Sequence[Entry]) -> str:
 
 
 def _gates(entries: Sequence[Entry]) -> list[str]:
-    """Notes on L0: how much of the pruning its final cut had to do."""
+    """Return notes on how many gates of L0 were open before the final pruning."""
     lines = [
         f"- {entry.label} at {percent(entry.sparsity)}: when training ended, the gates of "
         f"{100 * mean(shares):.1f} % of the weights were open; the cut closed the rest"
@@ -249,14 +263,17 @@ def _published(entry: Entry) -> bool:
 
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
-    """Sort key: sparsity, then accuracy, best first; cells without a finished run come last."""
+    """Return the sort key of a cell: sparsity, then accuracy with the best first.
+
+    Cells without a finished run come last.
+    """
     first = Entry(cell, next(iter(cell.arms)))
     known = first.accuracy is not None
     return cell.settings["sparsity"], not known, -(first.accuracy or 0), first.form
 
 
 def _option_text(value: Any, own: str) -> str:
-    """An option as text; in a list, the run's own sparsity is replaced by "{sparsity}"."""
+    """Return an option as text. In a list, the sparsity of the run is replaced by "{sparsity}"."""
     if not isinstance(value, str):
         return str(value)
     return ",".join("{sparsity}" if part.strip() == own else part for part in value.split(","))

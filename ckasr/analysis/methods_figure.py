@@ -1,4 +1,4 @@
-"""The figure of all methods side by side."""
+"""The figure of the test accuracy of all methods."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @styled
 def method_accuracy(records: Iterable[Record]) -> "Figure":
-    """Test accuracy of every method, in a panel for each sparsity.
+    """Draw the test accuracy of every method, with a panel for each sparsity.
 
-    Each seed is a dot, over it the mean with its 95 % Student-t interval. Vertical lines mark dense
-    training and chance. Methods are ordered by their accuracy at the lowest sparsity. A method that
-    trains longer than dense training has the ratio of epochs behind its name.
+    Each seed is a dot, with the mean and its 95 % Student-t interval above the dots. Vertical lines
+    mark the accuracy of dense training and of chance. Methods are ordered by their accuracy at the
+    lowest sparsity. If a method has more epochs than dense training, the ratio follows its name.
+
+    Args:
+        records: the records of the runs of one family of methods.
 
     Raises:
         ValueError: unless the records belong to one family of methods.
@@ -67,7 +70,7 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
 
 
 def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: Mapping[Arm, Look]) -> None:
-    """Draw what bounds the accuracies: chance, and dense training in each arm."""
+    """Draw the reference accuracies: chance, and dense training in each arm."""
     for entry in entries:
         if entry.method == "dense" and entry.accuracy is not None:
             arm = f", {entry.arm.label}" if len(arms) > 1 else ""
@@ -98,7 +101,8 @@ def _draw_entry(
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:
         low, high = t_interval(values) or (min(values), max(values))
-        left = entry.accuracy is not None and 100 * entry.accuracy > 0.65 * best  # where room is
+        # The text is written on the side with more space.
+        left = entry.accuracy is not None and 100 * entry.accuracy > 0.65 * best
         axis.annotate(
             f"dead: {', '.join(dead)}",
             (min(low, *values) if left else max(high, *values), y),
@@ -118,7 +122,7 @@ def _counted(number: float, name: str) -> str:
 
 
 def _tick_labels(entries: Sequence[Entry]) -> dict[str, str]:
-    """Form -> name on the axis, best first by the lowest sparsity that a form has."""
+    """Return the axis label of each form, ordered by accuracy at its lowest sparsity."""
     labels: dict[str, str] = {}
     forms = {(entry.method, entry.form) for entry in entries}
     for entry in entries:
@@ -126,7 +130,7 @@ def _tick_labels(entries: Sequence[Entry]) -> dict[str, str]:
         settings = entry.cell.settings
         name = words.method(entry.method, settings["distribution"])
         options = settings["method_options"]
-        if alone:  # The options tell forms of one method apart; a single form needs only this one.
+        if alone:  # A single form of a method needs no option except dual_per.
             options = {k: v for k, v in options.items() if k == "dual_per" and entry.fixed_rate}
         name = ", ".join([name, *(words.option(key, value) for key, value in options.items())])
         costs = {round(e.cost, 3) for e in entries if e.form == entry.form}

@@ -1,10 +1,10 @@
-"""The paper's published numbers, as data.
+"""The published accuracies of the paper, as data.
 
 Source: the appendix of arXiv 2307.07389, "Learning Sparse Neural Networks with Identity Layers"
-(top-1 accuracy in percent; the host method is random ERK pruning unless stated otherwise). The
-number of runs behind each value is not published. The official code validates on the CIFAR-100
-test set and keeps the best test epoch. The tables of the main text were not available; from the
-main text there are only the gains that the abstract claims (`CLAIMS`).
+(top-1 accuracy in percent; the method is random ERK pruning unless stated otherwise). The number of
+runs per value is not published. The official code validates on the CIFAR-100 test set and reports
+the epoch with the best test accuracy. The tables of the main text were not available. The only
+numbers from the main text are the gains that the abstract claims (`CLAIMS`).
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,8 @@ RECIPE = {
 }
 """The paper's recipe for random pruning on CIFAR-100, with the names of our settings.
 
-With validation 0, all images are for training. On CIFAR-10 the paper holds out 5000, as we do.
+With validation 0, all images are used for training. On CIFAR-10 the paper holds out 5000 images, as
+we do.
 """
 
 SELECTION = "best test epoch, number of runs unknown"
@@ -41,7 +42,7 @@ SELECTION = "best test epoch, number of runs unknown"
 
 @dataclass(frozen=True)
 class Published:
-    """One number. A field is None if the appendix does not state it."""
+    """One published accuracy. A field is None if the appendix does not state it."""
 
     dataset: str
     model: str
@@ -49,16 +50,16 @@ class Published:
     distribution: str | None
     sparsity: float
     beta: float | None
-    variant: str | None  # official, aug, cca (another similarity in place of CKA); None: baseline
-    samples: int | None  # 0: the whole batch
+    variant: str | None  # official, aug, or cca (CCA instead of CKA); None for the baseline.
+    samples: int | None  # Number of samples; 0 means the whole batch.
     every: int | None
-    percent: float  # top-1 accuracy as printed
+    percent: float  # Top-1 accuracy as printed.
     note: str = ""
     source: str = SOURCE
 
     @property
     def accuracy(self) -> float:
-        """The accuracy as a fraction, like the accuracies of records."""
+        """The accuracy as a fraction of 1, as in records."""
         return round(self.percent / 100, 6)
 
 
@@ -118,11 +119,11 @@ PUBLISHED = tuple(_published())
 
 @dataclass(frozen=True)
 class Claim:
-    """A gain that the abstract claims for extreme sparsity; network and host are not named."""
+    """A gain that the abstract claims for extreme sparsity, without network and method."""
 
     dataset: str
     sparsity: float
-    gain: float  # of accuracy, a fraction: the claimed percentage is read as points
+    gain: float  # Gain of accuracy, a fraction of 1; the claimed per cent are read as points.
 
 
 CLAIMS = (Claim("cifar100", 0.995, 0.04), Claim("cifar100", 0.998, 0.06))
@@ -138,11 +139,14 @@ LOTTERY_TERMS = (
 
 
 def claim_beside(settings: Mapping[str, Any]) -> Claim | None:
-    """The abstract's claim that a cell is shown with, or None.
+    """Return the claim of the abstract that is shown with a cell, or None.
 
-    This is the claim for CIFAR-100 at the cell's sparsity. Lottery tickets on MNIST, the first
-    experiment that the paper suggests, have no known number. They are shown with the claim for
-    CIFAR-100, whose ``dataset`` names the other data set.
+    This is the claim for CIFAR-100 at the sparsity of the cell. For lottery tickets on MNIST, the
+    first experiment that the paper suggests, the number is not known. They are shown with the claim
+    for CIFAR-100, and ``dataset`` of the claim names that data set.
+
+    Args:
+        settings: settings of the cell.
     """
     lottery = settings["dataset"] == "mnist" and settings["method"] == "lth"
     for claim in CLAIMS:
@@ -153,14 +157,14 @@ def claim_beside(settings: Mapping[str, Any]) -> Claim | None:
 
 
 def lookup(settings: Mapping[str, Any], arm: Arm | None = None) -> Published | None:
-    """The paper's number for a cell and arm, or None if it has none.
+    """Return the published accuracy for a cell and an arm, or None if there is none.
 
-    Data set, network, host method, sparsity and CKA-SR settings must be the paper's; the recipe may
-    differ (see `deviations`). Only CKA-SR and the baseline have numbers.
+    Data set, network, method, sparsity and the settings of CKA-SR must be those of the paper. The
+    recipe may differ (see `deviations`). Only CKA-SR and the baseline have published accuracies.
 
     Args:
         settings: settings of the cell, or of one run.
-        arm: the arm; None: the arm of the settings.
+        arm: the arm, or None for the arm of the settings.
     """
     arm = arm_of(settings) if arm is None else arm
     for number in PUBLISHED:
@@ -178,7 +182,15 @@ def lookup(settings: Mapping[str, Any], arm: Arm | None = None) -> Published | N
 
 
 def paper_difference(settings: Mapping[str, Any], arm: Arm) -> float | None:
-    """The paper's arm minus its baseline, as a fraction; None unless it has both numbers."""
+    """Return the published difference, arm minus baseline, as a fraction of 1.
+
+    Args:
+        settings: settings of the cell.
+        arm: the arm.
+
+    Returns:
+        The difference, or None if the paper does not have both numbers.
+    """
     treated, baseline = lookup(settings, arm), lookup(settings, BASELINE)
     if arm == BASELINE or treated is None or baseline is None:
         return None
@@ -186,7 +198,11 @@ def paper_difference(settings: Mapping[str, Any], arm: Arm) -> float | None:
 
 
 def deviations(settings: Mapping[str, Any]) -> list[str]:
-    """How a cell's recipe differs from the paper's, such as "30 epochs (paper: 160)"."""
+    """Return the differences from the paper's recipe, such as "30 epochs (paper: 160)".
+
+    Args:
+        settings: settings of the cell.
+    """
     if settings["method"] != "random":
         return ["the paper does not state its recipe for this method"]
     recipe = {**RECIPE, "validation": 5000} if settings["dataset"] == "cifar10" else RECIPE
@@ -198,7 +214,7 @@ def deviations(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """The paper's value behind ours, whose name is already told: "160", "50 % and 75 %"."""
+    """Return the paper's value of a setting without the name: "160", "50 % and 75 %"."""
     if isinstance(value, list):
         return " and ".join(f"{100 * share:g} %" for share in value)
     return str(value)

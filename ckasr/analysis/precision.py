@@ -1,4 +1,4 @@
-"""bf16 and fp32 compared, by the rule of results/PLAN.md: runs that differ only in precision."""
+"""Compare runs that differ only in precision, bf16 or fp32, by the rule of results/PLAN.md."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +23,10 @@ from .verdict import FEWEST_PAIRS, UNDECIDED, usable_interval
 
 REFERENCE, OTHER = "fp32", "bf16"
 MARGIN = 0.01
-"""Accuracy difference that counts as none: the largest gain of the paper in these settings."""
+"""Largest difference that counts as no difference: the largest gain of the paper here."""
 
 PLANNED = {"digits": 20}
-"""Data set -> pairs per row that results/PLAN.md asks for."""
+"""Number of pairs per row that results/PLAN.md requires, by data set."""
 
 SAME, LOWER, HIGHER = "same", "lower", "higher"
 COLUMNS = (
@@ -55,31 +55,39 @@ every row has as many pairs as were planned ({PLANNED["digits"]} on digits).
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity at one sparsity. In its comparison, fp32 is the baseline, bf16 the treated."""
+    """One quantity at one sparsity. In its comparison, fp32 is the baseline and bf16 is the arm.
+
+    Attributes:
+        comparison: paired comparison of bf16 with fp32.
+        effect: if True, the quantity is the effect of the term, otherwise an accuracy.
+    """
 
     comparison: Comparison
-    effect: bool = False  # whether the quantity is the effect of the term, not an accuracy
+    effect: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that its group shares, from which `title` and `slug` name the group."""
+        """The settings that the group shares, from which `title` and `slug` derive its name."""
         return _shared(self.comparison.cell.settings)
 
     @property
     def sparsity(self) -> float:
+        """Sparsity of the networks, a fraction of 1."""
         return self.comparison.cell.settings["sparsity"]
 
     @property
     def arm(self) -> Arm:
+        """The arm of the runs."""
         return self.comparison.arm
 
     @property
     def quantity(self) -> str:
+        """Name of the quantity, for tables and figures."""
         return f"effect of {self.arm.label}" if self.effect else f"accuracy, {self.arm.label}"
 
     @property
     def verdict(self) -> str:
-        """The word of `LEGEND`."""
+        """The verdict of the rule that `LEGEND` states."""
         interval = usable_interval(self.comparison)
         if interval is None:
             return UNDECIDED
@@ -90,10 +98,13 @@ class Row:
 
 
 def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
-    """The rows of each group that was run in both precisions, ordered by sparsity.
+    """Return the rows of each group that was run in both precisions, ordered by sparsity.
 
     The runs of a group differ only in precision, sparsity, term and seed. Each sparsity has a row
-    for the accuracy of every arm, then one for the effect of every arm with a term.
+    for the accuracy of every arm, followed by a row for the effect of every arm with a term.
+
+    Args:
+        records: the records of runs.
     """
     found: dict[str, dict[float, dict[str, Cell]]] = {}
     for cell in cells(records):
@@ -108,7 +119,11 @@ def precision_rows(records: Iterable[Record]) -> list[list[Row]]:
 
 
 def chosen_precision(rows: Sequence[Row]) -> str:
-    """The precision that the decision rule allows: bf16, or fp32 if there is any doubt."""
+    """Return the precision that the decision rule allows: bf16, or fp32 if a condition is not met.
+
+    Args:
+        rows: the rows of one group, from `precision_rows`.
+    """
     if any(row.comparison.n < PLANNED.get(row.settings["dataset"], 0) for row in rows):
         return REFERENCE
     alike = all(row.verdict == SAME for row in rows if not row.effect)
@@ -117,7 +132,11 @@ def chosen_precision(rows: Sequence[Row]) -> str:
 
 
 def precision_table(records: Iterable[Record]) -> str:
-    """Markdown: a table, with its decision, for each group that was run in both precisions."""
+    """Return a Markdown table and the decision for each group that was run in both precisions.
+
+    Args:
+        records: the records of runs.
+    """
     tables = [_table(rows) for rows in precision_rows(records)]
     return "\n".join([*tables, LEGEND]) if tables else "There are no runs in both precisions yet.\n"
 
@@ -127,7 +146,7 @@ def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_level(level: Mapping[str, Cell]) -> list[Row]:
-    """All rows of one sparsity."""
+    """Return all rows of one sparsity."""
     arms = sorted({arm for cell in level.values() for arm in cell.arms})
     found = {
         arm: compare_sides(
@@ -146,7 +165,7 @@ def _of_level(level: Mapping[str, Cell]) -> list[Row]:
 
 
 def _effect(without: Comparison, with_term: Comparison) -> Comparison:
-    """The effect of the term in both precisions, for the seeds that have all four runs."""
+    """Return the effect of the term in both precisions, for the seeds that have all four runs."""
     sides = [
         dict(zip(c.seeds, zip(c.baseline, c.treated, strict=True), strict=True))
         for c in (without, with_term)

@@ -1,4 +1,4 @@
-"""The figure of bf16 and fp32: paired differences, their mean and its interval."""
+"""The figure of the paired differences between bf16 and fp32, with their mean and its interval."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @styled
 def precision_differences(rows: Sequence[Row]) -> "Figure":
-    """Test accuracy, and effect of the term, in bf16 minus in fp32.
+    """Draw test accuracy and effect of the term, bf16 minus fp32.
 
-    Each pair is a dot, beside it the mean with its 95 % Student-t interval and the verdict. The
-    grey band holds the differences that count as none.
+    Each pair is a dot, with the mean, its 95 % Student-t interval and the verdict beside the dots.
+    The grey band shows the differences that count as no difference.
 
     Args:
-        rows: one group of `precision_rows`.
+        rows: the rows of one group, from `precision_rows`.
 
     Raises:
         ValueError: if there are no rows.

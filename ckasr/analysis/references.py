@@ -1,4 +1,4 @@
-"""Accuracies that others published for the same methods, as data, to compare ours with.
+"""Published accuracies of the same methods, as data, for comparison with ours.
 
 Source: the raw arrays of Tanaka et al. 2020 (arXiv 2006.05467), in Results/data/Accuracy_CompRatio
 of github.com/ganguli-lab/Synaptic-Flow: ResNet18 (11 million weights), pruned before training, test
@@ -16,10 +16,10 @@ TERMS = (
     "random is uniform over the layers, their SNIP arrays may be older than a fix of August 2020"
 )
 
-# The share of weights left is 10^(-k/4). Sparsities:
+# The fraction of kept weights is 10^(-k/4). The sparsities are:
 # 0, 90, 94.38, 96.84, 98.22, 99, 99.44, 99.68, 99.82, 99.9 %.
 _QUARTERS = (0, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-# Top-1 accuracy in percent. Magnitude means that of the initial weights.
+# Top-1 accuracy in percent. "Magnitude" is the magnitude of the initial weights.
 _RESNET18 = {
     ("cifar10", "random"): (
         95.11, 92.92, 91.60, 89.57, 87.34, 82.98, 75.99, 58.51, 39.34, 13.5,
@@ -53,17 +53,22 @@ _RESNET18 = {
 
 @dataclass(frozen=True)
 class Reference:
-    """One number: top-1 accuracy in percent, and the sparsity it was published for."""
+    """A published top-1 accuracy in percent, and its sparsity, a fraction of 1."""
 
     percent: float
     sparsity: float
 
 
 def reference(dataset: str, method: str, sparsity: float) -> Reference | None:
-    """The published number with the nearest sparsity, or None if none is near.
+    """Return the published accuracy with the nearest sparsity, or None if there is none.
 
-    A number is near if the shares of weights left differ by at most half a step of the published
-    grid, a factor of 1.33. For ``dense`` it is the mean over the methods' numbers without pruning.
+    The fractions of kept weights may differ by at most half a step of the published grid, a factor
+    of 1.33. For ``dense``, the accuracy is the mean over the methods without pruning.
+
+    Args:
+        dataset: name of the data set.
+        method: name of the method.
+        sparsity: sparsity, a fraction of 1.
     """
     if method == "dense":
         unpruned = [row[0] for (name, _), row in _RESNET18.items() if name == dataset]

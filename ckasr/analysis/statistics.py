@@ -4,11 +4,11 @@ A *pair* is two finished runs that differ only in the term (in `precision.py` on
 in `aa.py` only in the order of the images). They have the same seed, and therefore the same initial
 weights, mask, order and augmentation. These rules were fixed before the first result:
 
-- Runs are compared only in pairs, and never across cells, hence never across schedules.
-- A diverged run has no accuracy. Its pair is counted and named, but is not part of any mean,
+- Runs are compared only in pairs of the same cell, and therefore never across schedules.
+- A diverged run has no accuracy. Its pair is counted and listed, but is not part of any mean,
   interval or p-value.
-- A run without a partner, or with a partner from another device, execution or commit, is named and
-  left out.
+- A run is listed and left out if the other run of its pair is missing, or has another device,
+  execution or commit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,49 +19,51 @@ from .cells import BASELINE, Arm, Cell, Record, cells
 
 CONFIDENCE = 0.95
 EXACT_UP_TO = 20
-"""Number of pairs up to which all sign flips, a million for 20 pairs, are enumerated."""
+"""Largest number of pairs for which all sign flips are enumerated; for 20 pairs, a million."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm compared with a baseline, which is that of its cell unless stated otherwise.
+    """Comparison of one arm with a baseline, which is that of its cell unless stated otherwise.
 
-    Values are fractions; differences are arm - baseline. An interval or p-value that does not exist
-    is None, and `note` says why.
+    Values are fractions of 1, and differences are arm minus baseline. An interval or p-value that
+    does not exist is None, and `note` states the reason.
     """
 
     cell: Cell
     arm: Arm
-    seeds: tuple[int, ...]  # of the complete pairs
-    baseline: tuple[float, ...]  # one value per pair
+    seeds: tuple[int, ...]  # Seeds of the complete pairs.
+    baseline: tuple[float, ...]  # One value per pair.
     treated: tuple[float, ...]
-    diverged: tuple[str, ...] = ()  # one entry per pair: "seed 3: baseline"
-    incomplete: tuple[str, ...] = ()  # "seed 4: no baseline", "seed 5: different devices"
+    diverged: tuple[str, ...] = ()  # One entry per pair, such as "seed 3: baseline".
+    incomplete: tuple[str, ...] = ()  # One entry per pair, such as "seed 4: no baseline".
     mean: float | None = None
     t_interval: Interval | None = None
-    p: float | None = None  # exact sign-flip, two-sided
+    p: float | None = None  # Exact two-sided sign-flip test.
     note: str = ""
 
     @property
     def n(self) -> int:
+        """Number of complete pairs."""
         return len(self.seeds)
 
     @property
     def differences(self) -> tuple[float, ...]:
+        """Arm minus baseline of each pair, in the order of the seeds."""
         return tuple(t - b for t, b in zip(self.treated, self.baseline, strict=True))
 
     @property
     def text(self) -> str:
-        """Mean difference in points, number of pairs and interval, for a notebook to print."""
+        """Mean difference in percentage points, number of pairs and interval, as text."""
         size = "no pair" if self.mean is None else f"{100 * self.mean:+.2f} points"
         interval = [round(100 * bound, 2) for bound in self.t_interval or ()] or "none"
         return f"{size}, {self.n} pairs, 95 % interval {interval}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Mean difference, number of pairs and interval, for a notebook's result."""
+        """Mean difference, number of pairs and interval, for the result of a notebook."""
         return {"pairs": self.n, "difference": self.mean, "interval": self.t_interval}
 
 
@@ -74,9 +76,10 @@ def paired_differences(
 
     Args:
         records: the records.
-        arm: settings of the term, such as {"term": "cka_sr", "beta": 1e-4}: only arms that have
-            them are compared; None: all arms.
-        outcome: the field of the record to compare.
+        arm: settings of the term, such as ``{"term": "cka_sr", "beta": 1e-4}``. Only arms with
+        these
+            settings are compared. If None, all arms are compared.
+        outcome: name of the field of the record to compare.
 
     Raises:
         ValueError: for a finished run without the outcome.
@@ -91,7 +94,16 @@ def paired_differences(
 
 
 def compare(cell: Cell, arm: Arm, outcome: str = "test_accuracy") -> Comparison:
-    """Compare one arm of a cell with its baseline, pair by pair."""
+    """Compare one arm of a cell with the baseline of the cell, pair by pair.
+
+    Args:
+        cell: the cell.
+        arm: the arm.
+        outcome: name of the field of the record to compare.
+
+    Raises:
+        ValueError: for a finished run without the outcome.
+    """
     sides = {"baseline": cell.arms.get(BASELINE, {}), arm.label: cell.arms[arm]}
     return compare_sides(cell, arm, sides, outcome)
 
@@ -107,8 +119,12 @@ def compare_sides(
     Args:
         cell: cell of the second side.
         arm: arm of the second side.
-        sides: name -> seed -> record, the baseline first; the sides must differ in one thing only.
-        outcome: the field of the record to compare.
+        sides: the records of each side by name and then by seed, the baseline first. The sides may
+            differ in one property only.
+        outcome: name of the field of the record to compare.
+
+    Raises:
+        ValueError: for a finished run without the outcome.
     """
     values: dict[int, tuple[float, float]] = {}
     diverged, incomplete = [], []
@@ -139,14 +155,14 @@ def of_values(
     diverged: Sequence[str] = (),
     incomplete: Sequence[str] = (),
 ) -> Comparison:
-    """The comparison of given values.
+    """Return the comparison of given values.
 
     Args:
         cell: cell of the treated side.
         arm: arm of the treated side.
-        values: seed -> (baseline, treated), as fractions.
-        diverged: pairs lost to divergence, in words.
-        incomplete: pairs that were left out, in words.
+        values: (baseline, treated) by seed, as fractions of 1.
+        diverged: descriptions of the pairs with a diverged run.
+        incomplete: descriptions of the pairs that were left out.
     """
     baseline, treated = zip(*values.values(), strict=True) if values else ((), ())
     return Comparison(
@@ -162,7 +178,15 @@ def of_values(
 
 
 def value_of(record: Record, outcome: str = "test_accuracy") -> float:
-    """The outcome of a finished run. Raises ValueError if the record does not have it."""
+    """Return the outcome of a finished run.
+
+    Args:
+        record: the record of the run.
+        outcome: name of the field of the record.
+
+    Raises:
+        ValueError: if the record does not have the outcome.
+    """
     value = record.get(outcome)
     if value is None:
         raise ValueError(f"record {record['id']} is finished but has no {outcome}")
@@ -170,9 +194,14 @@ def value_of(record: Record, outcome: str = "test_accuracy") -> float:
 
 
 def report_mean(runs: Iterable[Record], field: str) -> float | None:
-    """Mean over runs of a number of the sparsity report.
+    """Return the mean over runs of a field of the sparsity report.
 
-    None if a report does not have the number, because the paths of the network cannot be followed.
+    The mean is None if a report does not have the field, because the paths of the network cannot be
+    traced.
+
+    Args:
+        runs: the records of runs.
+        field: name of the field.
     """
     values = [run["sparsity"].get(field) for run in runs]
     known = [value for value in values if value is not None]
@@ -180,7 +209,7 @@ def report_mean(runs: Iterable[Record], field: str) -> float | None:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None if there are too few values."""
+    """Return mean and sample standard deviation, each None if there are too few values."""
     import numpy as np
 
     mean = float(np.mean(values)) if len(values) else None
@@ -188,7 +217,14 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """Student-t interval of the mean; None for fewer than two values or no spread."""
+    """Return the 95 % Student-t interval of the mean.
+
+    Args:
+        values: independent values.
+
+    Returns:
+        Both ends of the interval, or None for fewer than two values or if all values are equal.
+    """
     mean, sd = mean_and_sd(values)
     if mean is None or not sd or _all_equal(values):
         return None
@@ -197,7 +233,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def half_width(sd: float, n: int) -> float:
-    """Half the width of the Student-t interval of a mean.
+    """Return half the width of the 95 % Student-t interval of a mean.
 
     Args:
         sd: sample standard deviation of the values.
@@ -209,11 +245,17 @@ def half_width(sd: float, n: int) -> float:
 
 
 def sign_flip_p(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of the mean under random signs; None if there are no values.
+    """Return the two-sided p-value of the sign-flip test of the mean.
 
-    This is the share of all 2^n sign patterns whose mean is at least as far from 0 as the observed
-    mean, which is one of them; it is never below 2^(1-n). For more than 20 values it is estimated
-    from 10^5 random patterns with a fixed seed, the observed pattern included.
+    The p-value is the fraction of all 2^n sign patterns whose mean is at least as far from 0 as the
+    observed mean. The observed pattern is included, so the p-value is at least 2^(1-n). For more
+    than 20 values it is estimated from 10^5 random patterns with a fixed seed.
+
+    Args:
+        values: paired differences.
+
+    Returns:
+        The p-value, or None if there are no values.
     """
     import numpy as np
 
@@ -233,7 +275,11 @@ def sign_flip_p(values: Sequence[float]) -> float | None:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values, in the same order; None stays, and is not counted."""
+    """Return the p-values adjusted by Holm's step-down method (Holm 1979), in the same order.
+
+    Args:
+        ps: p-values. None stays None and is not counted.
+    """
     order = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0

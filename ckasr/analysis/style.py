@@ -1,8 +1,8 @@
-"""The theme of all figures: benchmarks, theory and notebooks draw with it too.
+"""The theme of all figures, which benchmarks, theory and notebooks use as well.
 
 Figures are created without pyplot, so they need no display and leave no open figure behind. Arms
-differ in marker and line style as well as in colour, so that a print in grey still tells them
-apart.
+differ in marker and line style as well as in colour, so that they can be distinguished in a
+greyscale print.
 """
 
 import functools
@@ -45,7 +45,7 @@ STYLE = {
 GUIDE: Look = {"color": "0.3", "linewidth": 0.7, "zorder": 1}
 """Look of a line that marks a reference value, such as 0."""
 
-# The colours of Okabe and Ito (2008), which colour-blind readers tell apart.
+# The colours of Okabe and Ito (2008), which colour-blind readers can distinguish.
 BASELINE_LOOK = {"color": "#222222", "marker": "o", "linestyle": "-"}
 ARM_LOOKS = (
     {"color": "#D55E00", "marker": "s", "linestyle": "--"},
@@ -57,14 +57,14 @@ ARM_LOOKS = (
 
 
 def style() -> AbstractContextManager[None]:
-    """A context in which matplotlib uses the project's theme, whatever the reader's settings."""
+    """Return a context in which matplotlib uses the theme, regardless of the user's settings."""
     import matplotlib.style
 
     return matplotlib.style.context(["default", STYLE])
 
 
 def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """Decorate a function so that it draws in the project's theme."""
+    """Decorate a function that draws a figure, so that it uses the theme."""
 
     @functools.wraps(draw)
     def in_style(*args: Any, **kwargs: Any) -> "Figure":
@@ -75,14 +75,17 @@ def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 
 
 def save(figure: "Figure", path: Path | str) -> list[Path]:
-    """Write a figure as PNG (300 dpi) and as SVG; returns both files, the PNG first.
+    """Write a figure as PNG (300 dpi) and as SVG.
 
-    Each file is written whole or not at all (see ``ckasr.storage.replacing``). The same figure
-    gives the same bytes: the files hold neither dates nor versions.
+    Each file is written completely or not at all (see ``ckasr.storage.replacing``). The same figure
+    gives the same bytes, because the files contain neither dates nor versions.
 
     Args:
         figure: the figure.
         path: path of the PNG file. The SVG file has the same name and the ending ``.svg``.
+
+    Returns:
+        Both files, the PNG file first.
 
     Raises:
         ValueError: if ``path`` does not end in ``.png``.
@@ -101,7 +104,7 @@ def save(figure: "Figure", path: Path | str) -> list[Path]:
 
 
 def looks(arms: Iterable[Arm]) -> dict[Arm, Look]:
-    """The look of every arm, the baseline first."""
+    """Return the colour, marker and line style of every arm, the baseline first."""
     others = sorted(set(arms) - {BASELINE})
     return {BASELINE: BASELINE_LOOK} | {
         arm: ARM_LOOKS[i % len(ARM_LOOKS)] for i, arm in enumerate(others)
@@ -109,7 +112,12 @@ def looks(arms: Iterable[Arm]) -> dict[Arm, Look]:
 
 
 def blank(width: float, height: float) -> "Figure":
-    """An empty figure, width and height in inches; a notebook shows it without pyplot."""
+    """Return an empty figure, which a notebook can show without pyplot.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
     return _figure_class()((width, height), layout="constrained")
 
 
@@ -128,7 +136,14 @@ def _figure_class() -> type["Figure"]:
 
 
 def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2) -> None:
-    """Put one legend below all axes, reference values last, with a note as its heading."""
+    """Add one legend below all axes, with the reference values last.
+
+    Args:
+        figure: the figure.
+        axes: axes whose entries are collected.
+        note: heading of the legend.
+        columns: number of columns.
+    """
     entries: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
@@ -145,7 +160,12 @@ def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2
 
 
 def widen(axis: "Axes", smallest_range: float) -> None:
-    """Widen the y axis to at least this range, so that noise does not look like an effect."""
+    """Widen the range of the y axis, so that noise does not look like an effect.
+
+    Args:
+        axis: the axes.
+        smallest_range: smallest allowed range, in units of the axis.
+    """
     low, high = axis.get_ylim()
     if high - low < smallest_range:
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Markdown tables of what the records say, with the paper's numbers beside them."""
+"""Markdown tables of the accuracies of runs, with the published accuracies of the paper."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,7 @@ from .statistics import Comparison, Interval, compare, holm, mean_and_sd, report
 from .verdict import RULE, place, verdict_of, verdict_on_claim
 
 NOTHING = "-"
-# The words of the columns that several tables have.
+# Headings of columns that several tables share.
 SPARSITY = "sparsity"
 ACCURACY = "test accuracy, % ± sd (n)"
 EFFECTIVE = "effective sparsity"
@@ -57,11 +57,14 @@ ELSEWHERE = "The methods are compared in a table of their own: [methods.md](meth
 
 
 def runs_table(records: Iterable[Record]) -> str:
-    """Markdown: a table for each group, a row for each sparsity and arm.
+    """Return a Markdown table for each group, with a row for each sparsity and arm.
 
-    Runs whose settings differ in more than sparsity, term and seed never share a table. Below each
-    table are the runs that could not be used, and the differences between our recipe and the
-    paper's. `methods_table` has the methods that were run without a term.
+    The runs of a table differ only in sparsity, term and seed. The lines below a table state which
+    runs could not be used, and how our recipe differs from the paper's. Methods that were run
+    without a term are in `methods_table`.
+
+    Args:
+        records: the records of runs.
     """
     records = list(records)
     tables = [group_table(group) for group in studies(records)]
@@ -71,7 +74,11 @@ def runs_table(records: Iterable[Record]) -> str:
 
 
 def group_table(group: Sequence[Cell]) -> str:
-    """The table of cells that differ only in the sparsity, with a heading and notes."""
+    """Return the Markdown table of one group, with a heading and notes.
+
+    Args:
+        group: cells that differ only in sparsity.
+    """
     comparisons = [compare(cell, arm) for cell in group for arm in cell.arms if arm != BASELINE]
     adjusted = holm([comparison.p for comparison in comparisons])
     corrected = {(id(c.cell), c.arm): (c, p) for c, p in zip(comparisons, adjusted, strict=True)}
@@ -126,10 +133,10 @@ def _row(
 
 
 def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
-    """The gain that the abstract claims and our interval; None if it claims none for the cell."""
+    """Return the row of the gain that the abstract claims for the cell, or None without a claim."""
     settings, arm = comparison.cell.settings, comparison.arm
     claim = claim_beside(settings)
-    if claim is None or arm.term != BASELINE.term:  # of CKA-SR, not of a placebo
+    if claim is None or arm.term != BASELINE.term:  # The claim is about CKA-SR, not a placebo.
         return None
     elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
     return (
@@ -154,13 +161,13 @@ def _paper_difference(cell: Cell, arm: Arm, interval: Interval | None) -> str:
 
 
 def _placed(difference: float, interval: Interval | None) -> str:
-    """A published difference in points, and its place with respect to our interval."""
+    """Return a published difference in percentage points, and its position to the interval."""
     where = "" if interval is None else f" ({place(difference, interval)})"
     return f"{100 * difference:+.2f}{where}"
 
 
 def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str]:
-    found: dict[str, list[str]] = {}  # note -> rows it belongs to
+    found: dict[str, list[str]] = {}  # Each note, and the rows to which it applies.
 
     def say(text: str, cell: Cell, arm: Arm) -> None:
         found.setdefault(text, []).append(f"{percent(cell.settings['sparsity'])} {arm.label}")
@@ -194,9 +201,13 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, padded so that the source reads as a table too.
+    """Return the lines of a Markdown table, padded so that the columns of the text are aligned.
 
     Columns in which every row has `NOTHING` are left out.
+
+    Args:
+        header: headings of the columns.
+        rows: the cells of each row, as many as there are headings.
     """
     told = [
         column
@@ -213,15 +224,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def points_text(difference: float | None) -> str:
-    """A difference of fractions in points, with its sign."""
+    """Format a difference of fractions in percentage points, with its sign."""
     return NOTHING if difference is None else f"{100 * difference:+.2f}"
 
 
 def interval_text(interval: Interval | None) -> str:
-    """Both ends of an interval in points."""
+    """Format both ends of an interval of fractions in percentage points."""
     return NOTHING if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 
 def p_text(p: float | None) -> str:
-    """A p-value with three digits."""
+    """Format a p-value with three digits."""
     return NOTHING if p is None else f"{p:.3g}"

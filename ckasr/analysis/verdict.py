@@ -1,4 +1,4 @@
-"""What a comparison shows: the decision rule of results/PLAN.md, which reads the interval."""
+"""The decision rule of results/PLAN.md, which gives the verdict on a comparison."""
 
 from collections.abc import Iterable
 from statistics import mean
@@ -8,13 +8,13 @@ from .paper import Claim, paper_difference
 from .statistics import Comparison, Interval, value_of
 
 FEWEST_PAIRS = 3
-MOST_DIVERGED = 1 / 5  # of the pairs
+MOST_DIVERGED = 1 / 5  # Fraction of the pairs.
 REPRODUCED = "reproduced"
 SMALLER = "positive, smaller than the paper's"
 NOT_REPRODUCED = "not reproduced"
 UNDECIDED = "undecided"
 COLLAPSE = 0.05
-"""Loss of accuracy that counts as a collapse: far more than any effect that the paper reports."""
+"""Loss of accuracy that counts as a collapse, which exceeds all effects in the paper by far."""
 
 RULE = f"""\
 The verdict follows from the 95 % interval. If the paper has a gain for the cell and the schedule \
@@ -26,22 +26,26 @@ pairs, without an interval, or if more than one pair in five diverged."""
 
 
 def verdict_of(comparison: Comparison) -> str:
-    """The verdict of `RULE` on a comparison of test accuracies."""
+    """Return the verdict of `RULE` on a comparison of test accuracies.
+
+    Args:
+        comparison: the comparison. The gain of the paper is that of its cell and arm.
+    """
     return verdict_on(comparison, paper_difference(comparison.cell.settings, comparison.arm))
 
 
 def verdict_on(comparison: Comparison, gain: float | None) -> str:
-    """The verdict of `RULE`.
+    """Return the verdict of `RULE` for a given gain of the paper.
 
     Args:
         comparison: the comparison to judge.
-        gain: the paper's gain as a fraction; None: it has none.
+        gain: the paper's gain as a fraction of 1, or None if there is none.
     """
     interval = usable_interval(comparison)
     if interval is None:
         return UNDECIDED
     low, high = interval
-    # Short schedules do not test the claim, which is about converged networks.
+    # Short schedules do not test the claim, because it is about converged networks.
     if gain is None or gain <= 0 or comparison.cell.settings["schedule"] != "full":
         return "positive" if low > 0 else "negative" if high < 0 else "no difference shown"
     if low > 0:
@@ -50,7 +54,7 @@ def verdict_on(comparison: Comparison, gain: float | None) -> str:
 
 
 def verdict_on_claim(comparison: Comparison, claim: Claim) -> str:
-    """The verdict of `RULE` on a claim of the paper, or why the comparison does not test it."""
+    """Return the verdict of `RULE` on a claim, or why the comparison does not test the claim."""
     settings = comparison.cell.settings
     if settings["dataset"] != claim.dataset:
         return f"not tested: claimed on {claim.dataset}"
@@ -60,20 +64,23 @@ def verdict_on_claim(comparison: Comparison, claim: Claim) -> str:
 
 
 def difference_shown(comparison: Comparison) -> bool:
-    """Whether the verdict, without a gain of the paper's, is positive or negative."""
+    """Return whether the verdict without a gain of the paper is positive or negative."""
     return verdict_on(comparison, None) in ("positive", "negative")
 
 
 def place(gain: float, interval: Interval) -> str:
-    """The place of a published gain: "inside" our interval, "above" or "below" it."""
+    """Return whether a published gain is "inside", "above" or "below" our interval."""
     low, high = interval
     return "above" if gain > high else "below" if gain < low else "inside"
 
 
 def usable_interval(comparison: Comparison) -> Interval | None:
-    """The interval that a verdict reads.
+    """Return the interval on which a verdict is based.
 
-    None if nothing can be said: too few pairs, no interval, or too many diverged pairs.
+    It is None if there are too few pairs, no interval, or too many diverged pairs.
+
+    Args:
+        comparison: the comparison.
     """
     lost = len(comparison.diverged)
     too_many_lost = lost > MOST_DIVERGED * (comparison.n + lost)
@@ -83,15 +90,15 @@ def usable_interval(comparison: Comparison) -> Interval | None:
 def similarity_verdict(
     similarity: tuple[float, float], accuracy: tuple[float, float], classes: int
 ) -> str:
-    """Whether the term lowered the similarity of the layers of a network that still works.
+    """Return the verdict on the claim that the term lowers the similarity of layers.
 
-    It does not hold if the accuracy fell by more than `COLLAPSE` or if a number is NaN: how similar
-    the layers of a broken network are means nothing. It is not tested if the network without the
-    term is at chance, with an accuracy below 2 / ``classes``.
+    The claim does not hold if the accuracy decreases by more than `COLLAPSE` or if a value is NaN,
+    because the similarity of layers has no meaning for a network that failed. The claim is not
+    tested if the accuracy without the term is at chance, that is, below 2 / ``classes``.
 
     Args:
         similarity: mean CKA between layers without and with the term.
-        accuracy: accuracy without and with the term, as fractions.
+        accuracy: accuracy without and with the term, as fractions of 1.
         classes: number of classes.
     """
     if not accuracy[0] >= 2 / classes:
@@ -102,7 +109,11 @@ def similarity_verdict(
 
 
 def learned(runs: Iterable[Record]) -> bool:
-    """Whether the mean test accuracy of the finished runs is 2 / classes or more, above chance."""
+    """Return whether the mean test accuracy of the finished runs is at least 2 / classes.
+
+    Args:
+        runs: the records of runs.
+    """
     finished = [run for run in runs if run["status"] == "finished"]
     if not finished:
         return False

@@ -1,4 +1,4 @@
-"""The names of data sets, networks, methods and settings as a paper prints them.
+"""The names of data sets, networks, methods and settings in titles, tables and figures.
 
 A name that is not listed here is printed as it is registered, so a new method, model or data set
 needs no entry.
@@ -67,17 +67,17 @@ SETTINGS = {
 
 
 def dataset(name: str) -> str:
-    """The name of a data set in print."""
+    """Return the printed name of a data set."""
     return DATASETS.get(name, name)
 
 
 def network(name: str) -> str:
-    """The name of a network in print: "ResNet20" for ``resnet20``."""
+    """Return the printed name of a network: "ResNet20" for ``resnet20``."""
     return NETWORKS.get(name) or re.sub(r"^resnet(\d+)", r"ResNet\1", name).replace("_", "-")
 
 
 def method(name: str, distribution: str) -> str:
-    """The name of a method in print, with the distribution of layer densities where it has one."""
+    """Return the printed name of a method, and its distribution of layer densities, if any."""
     words = METHOD_NAMES.get(name, name)
     if name not in METHODS or not METHODS[name].uses_distribution:
         return words
@@ -88,7 +88,7 @@ def method(name: str, distribution: str) -> str:
 
 
 def setting(name: str, value: Any) -> str:
-    """A setting and its value in words, such as "200 validation images"."""
+    """Return a setting and its value as text, such as "200 validation images"."""
     if isinstance(value, Mapping):
         return ", ".join(option(key, each) for key, each in value.items())
     if name == "milestones":
@@ -100,7 +100,7 @@ def setting(name: str, value: Any) -> str:
 
 
 def option(name: str, value: Any) -> str:
-    """An option of a method and its value in words, such as "train mode off"."""
+    """Return an option of a method and its value as text, such as "train mode off"."""
     if isinstance(value, bool):
         return f"{_spaced(name)} {'on' if value else 'off'}"
     return f"{_spaced(name)} {value}".replace(",", "/")

@@ -1,4 +1,4 @@
-"""Writes every figure and table of the records; the same records give the same bytes."""
+"""Write all figures and tables of the records. The same records give the same bytes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,10 +26,13 @@ from .tables import runs_table
 
 
 def all_tables(records: Iterable[Record]) -> dict[str, str]:
-    """The tables of accuracies in Markdown, by the name of their file.
+    """Return the tables of accuracies in Markdown, by the names of their files.
 
     `write_few_shots`, `write_mechanism`, `write_failures`, `write_interactions` and
-    `write_architectures` write their tables themselves.
+    `write_architectures` write other tables.
+
+    Args:
+        records: the records of one folder.
     """
     records = list(records)
     tables = {"runs": runs_table(records)}
@@ -43,22 +46,29 @@ def all_tables(records: Iterable[Record]) -> dict[str, str]:
 
 
 def write_all(records: Iterable[Record], folder: Path | str) -> list[Path]:
-    """Write every table and figure of the records; returns the files, in the order written.
+    """Write all tables and figures of the records.
 
-    ``tables/`` holds `all_tables`. ``figures/`` holds, each as PNG and SVG: for every group (one
-    data set, network, method and schedule) the accuracy against sparsity; for every cell of a
-    group its training curves and, if a run is finished, its layer CKA; for methods with one recipe
-    a figure of all of them, which for methods without a term is the only one; for runs in two
-    precisions their paired differences. Cells with several betas have a table and a figure of
-    their mechanism and of their failures, cells with several numbers of samples those of the
-    comparison between them; groups beyond the paper's sparsities a figure of the classes that
-    still have a live path; cells that differ in one partner of the term (`interaction.py`) a table
-    and a figure of the interactions; runs of several networks with one recipe a table and a figure
-    of the effect on each.
+    The folder ``tables/`` contains `all_tables`. The folder ``figures/`` contains the following
+    figures, each as PNG and as SVG:
+
+    * for every group (one data set, network, method and schedule), the accuracy against sparsity;
+    * for every cell of a group, the training curves and, if a run is finished, the layer CKA;
+    * for methods with one recipe, a figure of all of them, which is the only figure of methods
+      without a term;
+    * for runs in two precisions, the paired differences;
+    * for groups with sparsities above the paper's, the share of classes with a path from the input.
+
+    Both a table and figures are written for the mechanism and the failures of cells with several
+    betas, for cells with several numbers of samples, for the interactions of cells that differ in
+    one partner of the term (`interaction.py`), and for the effects on several networks
+    (`architectures.py`).
 
     Args:
         records: the records of one folder.
-        folder: folder of results that ``tables/`` and ``figures/`` belong to.
+        folder: folder of results in which ``tables/`` and ``figures/`` are written.
+
+    Returns:
+        The written files, in the order of writing.
     """
     folder = Path(folder)
     records = list(records)
@@ -99,11 +109,12 @@ def write_executions(folders: Sequence[Path]) -> list[Path]:
     """Write the table and the figure of runs in dense and in sparse execution.
 
     Args:
-        folders: folders of results. The files of a comparison go to the folder that holds its
-            sparse runs.
+        folders: folders of results. The files of a comparison are written in the folder that
+            contains its sparse runs.
 
     Returns:
-        The files, in the order written; none if no run has a record of both executions.
+        The written files, in the order of writing. The list is empty if no run has records of both
+        executions.
     """
     written = []
     for folder, pairs in execution_pairs(folders).items():

@@ -1,7 +1,7 @@
 """Networks for image classification, created by name.
 
-One file for each family; accuracies that others published, with their source, stand in its
-docstring. ``torchvision:NAME`` and ``timm:NAME`` name the networks of other libraries.
+There is one file for each family of networks. Its docstring lists published accuracies and their
+sources. ``torchvision:NAME`` and ``timm:NAME`` are the names of networks of other libraries.
 """
 
 import importlib

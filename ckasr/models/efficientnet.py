@@ -1,12 +1,12 @@
 """EfficientNet-B0 (Tan & Le 2019, arXiv 1905.11946, table 1) with the strides for CIFAR.
 
-The network is torchvision's, with stride 1 instead of 2 in the stem and in the second stage, as in
-`mobilenet_v2`: an image of 32x32 pixels is reduced to 4x4. (At 2x2, the outer weights of the 5x5
-kernels would see nothing but padding.) Dropout and stochastic depth (0.2 each) are the paper's. It
-has 4.0 million parameters with 10 classes.
+The network is that of torchvision, with stride 1 instead of 2 in the stem and in the second stage,
+as in `mobilenet_v2`, so that an image of 32x32 pixels is reduced to 4x4. (At 2x2, the outer weights
+of the 5x5 kernels would be multiplied by padding only.) The probabilities of dropout and stochastic
+depth are those of the paper, 0.2 each. The network has 4.0 million parameters with 10 classes.
 
-Test accuracy, trained on CIFAR from scratch: not known. The paper's 98.1 % on CIFAR-10 (table 5) is
-of a network trained on ImageNet and fine-tuned on enlarged images.
+The test accuracy after training on CIFAR from scratch is not known. The 98.1 % on CIFAR-10 in the
+paper (table 5) is the accuracy of a network trained on ImageNet and fine-tuned on enlarged images.
 """
 
 from torch import nn
@@ -16,7 +16,12 @@ from .registry import kaiming, register
 
 @register("efficientnet_b0")
 def efficientnet_b0(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Seven stages of inverted residual blocks with squeeze and excitation."""
+    """Build EfficientNet-B0: seven stages of inverted residual blocks with squeeze and excitation.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: (channels, height, width) of the images.
+    """
     from torchvision.models import efficientnet_b0
 
     model = efficientnet_b0(num_classes=num_classes)

@@ -1,15 +1,16 @@
 """Models of torchvision and timm by name: ``torchvision:NAME`` and ``timm:NAME``.
 
-``@WEIGHTS`` behind the name asks for published weights, which the library downloads once:
-``torchvision:resnet18@IMAGENET1K_V1``, ``timm:resnet18@a1_in1k``, or ``@DEFAULT`` in both. The
-classifier is replaced where the number of classes differs. Without weights the first convolution
-takes the channels of the data set.
+A name may end in ``@WEIGHTS`` to load published weights, which the library downloads once:
+``torchvision:resnet18@IMAGENET1K_V1``, ``timm:resnet18@a1_in1k``, or ``@DEFAULT`` for both
+libraries. The classifier is replaced if the number of classes differs. Without published weights,
+the first convolution has as many input channels as the images of the data set.
 
-These networks are built for large images. Where they cannot take those of a data set, or do not
-return one tensor of logits, they are refused when they are created.
+These networks are designed for large images. A network that cannot process the images of a data
+set, or that does not return one tensor of logits, raises a ValueError when it is created.
 
-Accuracies on ImageNet: pytorch.org/vision/stable/models.html, and results/results-imagenet.csv in
-github.com/huggingface/pytorch-image-models. On CIFAR: not known.
+Accuracies on ImageNet are listed at pytorch.org/vision/stable/models.html, and in
+results/results-imagenet.csv of github.com/huggingface/pytorch-image-models. Accuracies on CIFAR are
+not known.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -24,14 +25,18 @@ from ckasr.names import nearest
 from .registry import Builder, register_library
 
 AUXILIARY = ("googlenet", "inception_v3")
-"""torchvision's models that would return the logits of auxiliary classifiers as well."""
+"""Models of torchvision that return the logits of auxiliary classifiers as well by default."""
 
 
 @register_library("torchvision")
 def torchvision_model(text: str) -> Builder:
-    """The builder of ``torchvision:NAME`` or ``torchvision:NAME@WEIGHTS``.
+    """Return the builder of ``torchvision:NAME`` or ``torchvision:NAME@WEIGHTS``.
 
-    Raises LookupError for an unknown model or unknown weights.
+    Args:
+        text: the name after the colon, ``NAME`` or ``NAME@WEIGHTS``.
+
+    Raises:
+        LookupError: for an unknown model or unknown weights.
     """
     from torchvision import models
 
@@ -71,9 +76,14 @@ def torchvision_model(text: str) -> Builder:
 
 @register_library("timm")
 def timm_model(text: str) -> Builder:
-    """The builder of ``timm:NAME`` or ``timm:NAME@TAG``.
+    """Return the builder of ``timm:NAME`` or ``timm:NAME@TAG``.
 
-    Raises LookupError for an unknown model or unknown weights, ModuleNotFoundError without timm.
+    Args:
+        text: the name after the colon, ``NAME`` or ``NAME@TAG``.
+
+    Raises:
+        LookupError: for an unknown model or unknown weights.
+        ModuleNotFoundError: if timm is not installed.
     """
     try:
         import timm
@@ -102,7 +112,7 @@ def timm_model(text: str) -> Builder:
             )
         else:
             with _refusing(f"timm:{text}", input_shape):
-                try:  # transformers must know the size of the images, other models do not take it
+                try:  # Transformers need the size of the images; other models do not accept it.
                     model = timm.create_model(full, img_size=(height, width), **options)
                 except TypeError:
                     model = timm.create_model(full, **options)
@@ -115,10 +125,10 @@ def timm_model(text: str) -> Builder:
 
 
 def _check_known(name: str, known: Collection[str], what: str) -> None:
-    """Raise LookupError for an unknown name. what: the beginning of the message."""
+    """Raise LookupError for an unknown name. The message begins with ``what``."""
     if name not in known:
         near = nearest(name, known)
-        if len(known) > 50:  # name the nearest only
+        if len(known) > 50:  # The message lists only the nearest names.
             near = near.partition(" (all:")[0]
         raise LookupError(f"{what} {name!r}{near}")
 
@@ -130,7 +140,7 @@ def _refusal(name: str, input_shape: tuple[int, int, int], reason: object) -> st
 
 @contextmanager
 def _refusing(name: str, input_shape: tuple[int, int, int]) -> Iterator[None]:
-    """Whatever a library raises for images that do not suit its model becomes a ValueError."""
+    """Convert any exception of a library for unsuitable images into a ValueError."""
     try:
         yield
     except Exception as error:
@@ -140,7 +150,7 @@ def _refusing(name: str, input_shape: tuple[int, int, int]) -> Iterator[None]:
 def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     try:
         return create()
-    except Exception as error:  # each library has its own
+    except Exception as error:  # Each library raises exceptions of its own.
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(f"the weights of {name!r} could not be loaded: {line}") from error
 
@@ -148,7 +158,7 @@ def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 def _checked(
     name: str, model: nn.Module, num_classes: int, input_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """The model, after it was run once on images of the given shape."""
+    """Return the model, after one forward pass with images of the given shape as a check."""
     model.eval()
     with _refusing(name, input_shape), torch.no_grad():
         logits = model(torch.zeros(2, *input_shape))
@@ -159,7 +169,7 @@ def _checked(
 
 
 def _resize_stem(model: nn.Module, channels: int) -> None:
-    """Let the first convolution take another number of channels; its weights are drawn anew."""
+    """Change the number of input channels of the first convolution, with new random weights."""
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != channels:
         first.in_channels = channels
@@ -170,7 +180,7 @@ def _resize_stem(model: nn.Module, channels: int) -> None:
 
 
 def _resize_classifier(model: nn.Module, num_classes: int) -> None:
-    """Let the last layer give another number of logits; its weights are drawn anew."""
+    """Change the number of outputs of the last linear layer, with new random weights."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     last = layers[-1]
     if len(last.weight) != num_classes:

@@ -1,7 +1,7 @@
 """LeNet-300-100, a multilayer perceptron (LeCun et al. 1998, section III.C.6).
 
-It is the network for MNIST in Frankle & Carbin 2019 (arXiv 1803.03635, section 2). Its accuracy
-there is in a figure only, so no reference number is given here.
+Frankle & Carbin 2019 (arXiv 1803.03635, section 2) use this network for MNIST. They show its
+accuracy only in a figure, so no reference accuracy is given here.
 """
 
 import math
@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
 @register("lenet300")
 class LeNet300(nn.Module):
-    """Flattened pixels, hidden layers of 300 and 100 units, and a classifier."""
+    """A perceptron with hidden layers of 300 and 100 units, applied to the flattened pixels."""
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()

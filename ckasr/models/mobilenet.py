@@ -1,12 +1,12 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381, table 2) with the strides for CIFAR.
 
-The network is torchvision's, with stride 1 instead of 2 in the stem and in the second stage, and
-without dropout: an image of 32x32 pixels is reduced to 4x4, where the original would leave one
-pixel. It has 2.2 million parameters with 10 classes.
+The network is that of torchvision, with stride 1 instead of 2 in the stem and in the second stage,
+and without dropout. An image of 32x32 pixels is therefore reduced to 4x4 pixels; the original
+network would reduce it to one pixel. The network has 2.2 million parameters with 10 classes.
 
-Test accuracy on CIFAR-10: 94.43 % (github.com/kuangliu/pytorch-cifar, which has the same strides,
-and a convolution in the shortcut of blocks that change the width). On CIFAR-100: 68.08 %
-(github.com/weiaicunzai/pytorch-cifar100, 200 epochs).
+The test accuracy on CIFAR-10 is 94.43 % in github.com/kuangliu/pytorch-cifar, whose network has the
+same strides, and a convolution in the shortcut of blocks that change the number of channels. The
+test accuracy on CIFAR-100 is 68.08 % after 200 epochs in github.com/weiaicunzai/pytorch-cifar100.
 """
 
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from .registry import kaiming, register
 
 STAGES = (
-    # expansion, output channels, blocks, stride of the first block
+    # Expansion factor, output channels, number of blocks, stride of the first block.
     (1, 16, 1, 1),
     (6, 24, 2, 1),
     (6, 32, 3, 2),
@@ -27,7 +27,12 @@ STAGES = (
 
 @register("mobilenet_v2")
 def mobilenet_v2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Seven stages of inverted residual blocks."""
+    """Build MobileNetV2: seven stages of inverted residual blocks.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: (channels, height, width) of the images.
+    """
     from torchvision.models import MobileNetV2
 
     setting = [list(stage) for stage in STAGES]

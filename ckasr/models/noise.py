@@ -1,7 +1,7 @@
 """Random noise inside a network in train mode: dropout, and Gaussian noise on features.
 
-The random numbers are those of a generator that is seeded anew in each epoch. So a run that is
-killed and resumed repeats them, and the arms of a pair have the same ones.
+The random numbers come from a generator that is seeded at the start of each epoch. A run that is
+interrupted and resumed therefore repeats them, and both runs of a pair use the same numbers.
 """
 
 from torch import Generator, Tensor, nn, rand, randn
@@ -47,7 +47,7 @@ class Noise:
         """Seed the random numbers of an epoch.
 
         Args:
-            epoch: unique number of the epoch within the run; -1: before the training.
+            epoch: unique number of the epoch within the run, or -1 before training.
         """
         seed = keyed_generator("noise in layers", self.seed, epoch).initial_seed()
         self.generator.manual_seed(seed)
@@ -75,7 +75,11 @@ class Noise:
 def noisy_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers whose outputs get Gaussian noise: the last of each stage.
 
-    Raises ValueError if no stage is found.
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: if no stage is found.
     """
     try:
         return [stage[-1] for stage in find_stages(model)]

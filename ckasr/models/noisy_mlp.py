@@ -4,7 +4,8 @@ In a deterministic network, a feature map of continuous inputs has infinite mutu
 the input, or as much as the input's entropy for finitely many inputs (Saxe et al. 2018; Goldfeld et
 al. 2019). Here each layer adds noise to a signal of fixed power, so the network cannot avoid the
 noise by making its features larger, and the mutual information has bounds that can be computed
-(``ckasr/experiments/information.py``). It is this project's own, so there is no reference accuracy.
+(``ckasr/experiments/information.py``). The network was designed for this project, so there is no
+reference accuracy.
 """
 
 import math
@@ -35,7 +36,8 @@ class GaussianNoise(nn.Module):
 class NoisyBlock(nn.Module):
     """``norm(x + linear2(ReLU(linear1(x))))`` plus noise.
 
-    The layer norm has no parameters, so each output of it has mean 0 and power 1 per feature.
+    The layer norm has no parameters, so its output for each sample has mean 0 and mean square 1
+    over the features.
 
     Args:
         width: number of features.
@@ -54,7 +56,9 @@ class NoisyBlock(nn.Module):
 
 @register("noisy_mlp")
 class NoisyMLP(nn.Module):
-    """Flattened pixels, a noisy stem of ``width`` units, ``depth`` noisy blocks and a classifier.
+    """A noisy residual perceptron, applied to the flattened pixels.
+
+    It consists of a noisy stem of ``width`` units, ``depth`` noisy blocks and a linear classifier.
 
     Args:
         num_classes: number of classes.

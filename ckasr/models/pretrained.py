@@ -1,4 +1,4 @@
-"""Loads published weights from a file whose digest is checked first."""
+"""Load published weights from a file, after its SHA-256 digest is checked."""
 
 import hashlib
 import io
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 def load_pretrained(model: nn.Module, path: Path | str) -> None:
     """Load published weights into a model, in place.
 
-    The CIFAR-10 weights of github.com/akamaster/pytorch_resnet_cifar10 fit the models with
-    option A, such as ``create("resnet20_a", num_classes=10)``; their images were normalised by the
-    mean and standard deviation of ImageNet. Other state dicts with these names, or with the names
-    of this package, can be loaded as well.
+    The CIFAR-10 weights of github.com/akamaster/pytorch_resnet_cifar10 can be loaded into the
+    models with option A, such as ``create("resnet20_a", num_classes=10)``. These weights were
+    trained on images that were normalised by the mean and standard deviation of ImageNet. Other
+    state dicts with the parameter names of that repository, or of this package, can be loaded as
+    well.
 
     Args:
-        model: the model that takes the weights.
-        path: a file whose name ends in the first digits of its sha256, as in
+        model: the model whose weights are replaced.
+        path: a file whose name ends in the first digits of its SHA-256 digest, such as
             ``resnet20-12fca82f.th``.
 
     Raises:
-        FileNotFoundError: for a missing file.
-        ValueError: for a file that was altered and for weights that do not fit. The model is then
-            unchanged.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the digest of the file differs, or if the weights do not match the model. The
+            model is then unchanged.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,7 +43,7 @@ def load_pretrained(model: nn.Module, path: Path | str) -> None:
         raise ValueError(f"weights {path} are altered or truncated: their sha256 is another")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # its message is a page long
+    except pickle.UnpicklingError:  # Its message is very long.
         content = None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -50,8 +51,8 @@ def load_pretrained(model: nn.Module, path: Path | str) -> None:
     given = {_renamed(key): value for key, value in state.items()}
 
     wanted = model.state_dict()
-    # Files older than PyTorch 0.4.1 lack batch norm's counter, which is read only where momentum
-    # is None.
+    # Files written before PyTorch 0.4.1 lack num_batches_tracked, which batch norms use only if
+    # momentum is None.
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, value)

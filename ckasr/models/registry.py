@@ -1,13 +1,13 @@
-"""Models by name.
+"""The registry of models, which creates a model from its name.
 
-To add a model, write a file in this folder with a class or a function that `register` knows by its
-name. Every module of the folder is imported with the package, so no other file changes.
+To add a model, write a file in this folder with a class or a function that is decorated with
+`register`. Every module of the folder is imported with the package, so no other file changes.
 
     @register("mynet")
     def mynet(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module: ...
 
-A builder may take more keywords, which come from the data set (``Dataset.model_options``): a
-network for texts takes the size of the vocabulary.
+A builder may have further keyword arguments, which the data set provides
+(``Dataset.model_options``): a network for texts needs the size of the vocabulary.
 """
 
 import inspect
@@ -24,7 +24,14 @@ _libraries: dict[str, Callable[[str], Builder]] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorate the builder of a model, which gets ``num_classes`` and ``input_shape``."""
+    """Return a decorator that registers the builder of a model.
+
+    Args:
+        name: name of the model. The builder is called with ``num_classes`` and ``input_shape``.
+
+    Raises:
+        ValueError: if the name is registered already.
+    """
 
     def add(builder: Builder) -> Builder:
         if name in _builders:
@@ -38,7 +45,11 @@ def register(name: str) -> Callable[[Builder], Builder]:
 def register_library(
     prefix: str,
 ) -> Callable[[Callable[[str], Builder]], Callable[[str], Builder]]:
-    """Decorator for a function that finds the builder of every model named ``prefix:...``."""
+    """Return a decorator that registers a function for all models named ``prefix:NAME``.
+
+    Args:
+        prefix: name of the library. The decorated function returns the builder of ``NAME``.
+    """
 
     def add(find: Callable[[str], Builder]) -> Callable[[str], Builder]:
         _libraries[prefix] = find
@@ -48,15 +59,19 @@ def register_library(
 
 
 def names() -> list[str]:
-    """Names of the models in this folder, without those of other libraries."""
+    """Return the names of the models in this folder, without those of other libraries."""
     return list(_builders)
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model.
+    """Return the function that builds a model.
 
-    Raises LookupError, with the nearest names, for an unknown model, and ModuleNotFoundError for a
-    model of a library that is not installed.
+    Args:
+        name: name of the model, as for `create`.
+
+    Raises:
+        LookupError: for an unknown model. The message names similar models.
+        ModuleNotFoundError: for a model of a library that is not installed.
     """
     prefix, colon, rest = name.partition(":")
     if colon and prefix in _libraries:
@@ -70,19 +85,19 @@ def builder(name: str) -> Builder:
 def create(
     name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32), **options: Any
 ) -> nn.Module:
-    """Build a new model. Its weights are drawn from torch's global generator.
+    """Build a new model, with random weights from the global generator of PyTorch.
 
     Args:
         name: one of `names()`, ``torchvision:NAME`` or ``timm:NAME`` (see `external.py`).
         num_classes: number of classes; the outputs are logits (n, num_classes).
         input_shape: shape of one input, without the batch: (channels, height, width) for images.
-        options: further arguments of the builder, as the data set gives them.
+        options: further arguments of the builder, from ``Dataset.model_options``.
 
     Raises:
         LookupError: for an unknown name.
         ModuleNotFoundError: for a model of a library that is not installed.
-        ValueError: for sizes below 1, for inputs that the model cannot take, and for options that
-            the builder does not take or misses.
+        ValueError: for sizes below 1, for inputs that the model cannot process, and for options
+            that the builder does not accept or that are missing.
         ConnectionError: for published weights that could not be downloaded.
     """
     build = builder(name)
@@ -99,16 +114,16 @@ def create(
 
 
 def check_image(input_shape: Sequence[int]) -> None:
-    """Raise ValueError if an input is not an image (C, H, W)."""
+    """Raise ValueError if ``input_shape`` is not (channels, height, width)."""
     if len(input_shape) != 3:
         raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W)")
 
 
 def kaiming(model: nn.Module) -> None:
-    """Draw the weights of every convolution and linear layer as Random_Pruning does, in place.
+    """Initialise the weights of all convolutions and linear layers in place, as Random_Pruning.
 
-    They are normal with mean 0 and variance 2 / fan_in (Kaiming, for ReLU). Biases and batch norms
-    keep what PyTorch gives them (batch norms: weight 1, bias 0).
+    The weights are normal with mean 0 and variance 2 / fan_in (He et al. 2015, arXiv 1502.01852,
+    eq. 10). Biases and batch norms keep the initial values of PyTorch.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

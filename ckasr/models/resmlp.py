@@ -1,7 +1,7 @@
 """A residual multilayer perceptron, for tests and examples on the 8x8 digits.
 
-It has skip connections and batch norms, as a ResNet, and a training step takes milliseconds. It is
-this project's own, so there is no reference accuracy.
+It has skip connections and batch norms, as a ResNet has, and a training step takes milliseconds. It
+was designed for this project, so there is no reference accuracy.
 """
 
 import math
@@ -17,7 +17,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # No biases, as those of the norms follow.
+        # The batch norms that follow have biases.
         self.linear1 = nn.Linear(width, width, bias=False)
         self.bn1 = nn.BatchNorm1d(width)
         self.linear2 = nn.Linear(width, width, bias=False)
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 @register("resmlp")
 class ResMLP(nn.Module):
-    """Flattened pixels, a stem of ``width`` units, ``depth`` residual blocks and a classifier."""
+    """A stem of ``width`` units, ``depth`` residual blocks and a classifier on flattened pixels."""
 
     def __init__(
         self,

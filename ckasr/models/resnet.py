@@ -2,14 +2,16 @@
 
 The depth is 6n + 2: a stem, three stages of n blocks, and a classifier.
 
-`resnet20` and the other plain names have projection shortcuts (a 1x1 convolution and a batch norm
-where the shape changes), as in VITA-Group/Random_Pruning, on which the experiments of CKA-SR are
-based. `_a` has shortcuts without parameters (option A), as in He et al. `_w32` starts at width 32
-instead of 16: GraSP (Wang et al. 2020, arXiv 2002.07376) and SNIP call `resnet32_w32` "ResNet-32".
-It has 1.86 million weights, four times those of `resnet32`, so the two must not be compared.
+Names without a suffix, such as `resnet20`, have projection shortcuts (a 1x1 convolution and a batch
+norm where the shape changes), as in VITA-Group/Random_Pruning, on which the experiments of CKA-SR
+are based. Names with the suffix `_a` have shortcuts without parameters (option A), as in He et al.
+Names with the suffix `_w32` have 32 instead of 16 channels in the first stage: GraSP (Wang et al.
+2020, arXiv 2002.07376) and SNIP call `resnet32_w32` "ResNet-32". It has 1.86 million weights, four
+times as many as `resnet32`, so the two must not be compared.
 
-Test accuracy on CIFAR-10 with option A (He et al., table 6): 91.25 %, 92.49 %, 92.83 %, 93.03 % and
-93.57 % at depths 20, 32, 44, 56 and 110. For `resnet32_w32` no number was checked.
+The test accuracies on CIFAR-10 with option A (He et al., table 6) are 91.25 %, 92.49 %, 92.83 %,
+93.03 % and 93.57 % at depths 20, 32, 44, 56 and 110. No published accuracy of `resnet32_w32` was
+checked.
 """
 
 from functools import partial
@@ -23,7 +25,7 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 
 class PadShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, and zeros for the additional channels."""
+    """Shortcut of option A: every ``stride``-th pixel, and zeros in the additional channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,14 +38,14 @@ class PadShortcut(nn.Module):
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Option B: a 1x1 convolution and a batch norm."""
+    """Return a shortcut of option B: a 1x1 convolution and a batch norm."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
     )
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the output is taken after the sum and the ReLU."""
+    """Two 3x3 convolutions and a shortcut, whose sum is followed by a ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, *, option_a: bool = False
@@ -71,10 +73,10 @@ class ResNet(nn.Module):
         input_shape: (channels, height, width) of the images.
         depth: number of layers, 6n + 2.
         width: channels of the first stage; the second has twice and the third four times as many.
-        option_a: whether shortcuts have no parameters.
+        option_a: if True, shortcuts have no parameters (option A).
 
     Raises:
-        ValueError: for a depth that is not of this form.
+        ValueError: for a depth that is not of this form, or for inputs that are not images.
     """
 
     def __init__(

@@ -1,13 +1,15 @@
 """VGG16 and VGG19 with batch norm (Simonyan & Zisserman 2014, arXiv 1409.1556, table 1, D and E).
 
-As in most work on CIFAR, global average pooling and one linear layer take the place of the three
-fully connected layers, and four max poolings are left, as in the VGG19 of GraSP (Wang et al. 2020,
-arXiv 2002.07376): 14.7 and 20.0 million parameters with 10 classes. A pooling of an odd size rounds
-up, so that MNIST (28x28) and images of 8x8 pixels fit; at 32x32 nothing is rounded.
+As in most work on CIFAR, global average pooling and one linear layer replace the three fully
+connected layers, and there are four instead of five max poolings, as in the VGG19 of GraSP (Wang et
+al. 2020, arXiv 2002.07376). The networks have 14.7 and 20.0 million parameters with 10 classes. Max
+pooling rounds an odd size up, so that images of 28x28 (MNIST) and 8x8 pixels can be processed; at
+32x32 nothing is rounded.
 
-Test accuracy on CIFAR-10: 92.64 % (VGG16, github.com/kuangliu/pytorch-cifar). On CIFAR-100: 72.93 %
-(VGG16) and 72.23 % (VGG19), github.com/weiaicunzai/pytorch-cifar100, which has the three fully
-connected layers (34 and 39 million parameters). For VGG19 on CIFAR-10 no number was checked.
+The test accuracy of VGG16 on CIFAR-10 is 92.64 % in github.com/kuangliu/pytorch-cifar. On CIFAR-100
+the accuracies are 72.93 % (VGG16) and 72.23 % (VGG19) in github.com/weiaicunzai/pytorch-cifar100,
+whose networks have the three fully connected layers (34 and 39 million parameters). No published
+accuracy of VGG19 on CIFAR-10 was checked.
 """
 
 from functools import partial
@@ -21,7 +23,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class Layer(nn.Module):
-    """A 3x3 convolution, its batch norm and ReLU: one module, so that a hook sees activations."""
+    """A 3x3 convolution, a batch norm and a ReLU in one module, so that a hook sees activations."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class Layer(nn.Module):
 
 
 class VGG(nn.Module):
-    """Five stages with max pooling between them, global average pooling, a linear layer.
+    """Five stages with max pooling between them, global average pooling and a linear layer.
 
     Args:
         num_classes: number of logits.

@@ -1,12 +1,14 @@
 """The backward of a unit, computed by the kernels."""
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import kernels
 from .arguments import Group, floor, no_convolution
-from .forward import Call, Frame
+from .forward import Call, Frame, call
 from .workspace import Lent, Workspace
 
 _UNKNOWN = np.zeros(0)
@@ -41,7 +43,7 @@ class Pass:
         self._behind: dict[int, Group] = {}
         counts = np.cumsum([0, *(len(lists.where) for lists in self.back.lists)])
         self.kept = np.zeros(counts[-1])
-        self._dw = [self.kept[a:b] for a, b in zip(counts[:-1], counts[1:], strict=True)]
+        self._dw = [self.kept[a:b] for a, b in itertools.pairwise(counts)]
         self.scales = np.zeros(2 * sum(c.channels for c in unit.convolutions), kind)
         self._found = [
             (*self.scales[part].reshape(2, -1), np.empty((len(lists.chosen), 3), kind))
@@ -85,8 +87,8 @@ class Pass:
         self.copy = torch.from_numpy(plan.out.view(memory, plan.unit.linear))
         if plan.unit.relu:
             planes = memory, plan.out_base, plan.out.step
-            call = planes, frame.out, floor(True, plan.grid.dtype), plan.tiles
-            self.calls.append((kernels.gate, call))
+            zero = floor(True, plan.grid.dtype)
+            self.calls.append(call(kernels.gate, planes, frame.out, zero, plan.tiles))
         return memory
 
     def _through_norm(self, frame: Frame, k: int) -> None:
@@ -97,12 +99,12 @@ class Pass:
         if c.norm is None and c.layer.bias is None:
             self._found[k][2][:] = 1, 0, 0
         else:
-            call = (
-                (g, self.back.g, plan.out.step), (frame.y[k], lists.y, step), totals is not None,
+            self.calls.append(call(
+                kernels.norm_backward, (g, self.back.g, plan.out.step),
+                (frame.y[k], lists.y, step), totals is not None,
                 _UNKNOWN if totals is None else totals, arguments.norms[k], frame.stats[k],
                 lists.channels, self._found[k], plan.tiles,
-            )  # fmt: skip
-            self.calls.append((kernels.norm_backward, call))
+            ))  # fmt: skip
         coef = self._found[k][2]
         self._behind[k] = g, self.back.g, plan.out.step, frame.y[k], lists.y, step, coef
 
@@ -116,12 +118,12 @@ class Pass:
         lists, layout = self.back.lists[j], plan.lists[j].y
         g = frame.buffers.scratch(f"behind {j}", layout, plan.grid.stored)
         relu = floor(plan.unit.convolutions[j].relu, plan.grid.dtype)
-        call = (
-            self._behind[k], self._one_tile(frame, k), self._weights[k], self._dw[k],
+        self.calls.append(call(
+            kernels.backward_to_virtual, self._behind[k], self._one_tile(frame, k),
+            self._weights[k], self._dw[k],
             (frame.y[j], lists.y, layout.step, frame.coef[j], relu), (g, lists.g, layout.step),
             arguments.norms[j], frame.stats[j], lists.channels, self._found[j], plan.tiles,
-        )  # fmt: skip
-        self.calls.append((kernels.backward_to_virtual, call))
+        ))  # fmt: skip
         coef = self._found[j][2]
         self._behind[j] = g, lists.g, layout.step, frame.y[j], lists.y, layout.step, coef
 
@@ -129,11 +131,10 @@ class Pass:
         """Compute the gradient of the weight of convolution k, without that of its input."""
         memory, step = frame.read[i]
         source = memory, self.back.inputs[i].base, step
-        call = (
-            self._behind[k], self._one_tile(frame, k), self._weights[k], self._dw[k], source,
-            frame.arguments.plan.tiles,
-        )  # fmt: skip
-        self.calls.append((kernels.backward_weight, call))
+        self.calls.append(call(
+            kernels.backward_weight, self._behind[k], self._one_tile(frame, k), self._weights[k],
+            self._dw[k], source, frame.arguments.plan.tiles,
+        ))  # fmt: skip
 
     def _to_input(self, frame: Frame, i: int, readers: list[int], out: np.ndarray) -> Lent:
         """Compute the gradient of input i from those of the convolutions that read it."""
@@ -154,18 +155,18 @@ class Pass:
             parts.append(no_convolution(plan.grid, len(back.base)))
         read, read_step = frame.read[i]
         totals = np.zeros(whole.channels)
-        call = (
-            parts[0], len(readers) == 2, parts[1], (self._g, back.residual, plan.out.step),
+        self.calls.append(call(
+            kernels.backward_to_input, parts[0], len(readers) == 2, parts[1],
+            (self._g, back.residual, plan.out.step),
             (read, back.base, read_step, back.channel, behind_relu, floor(True, plan.grid.dtype)),
             (target, back.target, step), totals, plan.tiles,
-        )  # fmt: skip
-        self.calls.append((kernels.backward_to_input, call))
+        ))  # fmt: skip
         if source.stride > 1:
-            merge = (
-                source.phases.group(target, back.target), whole.group(out, back.whole),
-                back.row, back.column, source.stride, plan.grid.images,
-            )  # fmt: skip
-            self.calls.append((kernels.merge_phases, merge))
+            self.calls.append(call(
+                kernels.merge_phases, source.phases.group(target, back.target),
+                whole.group(out, back.whole), back.row, back.column, source.stride,
+                plan.grid.images,
+            ))  # fmt: skip
         gate = memory if behind_relu else None
         return Lent(out, whole, back.alive, gate=gate, totals=totals)
 
@@ -203,8 +204,8 @@ def run_backward(
         at = frame.passes[name] = Pass(frame, known, outs)
     if at.copy is not None:
         at.copy.copy_(grad)
-    for kernel, group in at.calls:
-        kernel(*group)
+    for code, group in at.calls:
+        code(*group)
     if unit.relu:  # otherwise the output may have been changed in place
         buffers.clean.add(id(frame.out))
     found = [

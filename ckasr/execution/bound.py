@@ -40,7 +40,7 @@ class BoundUnit:
         self._frames: list[Frame] = workspace.frames()
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
         # Reading the dictionaries of a module is much faster than reading its attributes.
-        self._weights = [c.layer._parameters for c in unit.convolutions]
+        self._weights: list[dict[str, Any]] = [c.layer._parameters for c in unit.convolutions]
         self._parameters: list[tuple[dict[str, Any], str]] = []
         for c in unit.convolutions:
             for module in (c.layer, c.norm):
@@ -68,7 +68,7 @@ class BoundUnit:
             return False
         if torch.is_inference_mode_enabled():  # tensors then have no version counter
             return False
-        weights = [table.get("weight") for table in self._weights]
+        weights: list[Any] = [table.get("weight") for table in self._weights]
         if any(weight is None for weight in weights):  # a parametrization has replaced it
             return False
         dtype = weights[0].dtype

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +15,16 @@ from .planes import Buffers, Lease
 from .workspace import Lent, Workspace
 
 Call = tuple[Callable[..., None], Group]
-"""A kernel and its arguments."""
+"""The compiled code of a kernel and its arguments."""
+
+
+def call(kernel: Any, *arguments: Any) -> Call:
+    """Return the code of a kernel that is compiled for the types of these arguments, with them.
+
+    Numba would find the types of all arrays in the arguments at each call of the kernel, which
+    takes longer than many kernels need for a tile.
+    """
+    return kernel.compile(tuple(map(numba.typeof, arguments))), arguments
 
 
 class Frame:
@@ -36,8 +46,8 @@ class Frame:
         stats: statistics of the norm of each convolution.
         coef: affine coefficients of the norm of each convolution.
         out: memory of the output of the latest forward.
-        outs: properties of the output, by the id of its memory.
-        calls: all kernels of the forward except the last one, which writes the output.
+        outs: properties of the output and the kernel that writes it, by the id of its memory.
+        calls: all other kernels of the forward.
         passes: the backward passes (``backward.Pass``), by what differs between them.
     """
 
@@ -52,7 +62,7 @@ class Frame:
         self.stats: list[np.ndarray] = []
         self.coef: list[np.ndarray] = []
         self.out = NONE
-        self.outs: dict[int, Lent] = {}
+        self.outs: dict[int, tuple[Lent, Call]] = {}
         self.calls: list[Call] = []
         self.passes: dict[tuple[int, ...], Any] = {}
         self._lease = Lease(buffers)
@@ -98,17 +108,19 @@ class Frame:
         plan = self.arguments.plan
         for i, copy in self._copies:
             copy.copy_(inputs[i])
-        for kernel, arguments in self.calls:
-            kernel(*arguments)
+        for code, arguments in self.calls:
+            code(*arguments)
         self.out = out = self.buffers.take(self._key, plan.out.size, plan.grid.numpy)
         if len(plan.dead):
             self._clear_dead(out)
-        first, second = self._terms
-        planes = out, plan.out_base, plan.out.step
-        kernels.combine(first, second, planes, self._floor, plan.tiles)
         if id(out) not in self.outs:
-            self.outs[id(out)] = Lent(out, plan.out, plan.alive, plan.unit.relu)
-        return space.lend(self._key, self.outs[id(out)], plan.unit.linear)
+            lent = Lent(out, plan.out, plan.alive, plan.unit.relu)
+            planes = out, plan.out_base, plan.out.step
+            combine = call(kernels.combine, *self._terms, planes, self._floor, plan.tiles)
+            self.outs[id(out)] = lent, combine
+        lent, (code, arguments) = self.outs[id(out)]
+        code(*arguments)
+        return space.lend(self._key, lent, plan.unit.linear)
 
     def _clear_dead(self, out: np.ndarray) -> None:
         """Set the channels to zero that no kernel writes, unless they are known to be zero."""
@@ -128,11 +140,11 @@ class Frame:
         plan = self.arguments.plan
         source, whole, phases = plan.sources[i], plan.inputs[i], plan.sources[i].phases
         memory = self.memory("phases", i, phases.size, plan.grid.numpy)
-        arguments = (
-            whole.group(x, whole.base(source.channel)), phases.group(memory, source.phases_base),
-            source.row, source.column, source.stride, plan.grid.images,
-        )  # fmt: skip
-        self.calls.append((kernels.split_phases, arguments))
+        self.calls.append(call(
+            kernels.split_phases, whole.group(x, whole.base(source.channel)),
+            phases.group(memory, source.phases_base), source.row, source.column, source.stride,
+            plan.grid.images,
+        ))  # fmt: skip
         return memory
 
     def _convolve(self, k: int) -> None:
@@ -155,11 +167,10 @@ class Frame:
                 True, self.y[j], first.slot_y, first.y.step, self.coef[j], first.slots,
                 floor(unit.convolutions[j].relu, grid.dtype), plan.virtual_base[k],
             )  # fmt: skip
-        call = (
-            source, arguments.weights[k], lists.filters, (y, lists.y_base, lists.y.step), before,
-            arguments.norms[k], stats, coef, plan.tiles,
-        )  # fmt: skip
-        self.calls.append((kernels.convolve, call))
+        self.calls.append(call(
+            kernels.convolve, source, arguments.weights[k], lists.filters,
+            (y, lists.y_base, lists.y.step), before, arguments.norms[k], stats, coef, plan.tiles,
+        ))  # fmt: skip
         self.y.append(y)
         self.stats.append(stats)
         self.coef.append(coef)

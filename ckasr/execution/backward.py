@@ -12,8 +12,9 @@ from .forward import Call, Frame, call
 from .workspace import Lent, Workspace
 
 _UNKNOWN = np.zeros(0)
-_PASSES = 4
-"""Number of passes that a frame keeps. Two occur if two buffers are used in turn."""
+_PASSES = 8
+"""Number of passes that a frame keeps. A training step with a term uses another pass than one
+without, and gradients can alternate between two memories."""
 
 
 class Pass:

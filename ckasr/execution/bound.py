@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .arguments import Arguments, constants, norm_group
 from .backward import run_backward
-from .forward import Frame, Use
+from .forward import Frame, Use, single_call
 from .plan import make_plan
 from .planes import Grid, Planes
 from .unit import Unit, hook_tables
@@ -60,7 +60,14 @@ class BoundUnit:
         addresses = [t.data_ptr() for t in (*parameters, *statistics)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
             return _Function.apply(self, addresses, len(inputs), *inputs, *parameters)
-        return self.forward(inputs, addresses)[0]
+        images = self.planar(inputs)
+        arguments, lent = self._prepare(images, addresses)
+        frame = Frame(arguments, self.workspace.buffers, lent, single_call)
+        return frame.run(self.workspace, images)
+
+    def planar(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the inputs as (N, C, H, W)."""
+        return [x[:, :, None, None] for x in inputs] if self.unit.linear else inputs
 
     def applies(self, inputs: tuple[Tensor, ...]) -> bool:
         """Return whether the kernels can compute the output for these inputs."""
@@ -68,10 +75,9 @@ class BoundUnit:
             return False
         if torch.is_inference_mode_enabled():  # tensors then have no version counter
             return False
-        weights: list[Any] = [table.get("weight") for table in self._weights]
-        if any(weight is None for weight in weights):  # a parametrization has replaced it
+        if not all(name in table for table, name in self._parameters):  # one is parametrized
             return False
-        dtype = weights[0].dtype
+        dtype = self._weights[0]["weight"].dtype
         if dtype not in (torch.float32, torch.float64):
             return False
         for x in inputs:
@@ -111,14 +117,12 @@ class BoundUnit:
         return torch.relu(out) if self.unit.relu else out
 
     def forward(self, inputs: Sequence[Tensor], addresses: list[int]) -> tuple[Tensor, Frame]:
-        """Return the output, and the data that its backward needs.
+        """Return the output, and the frame that its backward needs.
 
         Args:
-            inputs: input tensors.
+            inputs: input tensors, (N, C, H, W).
             addresses: addresses of the parameters and buffers.
         """
-        if self.unit.linear:
-            inputs = [x[:, :, None, None] for x in inputs]
         arguments, lent = self._prepare(inputs, addresses)
         while self._frames:
             frame = self._frames.pop()
@@ -200,7 +204,7 @@ class _Function(torch.autograd.Function):
     def forward(
         ctx: Any, bound: BoundUnit, addresses: list[int], inputs: int, *tensors: Tensor
     ) -> Tensor:
-        out, frame = bound.forward(tensors[:inputs], addresses)
+        out, frame = bound.forward(bound.planar(tensors[:inputs]), addresses)
         ctx.bound, ctx.use, ctx.inputs = bound, bound.use(frame), inputs
         # Autograd then raises an error in the backward if one of them was changed in place.
         ctx.save_for_backward(*tensors, *([out] if bound.unit.relu else []))

@@ -15,16 +15,22 @@ from .planes import Buffers, Lease
 from .workspace import Lent, Workspace
 
 Call = tuple[Callable[..., None], Group]
-"""The compiled code of a kernel and its arguments."""
+"""A kernel, or its compiled code, and its arguments."""
 
 
 def call(kernel: Any, *arguments: Any) -> Call:
     """Return the code of a kernel that is compiled for the types of these arguments, with them.
 
     If the kernel itself is called, numba finds the types of about 40 arrays at every call, which
-    takes 3 % of a training step of ResNet20 at sparsity 0.998.
+    takes 3 % of a training step of ResNet20 at sparsity 0.998. This function takes ten times as
+    long as such a call.
     """
     return kernel.compile(tuple(map(numba.typeof, arguments))), arguments
+
+
+def single_call(kernel: Any, *arguments: Any) -> Call:
+    """Return the kernel itself with its arguments, if it is called only once with them."""
+    return kernel, arguments
 
 
 class Frame:
@@ -37,6 +43,7 @@ class Frame:
         arguments: arguments of the kernels.
         buffers: pool from which the memory is taken until the frame is deleted.
         lent: properties of each input if a unit has computed it, else None.
+        call: ``call`` if the frame can be used again, or ``single_call``.
 
     Attributes:
         inputs: memory of each input, and its properties if a unit has computed it, else None.
@@ -51,8 +58,15 @@ class Frame:
         passes: the backward passes (``backward.Pass``), by what differs between them.
     """
 
-    def __init__(self, arguments: Arguments, buffers: Buffers, lent: list[Lent | None]) -> None:
+    def __init__(
+        self,
+        arguments: Arguments,
+        buffers: Buffers,
+        lent: list[Lent | None],
+        call: Callable[..., Call] = call,
+    ) -> None:
         self.arguments = arguments
+        self.call = call
         self.buffers = buffers
         self.lent = lent
         self.growth = buffers.growth
@@ -116,7 +130,7 @@ class Frame:
         if id(out) not in self.outs:
             lent = Lent(out, plan.out, plan.alive, plan.unit.relu)
             planes = out, plan.out_base, plan.out.step
-            combine = call(kernels.combine, *self._terms, planes, self._floor, plan.tiles)
+            combine = self.call(kernels.combine, *self._terms, planes, self._floor, plan.tiles)
             self.outs[id(out)] = lent, combine
         lent, (code, arguments) = self.outs[id(out)]
         code(*arguments)
@@ -140,7 +154,7 @@ class Frame:
         plan = self.arguments.plan
         source, whole, phases = plan.sources[i], plan.inputs[i], plan.sources[i].phases
         memory = self.memory("phases", i, phases.size, plan.grid.numpy)
-        self.calls.append(call(
+        self.calls.append(self.call(
             kernels.split_phases, whole.group(x, whole.base(source.channel)),
             phases.group(memory, source.phases_base), source.row, source.column, source.stride,
             plan.grid.images,
@@ -167,7 +181,7 @@ class Frame:
                 True, self.y[j], first.slot_y, first.y.step, self.coef[j], first.slots,
                 floor(unit.convolutions[j].relu, grid.dtype), plan.virtual_base[k],
             )  # fmt: skip
-        self.calls.append(call(
+        self.calls.append(self.call(
             kernels.convolve, source, arguments.weights[k], lists.filters,
             (y, lists.y_base, lists.y.step), before, arguments.norms[k], stats, coef, plan.tiles,
         ))  # fmt: skip

@@ -26,7 +26,7 @@ class Arguments:
             other addresses.
     """
 
-    def __init__(self, plan: Plan, addresses: tuple[int, ...]) -> None:
+    def __init__(self, plan: Plan, addresses: list[int]) -> None:
         convolutions = plan.unit.convolutions
         self.plan = plan
         self.addresses = addresses
@@ -36,17 +36,18 @@ class Arguments:
             (lists.start, lists.offset, lists.where, flat)
             for lists, flat in zip(plan.lists, self._flat, strict=True)
         ]
-        self.parameters = [_parameters(c, plan.grid) for c in convolutions]
-        """For each convolution: shape of its weight, strides in bytes, and whether it has a bias
-        and a scale."""
+        self.layout = Layout(convolutions)
         self._checked = [(terms, channels) for terms, channels in plan.checked if len(channels)]
         self._backs: dict[bytes, tuple[Back, list[Group]]] = {}
+        self._keys: dict[bytes, list[object]] = {}
 
     def holds(self) -> bool:
         """Return whether the channels that the plan assumes to be zero are still zero."""
-        for terms, channels in self._checked:
-            total = sum(constants(self.norms[k], channels) for k in terms)
-            if not np.all(total <= 0):
+        for (first, *others), channels in self._checked:
+            total = constants(self.norms[first], channels)
+            for k in others:
+                total = total + constants(self.norms[k], channels)
+            if not (total <= 0).all():
                 return False
         return True
 
@@ -68,11 +69,93 @@ class Arguments:
             self._backs[key] = back, weights
         return self._backs[key]
 
+    def gradient_keys(self, alive: np.ndarray | None) -> list[object]:
+        """Return the keys of the memory for the gradient of each input. ``alive`` as in ``back``.
 
-def _parameters(c: Convolution, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...], bool, bool]:
-    weight, bias, scale, _ = c.parameters()
-    strides = tuple(stride * grid.numpy.itemsize for stride in weight.stride())
-    return tuple(weight.shape), strides, bias is not None, scale is not None
+        Memory with such a key is always written at the same positions, so other points remain zero.
+        """
+        name = b"" if alive is None else alive.tobytes()
+        if name not in self._keys:
+            back, _ = self.back(alive)
+            self._keys[name] = [
+                ("to input", whole, (back, i) if source.stride > 1 else found.alive.tobytes())
+                for i, (source, whole, found) in enumerate(
+                    zip(self.plan.sources, self.plan.inputs, back.inputs, strict=True)
+                )
+            ]
+        return self._keys[name]
+
+    def gradients(
+        self, where: Indices, kept: np.ndarray, scales: np.ndarray, coef: list[np.ndarray]
+    ) -> list[Tensor | None]:
+        """Return the gradients of the parameters, in the order of ``Convolution.parameters``.
+
+        Parameters that do not exist are left out. All gradients are views of the same new memory,
+        because each memory of its own would take as long to create.
+
+        Args:
+            where: position of each kept weight in this memory.
+            kept: gradients of the kept weights.
+            scales: gradients of scale and shift of all norms.
+            coef: affine coefficients of the norm of each convolution.
+        """
+        memory = np.zeros(self.layout.size, scales.dtype)
+        memory[: len(scales)] = scales
+        memory[where] = kept
+        whole = torch.from_numpy(memory)
+        found: list[Tensor | None] = []
+        one = (1,)
+        for k, (shape, strides, weight, scale, channels, biased, normed) in enumerate(
+            self.layout.parts
+        ):
+            found.append(whole.as_strided(shape, strides, weight))
+            if not (biased or normed):
+                continue
+            d_shift = whole.as_strided(channels, one, scale + channels[0])
+            if biased:
+                mode = self.norms[k][0]
+                if mode == NO_NORM:
+                    found.append(d_shift)
+                elif mode == TRAINING:
+                    # The output does not depend on the bias, because the mean is subtracted.
+                    found.append(torch.zeros_like(d_shift))
+                else:
+                    found.append(d_shift * torch.from_numpy(coef[k][:, 0].copy()))
+            if normed:
+                found += [whole.as_strided(channels, one, scale), d_shift]
+        return found
+
+
+class Layout:
+    """Positions of the gradients of a unit's parameters in their common memory.
+
+    Args:
+        convolutions: convolutions of the unit.
+
+    Attributes:
+        scales: positions of scale and shift of each norm, which come first.
+        weights: first position of the weight of each convolution.
+        size: number of points of the memory.
+        parts: for each convolution: shape and strides of its weight, first positions of weight and
+            scale, number of channels in a tuple, and whether it has a bias and a scale.
+    """
+
+    def __init__(self, convolutions: list[Convolution]) -> None:
+        self.scales: list[slice] = []
+        self.weights: list[int] = []
+        self.parts: list[Group] = []
+        self.size = 2 * sum(c.channels for c in convolutions)
+        start = 0
+        for c in convolutions:
+            weight, bias, scale, _ = c.parameters()
+            self.scales.append(slice(start, start + 2 * c.channels))
+            self.weights.append(self.size)
+            self.parts.append(
+                (tuple(weight.shape), weight.stride(), self.size, start, (c.channels,),
+                 bias is not None, scale is not None)
+            )  # fmt: skip
+            start += 2 * c.channels
+            self.size += weight.numel()
 
 
 def norm_group(c: Convolution, grid: Grid) -> Group:
@@ -129,7 +212,8 @@ def no_convolution(grid: Grid, planes: int) -> Group:
     """
     floats, stored = np.zeros(0, grid.numpy), np.zeros(0, grid.stored)
     behind = floats, NONE, 0, stored, NONE, 0, np.zeros((0, 3), grid.numpy)
-    return behind, (floats, NONE), (np.zeros(planes + 1, np.int64), NONE, NONE, floats), floats
+    weights = np.zeros(planes + 1, np.int64), NONE, NONE, floats
+    return behind, (floats, NONE), weights, np.zeros(0)
 
 
 @lru_cache

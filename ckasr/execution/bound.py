@@ -1,5 +1,6 @@
 """A unit as a function of tensors: one autograd function that calls the kernels if possible."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .arguments import Arguments, constants, norm_group
 from .backward import run_backward
-from .forward import Frame, run_forward
+from .forward import Frame, Use, single_call
 from .plan import make_plan
 from .planes import Grid, Planes
 from .unit import Unit, hook_tables
@@ -35,9 +36,18 @@ class BoundUnit:
         self._buffers = workspace.buffers
         self._plans: dict[object, tuple[Arguments, list[Any]]] = {}
         """Arguments by key. The list keeps the objects alive whose ids are part of the key."""
-        self._planes: dict[tuple[Any, ...], list[Planes]] = {}
         self._fitting: dict[object, bool] = {}
+        self._frames: list[Frame] = workspace.frames()
         self._norms = [c.norm for c in unit.convolutions if c.norm is not None]
+        # Reading the dictionaries of a module is much faster than reading its attributes.
+        self._weights: list[dict[str, Any]] = [c.layer._parameters for c in unit.convolutions]
+        self._parameters: list[tuple[dict[str, Any], str]] = []
+        for c in unit.convolutions:
+            for module in (c.layer, c.norm):
+                if module is not None:
+                    self._parameters += [(module._parameters, name) for name in ("weight", "bias")]
+        names = "running_mean", "running_var", "num_batches_tracked"
+        self._statistics = [(n._buffers, name) for n in self._norms for name in names]
         self._hooks = [table for module in unit.modules for table in hook_tables(module)]
         self.plain_calls = 0
 
@@ -45,11 +55,19 @@ class BoundUnit:
         if not self.applies(inputs):
             self.plain_calls += self.workspace.enabled
             return self.plain(*inputs)
-        parameters = [p for c in self.unit.convolutions for p in c.parameters() if p is not None]
-        addresses = tuple(t.data_ptr() for t in (*parameters, *self._statistics()))
+        parameters = [p for table, name in self._parameters if (p := table[name]) is not None]
+        statistics = [b for table, name in self._statistics if (b := table[name]) is not None]
+        addresses = [t.data_ptr() for t in (*parameters, *statistics)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
             return _Function.apply(self, addresses, len(inputs), *inputs, *parameters)
-        return self.forward(list(inputs), addresses)[0]
+        images = self.planar(inputs)
+        arguments, lent = self._prepare(images, addresses)
+        frame = Frame(arguments, self.workspace.buffers, lent, single_call)
+        return frame.run(self.workspace, images)
+
+    def planar(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the inputs as (N, C, H, W)."""
+        return [x[:, :, None, None] for x in inputs] if self.unit.linear else inputs
 
     def applies(self, inputs: tuple[Tensor, ...]) -> bool:
         """Return whether the kernels can compute the output for these inputs."""
@@ -57,7 +75,9 @@ class BoundUnit:
             return False
         if torch.is_inference_mode_enabled():  # tensors then have no version counter
             return False
-        dtype = self.unit.convolutions[0].layer.weight.dtype
+        if not all(name in table for table, name in self._parameters):  # one is parametrized
+            return False
+        dtype = self._weights[0]["weight"].dtype
         if dtype not in (torch.float32, torch.float64):
             return False
         for x in inputs:
@@ -96,17 +116,25 @@ class BoundUnit:
         out = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         return torch.relu(out) if self.unit.relu else out
 
-    def forward(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> tuple[Tensor, Frame]:
-        """Return the output, and the data that its backward needs.
+    def forward(self, inputs: Sequence[Tensor], addresses: list[int]) -> tuple[Tensor, Frame]:
+        """Return the output, and the frame that its backward needs.
 
         Args:
-            inputs: input tensors.
+            inputs: input tensors, (N, C, H, W).
             addresses: addresses of the parameters and buffers.
         """
-        if self.unit.linear:
-            inputs = [x[:, :, None, None] for x in inputs]
         arguments, lent = self._prepare(inputs, addresses)
-        return run_forward(arguments, self.workspace, inputs, lent)
+        while self._frames:
+            frame = self._frames.pop()
+            if frame.usable(arguments, lent):
+                break
+        else:
+            frame = Frame(arguments, self.workspace.buffers, lent)
+        return frame.run(self.workspace, inputs), frame
+
+    def use(self, frame: Frame) -> Use:
+        """Return the owner of a frame, which can be used again when the owner is deleted."""
+        return Use(frame, self._frames)
 
     def backward(
         self, frame: Frame, grad: Tensor, wanted: list[bool]
@@ -115,7 +143,7 @@ class BoundUnit:
         return run_backward(frame, self.workspace, grad, wanted)
 
     def _prepare(
-        self, inputs: list[Tensor], addresses: tuple[int, ...]
+        self, inputs: Sequence[Tensor], addresses: list[int]
     ) -> tuple[Arguments, list[Lent | None]]:
         """Return the arguments of the kernels, and the ``Lent`` objects of the inputs.
 
@@ -125,58 +153,59 @@ class BoundUnit:
         if self._buffers is not space.buffers:
             self._plans.clear()
             self._buffers = space.buffers
-        shapes = inputs[0].dtype, *[x.shape for x in inputs]
-        if shapes not in self._planes:
-            half = space.half and inputs[0].dtype == torch.float32
-            self._planes[shapes] = [
-                Planes(Grid(len(x), x.shape[2], x.shape[3], self.border, x.dtype, half), x.shape[1])
-                for x in inputs
-            ]
-        planes = self._planes[shapes]
         masks = [space.masks(c.name) for c in convolutions]
-        lent = [space.find(x, p) for x, p in zip(inputs, planes, strict=True)]
-        alive = [None if known is None else known.alive for known in lent]
-        key = (
-            shapes,
-            # By id: a plan returns the same array at every step, and self._plans keeps it alive.
-            *[id(a) for a in alive],
-            *[(n.training, n.eps, n.momentum) for n in self._norms],
-            *[c.layer.weight.stride() for c in convolutions],
-            # Masks can be replaced or changed in place without a call of `update`.
-            *[(id(m), m._version) for m in masks],
-        )
-        arguments, _ = self._plans.get(key, (None, None))
+        lent = [self._known(x) for x in inputs]
+        # By id: a plan returns the same array at every step, and self._plans keeps it alive.
+        key: list[object] = [
+            (x.shape, x.dtype) if known is None else id(known.alive)
+            for x, known in zip(inputs, lent, strict=True)
+        ]
+        for n in self._norms:
+            key += n.training, n.eps, n.momentum
+        for table in self._weights:
+            key.append(table["weight"].stride())
+        for mask in masks:  # They can be replaced or changed in place without a call of `update`.
+            key += id(mask), mask._version
+        name = tuple(key)
+        arguments, _ = self._plans.get(name, (None, None))
         if arguments is not None and arguments.addresses != addresses:
             arguments = Arguments(arguments.plan, addresses)
-            self._plans[key] = arguments, [*alive, *masks]
+            self._plans[name] = arguments, [*lent, *masks]
         if arguments is None or not arguments.holds():
-            every = [
-                np.ones(p.channels, bool) if a is None else a
-                for p, a in zip(planes, alive, strict=True)
+            planes = [
+                self._planes(x) if known is None else known.planes
+                for x, known in zip(inputs, lent, strict=True)
+            ]
+            alive = [
+                np.ones(p.channels, bool) if known is None else known.alive
+                for p, known in zip(planes, lent, strict=True)
             ]
             shifts = [constants(norm_group(c, planes[0].grid)) for c in convolutions]
-            plan = make_plan(self.unit, masks, planes, every, shifts)
+            plan = make_plan(self.unit, masks, planes, alive, shifts)
             arguments = Arguments(plan, addresses)
-            self._plans[key] = arguments, [*alive, *masks]
+            self._plans[name] = arguments, [*lent, *masks]
         return arguments, lent
 
-    def _statistics(self) -> list[Tensor]:
-        """Return the buffers of the norms."""
-        return [
-            buffer
-            for n in self._norms
-            for buffer in (n.running_mean, n.running_var, n.num_batches_tracked)
-            if buffer is not None
-        ]
+    def _known(self, x: Tensor) -> Lent | None:
+        """Return the properties of an input that a unit has computed, in this unit's layout."""
+        known = self.workspace.known(x)
+        if known is None or known.planes.grid.border != self.border:
+            return None
+        return known if known.planes.grid.dtype == x.dtype else None
+
+    def _planes(self, x: Tensor) -> Planes:
+        """Return the layout of an input that no unit has computed."""
+        half = self.workspace.half and x.dtype == torch.float32
+        return Planes(Grid(len(x), x.shape[2], x.shape[3], self.border, x.dtype, half), x.shape[1])
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, bound: BoundUnit, addresses: tuple[int, ...], inputs: int, *tensors: Tensor
+        ctx: Any, bound: BoundUnit, addresses: list[int], inputs: int, *tensors: Tensor
     ) -> Tensor:
-        out, frame = bound.forward([t.detach() for t in tensors[:inputs]], addresses)
-        ctx.bound, ctx.frame, ctx.inputs = bound, frame, inputs
+        out, frame = bound.forward(bound.planar(tensors[:inputs]), addresses)
+        ctx.bound, ctx.use, ctx.inputs = bound, bound.use(frame), inputs
         # Autograd then raises an error in the backward if one of them was changed in place.
         ctx.save_for_backward(*tensors, *([out] if bound.unit.relu else []))
         return out
@@ -186,5 +215,5 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # raises an error if a tensor was changed or the graph was freed
         wanted = list(ctx.needs_input_grad[3 : 3 + ctx.inputs])
-        found, parameters = ctx.bound.backward(ctx.frame, grad, wanted)
+        found, parameters = ctx.bound.backward(ctx.use.frame, grad, wanted)
         return None, None, None, *found, *parameters

@@ -394,23 +394,15 @@ def scatter(out, x, d, offset, weight, first, end, n, dw, fresh):
 
 
 @jit
-def write_gradient(weights, dw, gradient):
-    """Write the gradients of the kept weights into the memory of a dense gradient."""
-    _, _, where, _ = weights
-    for k in range(where.size):
-        gradient[where[k]] = dw[k]
-
-
-@jit
 def backward_to_virtual(
-    behind, one_tile, weights, gradient, before, out, norm, stats, channel, found, grid
+    behind, one_tile, weights, dw, before, out, norm, stats, channel, found, grid
 ):
     """Compute the backward of a convolution that reads a virtual activation.
 
     The result is the gradient before the ReLU of this activation, and the backward of the batch
     norm before the ReLU (`normalise_backward`).
 
-    gradient: dense memory for the gradient of the weight.
+    dw: float64, is set to the gradients of the kept weights, in the order of their list.
     before (p, p_base, p_step, p_coef, floor): the activation is max(a p + b, floor).
     out: planes of the gradient before the ReLU.
     norm, stats, found: arguments of the batch norm before the ReLU. channel: channel of each plane.
@@ -423,7 +415,7 @@ def backward_to_virtual(
     acc = np.empty_like(mask)
     x = np.empty_like(mask)
     weight = kept(weights, mask)
-    dw = np.zeros(weight.size)
+    dw[:] = 0
     sums = np.zeros((channel.size, 2))
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
@@ -449,23 +441,22 @@ def backward_to_virtual(
                 u, v = gate_sums(o, acc[:n], x[:n], m, floor)
             sums[c, 0] += u
     normalise_backward(norm, stats, channel, sums, found)
-    write_gradient(weights, dw, gradient)
 
 
 @jit
 def backward_to_input(first, two, second, residual, source, out, totals, grid):
     """Compute the gradient of the planes that one or two convolutions read.
 
-    first, second (behind, one_tile, weights, gradient): the convolutions, as in
+    first, second (behind, one_tile, weights, dw): the convolutions, as in
     `backward_to_virtual`. two: whether there is a second one.
     residual: planes of a gradient that is added unchanged (a residual connection).
     source (x, base, step, channel, behind_relu, floor): planes that are read, and the channel of
     each plane. behind_relu: whether they are the output of a ReLU. The result is then the gradient
     before this ReLU, which is zero where x is not above the floor.
-    totals: (C,), to which the sum of the result over each channel is added.
+    totals: (C,), is set to the sum of the result over each channel.
     """
-    behind1, one_tile1, weights1, gradient1 = first
-    behind2, one_tile2, weights2, gradient2 = second
+    behind1, one_tile1, weights1, dw1 = first
+    behind2, one_tile2, weights2, dw2 = second
     r, r_base, r_step = residual
     x, x_base, x_step, channel, behind_relu, floor = source
     o_memory, o_base, o_step = out
@@ -473,7 +464,9 @@ def backward_to_input(first, two, second, residual, source, out, totals, grid):
     start1, offset1, _, _ = weights1
     start2, offset2, _, _ = weights2
     weight1, weight2 = kept(weights1, mask), kept(weights2, mask)
-    dw1, dw2 = np.zeros(weight1.size), np.zeros(weight2.size)
+    dw1[:] = 0
+    dw2[:] = 0
+    totals[:] = 0
     acc = np.empty_like(mask)
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
@@ -511,9 +504,6 @@ def backward_to_input(first, two, second, residual, source, out, totals, grid):
             else:
                 s = masked(o, acc[:n], m)
             totals[channel[c]] += s
-    write_gradient(weights1, dw1, gradient1)
-    if two:
-        write_gradient(weights2, dw2, gradient2)
 
 
 @jit
@@ -524,15 +514,15 @@ def dot(x, d, offset, first, end, n, dw):
 
 
 @jit
-def backward_weight(behind, one_tile, weights, gradient, source, grid):
-    """Compute the gradients of the kept weights, without the gradient of the input.
+def backward_weight(behind, one_tile, weights, dw, source, grid):
+    """Compute the gradients dw of the kept weights, without the gradient of the input.
 
     source (x, base, step): planes that are read.
     """
-    start, offset, where, _ = weights
+    start, offset, _, _ = weights
     x, x_base, x_step = source
     mask, tile, tiles, last = grid
-    dw = np.zeros(where.size)
+    dw[:] = 0
     for t in range(tiles):
         n = tile if t < tiles - 1 else last
         fill(one_tile, behind, t, n, mask[:n])
@@ -540,7 +530,6 @@ def backward_weight(behind, one_tile, weights, gradient, source, grid):
             if start[c] < start[c + 1]:
                 i = x_base[c] + t * x_step
                 dot(x[i : i + n], one_tile[0], offset, start[c], start[c + 1], n, dw)
-    write_gradient(weights, dw, gradient)
 
 
 # Global average pooling.
@@ -566,10 +555,10 @@ def spread(gradient, planes, behind_relu, floor, out, channel, totals, mask, pix
 
     gradient: (N, C), gradient of the means. out: memory of the result, with the same layout as the
     planes. behind_relu: whether the planes are the output of a ReLU; the result is then the
-    gradient before this ReLU. totals: (C,), to which the sum of the result over each channel is
-    added.
+    gradient before this ReLU. totals: (C,), is set to the sum of the result over each channel.
     """
     x, base, image = planes
+    totals[:] = 0
     for c in range(base.size):
         for n in range(gradient.shape[0]):
             i = base[c] + n * image

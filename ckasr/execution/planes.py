@@ -2,7 +2,6 @@
 
 import math
 import mmap
-import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,11 +154,19 @@ class Planes:
         grid = self.grid
         return memory, base, grid.image, grid.row, grid.height, grid.width
 
-    def view(self, memory: np.ndarray, flat: bool = False) -> np.ndarray:
-        """Return a view of the memory as an array (N, C, H, W), or (N, C) if ``flat``."""
+    def view(
+        self, memory: np.ndarray, flat: bool = False, kind: type[np.ndarray] = np.ndarray
+    ) -> Any:
+        """Return a view of the memory as an array (N, C, H, W), or (N, C) if ``flat``.
+
+        Args:
+            memory: the memory.
+            flat: whether the array is (N, C).
+            kind: class of the array.
+        """
         end, grid = 2 if flat else 4, self.grid
         offset = grid.guard * grid.numpy.itemsize
-        return np.ndarray(self.shape[:end], grid.numpy, memory, offset, self._bytes[:end])
+        return kind(self.shape[:end], grid.numpy, memory, offset, self._bytes[:end])
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,17 @@ def zeros(size: int, dtype: np.dtype) -> np.ndarray:
     return raw[skip : skip + size]
 
 
+class _Loan(np.ndarray):
+    """A view of memory of a pool, which gives the memory back when it is deleted."""
+
+    loan: "tuple[Buffers, object, np.ndarray] | None" = None
+
+    def __del__(self) -> None:
+        if self.loan is not None:
+            buffers, key, memory = self.loan
+            buffers.give(key, memory)
+
+
 class Buffers:
     """A pool of arrays that are reused.
 
@@ -230,8 +248,10 @@ class Buffers:
     def __init__(self) -> None:
         self._free: dict[object, list[np.ndarray]] = {}
         self._scratch: dict[object, np.ndarray] = {}
+        self.growth = 0
+        """Number of temporary arrays that have been created or replaced by larger ones."""
         self.clean: set[int] = set()
-        """Addresses of outputs that had not been changed in place when their backward ran."""
+        """Ids of outputs that had not been changed in place when their backward ran."""
 
     def take(self, key: object, size: int, dtype: np.dtype) -> np.ndarray:
         """Return an array of the pool with this key, or a new array of this size and type."""
@@ -242,10 +262,18 @@ class Buffers:
         """Give an array back to the pool."""
         self._free.setdefault(key, []).append(memory)
 
-    def lend(self, key: object, memory: np.ndarray, view: np.ndarray) -> Tensor:
-        """Return a view as a tensor. Its memory is given back when no tensor refers to it."""
+    def lend(self, key: object, memory: np.ndarray, planes: Planes, flat: bool) -> Tensor:
+        """Return memory as a tensor. The memory is given back when no tensor refers to it.
+
+        Args:
+            key: key of the memory in the pool.
+            memory: the memory.
+            planes: layout of the memory.
+            flat: whether the tensor is (N, C) instead of (N, C, H, W).
+        """
+        view = planes.view(memory, flat, _Loan)
         # A torch storage keeps a reference to the array that it was created from.
-        weakref.finalize(view, self.give, key, memory).atexit = False
+        view.loan = self, key, memory
         return torch.from_numpy(view)
 
     def scratch(
@@ -260,6 +288,7 @@ class Buffers:
         known = self._scratch.get(key)
         if known is None or known.size < layout.size:
             known = self._scratch[key] = zeros(layout.size, dtype or layout.grid.numpy)
+            self.growth += 1
         return known
 
 

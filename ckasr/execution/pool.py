@@ -61,16 +61,10 @@ class _Function(torch.autograd.Function):
         return None, None, _backward(ctx.workspace, ctx.known, grad.contiguous().numpy())
 
 
-def _channels(known: Lent) -> tuple[np.ndarray, np.ndarray]:
-    """Return the channels that are not zero, and the positions of their planes in the memory."""
-    channels = np.flatnonzero(known.alive)
-    return channels, known.planes.base(channels)
-
-
 def _forward(known: Lent) -> np.ndarray:
     planes, grid = known.planes, known.planes.grid
     means = np.zeros((grid.images, planes.channels), grid.numpy)
-    channels, base = _channels(known)
+    channels, base = known.channels
     kernels.pool((known.memory, base, grid.image), channels, means, grid.height * grid.width)
     return means
 
@@ -79,11 +73,14 @@ def _backward(workspace: Workspace, known: Lent, grad: np.ndarray) -> Tensor:
     planes, grid = known.planes, known.planes.grid
     key = "to input", planes, known.alive.tobytes()
     out = workspace.buffers.take(key, planes.size, grid.numpy)
-    channels, base = _channels(known)
-    totals = np.zeros(planes.channels)
+    channels, base = known.channels
+    if id(out) not in known.spread:
+        gate = known.memory if known.relu else None
+        totals = np.zeros(planes.channels)
+        known.spread[id(out)] = Lent(out, planes, known.alive, gate=gate, totals=totals)
+    lent = known.spread[id(out)]
     kernels.spread(
         grad, (known.memory, base, grid.image), known.relu, floor(True, grid.dtype), out,
-        channels, totals, grid.mask[: grid.image], grid.height * grid.width,
+        channels, lent.totals, grid.mask[: grid.image], grid.height * grid.width,
     )  # fmt: skip
-    gate = known.memory.ctypes.data if known.relu else 0
-    return workspace.lend(key, Lent(out, planes, known.alive, gate=gate, totals=totals), False)
+    return workspace.lend(key, lent, False)

@@ -8,8 +8,12 @@ verdict.
 import importlib
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
+
+import torch
 
 from ckasr.names import nearest
 from theory.result import Result
@@ -52,7 +56,7 @@ def load(name: str) -> ModuleType:
 
 
 def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) -> Result:
-    """Run one check.
+    """Run one check. Denormal numbers count as 0 while it runs.
 
     Args:
         name: name of the check, one of `NAMES`.
@@ -67,6 +71,21 @@ def run(name: str, *, fast: bool = False, seed: int = 0, **overrides: object) ->
         LookupError: if ``name`` is not one of `NAMES`.
     """
     start = time.perf_counter()
-    result = load(name).check(fast=fast, seed=seed, **overrides)
+    with _no_denormals():
+        result = load(name).check(fast=fast, seed=seed, **overrides)
     seconds = math.ceil(10 * (time.perf_counter() - start)) / 10
     return replace(result, fast=fast, seed=seed, seconds=seconds)
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Let the processor replace denormal numbers, below 1e-38 in float32, by 0.
+
+    The gradients of networks that fit their data perfectly are such numbers, and Intel processors
+    compute with them slowly: `concentration` without the term takes 7 s instead of 315 s.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -17,7 +17,6 @@ from .workspace import Lent, Workspace
 Call = tuple[Callable[..., None], Group]
 """The compiled code of a kernel and its arguments."""
 
-
 _codes: dict[Group, Callable[..., None]] = {}
 """Compiled code of the kernels, by the kernel and the types of its arguments (``_types``)."""
 
@@ -26,8 +25,8 @@ def call(kernel: Any, *arguments: Any) -> Call:
     """Return the code of a kernel that is compiled for the types of these arguments, with them.
 
     If the kernel itself is called, numba finds the types of about 40 arrays at every call, which
-    takes 3 % of a training step of ResNet20 at sparsity 0.998. Numba needs ten times as long to find
-    the code for given arguments, so it is asked only once for each combination of types.
+    takes 3 % of a training step of ResNet20 at sparsity 0.998. Numba needs ten times as long to
+    find the code for given arguments, so it is asked only once for each combination of types.
     """
     key = kernel, _types(arguments)
     if key not in _codes:

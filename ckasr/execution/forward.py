@@ -158,6 +158,7 @@ class Frame:
         return memory
 
     def _split(self, i: int, x: np.ndarray) -> np.ndarray:
+        """Return the memory to which the phases of input i are copied from its memory x."""
         plan = self.arguments.plan
         source, whole, phases = plan.sources[i], plan.inputs[i], plan.sources[i].phases
         memory = self.memory("phases", i, phases.size, plan.grid.numpy)
@@ -169,6 +170,7 @@ class Frame:
         return memory
 
     def _convolve(self, k: int) -> None:
+        """Collect the call of the kernel that computes convolution k and the norm after it."""
         arguments, plan = self.arguments, self.arguments.plan
         unit, lists, grid = plan.unit, plan.lists[k], plan.grid
         size = lists.y.size

@@ -110,6 +110,7 @@ class Pass:
         self._behind[k] = g, self.back.g, plan.out.step, frame.y[k], lists.y, step, coef
 
     def _one_tile(self, frame: Frame, k: int, name: str = "gradient") -> Group:
+        """Return the argument group ``one_tile`` of convolution k, in temporary memory."""
         layout = frame.arguments.plan.lists[k].d
         return frame.buffers.scratch(name, layout), self.back.lists[k].d
 

@@ -199,6 +199,8 @@ class BoundUnit:
 
 
 class _Function(torch.autograd.Function):
+    """Autograd function of a unit. Its tensors are the inputs and the parameters of the unit."""
+
     @staticmethod
     def forward(
         ctx: Any, bound: BoundUnit, addresses: list[int], inputs: int, *tensors: Tensor

@@ -48,6 +48,8 @@ class BoundPool:
 
 
 class _Function(torch.autograd.Function):
+    """Autograd function of a global average pooling."""
+
     @staticmethod
     def forward(ctx: Any, workspace: Workspace, known: Lent, x: Tensor) -> Tensor:
         ctx.workspace, ctx.known = workspace, known

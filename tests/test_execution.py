@@ -15,7 +15,7 @@ from ckasr import CKASR, models
 from ckasr.execution import choose, sparse_execution, summary
 from ckasr.sparsity import Masks, prunable
 
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 EXACT = 1e-10
 
 
@@ -477,6 +477,33 @@ def test_what_a_user_keeps_stays_as_it_was():
             before = kept[0].detach().clone()
     torch.testing.assert_close(kept[0], before, rtol=0, atol=0)
     assert not torch.equal(kept[0], kept[2])
+
+
+@pytest.mark.parametrize("habit", ["keeps the last outputs", "keeps all outputs", "batch sizes"])
+def test_steps_in_other_memory_do_not_ask_numba_for_types_again(monkeypatch, habit):
+    """To find the types of all arguments takes as long as a step at high sparsity."""
+    model, masks = small()
+    usual = copy.deepcopy(model)
+    kept: dict[object, Tensor] = {}
+    for model_of_two in (model, usual):
+        sparse_execution(model_of_two, masks)
+    for block in model.blocks:
+        if habit != "batch sizes":  # Detached: without their graph, so only their memory is kept.
+            block.register_forward_hook(
+                lambda m, args, out: kept.update({(m, step if "all" in habit else 0): out.detach()})
+            )
+    asked = []
+    typeof = numba.typeof
+    for step in range(8):
+        if step == 4:
+            monkeypatch.setattr(numba, "typeof", lambda value: asked.append(value) or typeof(value))
+        x = torch.randn(4 + (step % 2 if habit == "batch sizes" else 0), 3, 8, 8).double()
+        for network in (model, usual):
+            network.zero_grad()
+            network(x).square().sum().backward()
+        for ours, theirs in zip(model.parameters(), usual.parameters(), strict=True):
+            assert torch.equal(ours.grad, theirs.grad)
+    assert not asked
 
 
 def test_an_output_that_is_changed_in_place_is_refused_as_by_torch():

@@ -110,6 +110,7 @@ class Pass:
         self._behind[k] = g, self.back.g, plan.out.step, frame.y[k], lists.y, step, coef
 
     def _one_tile(self, frame: Frame, k: int, name: str = "gradient") -> Group:
+        """Return the argument group ``one_tile`` of convolution k, in temporary memory."""
         layout = frame.arguments.plan.lists[k].d
         return frame.buffers.scratch(name, layout), self.back.lists[k].d
 
@@ -198,19 +199,19 @@ def run_backward(
         for key, planes, want in zip(keys, plan.inputs, wanted, strict=True)
     ]
     name = id(known), id(frame.out), *map(id, outs)
-    at = frame.passes.get(name)
-    if at is None:
+    recorded = frame.passes.get(name)
+    if recorded is None:
         if len(frame.passes) >= _PASSES:
             frame.passes.clear()
-        at = frame.passes[name] = Pass(frame, known, outs)
-    if at.copy is not None:
-        at.copy.copy_(grad)
-    for code, group in at.calls:
+        recorded = frame.passes[name] = Pass(frame, known, outs)
+    if recorded.copy is not None:
+        recorded.copy.copy_(grad)
+    for code, group in recorded.calls:
         code(*group)
     if unit.relu:  # otherwise the output may have been changed in place
         buffers.clean.add(id(frame.out))
     found = [
         None if lent is None else space.lend(key, lent, unit.linear)
-        for key, lent in zip(keys, at.lent, strict=True)
+        for key, lent in zip(keys, recorded.lent, strict=True)
     ]
-    return found, arguments.gradients(at.where, at.kept, at.scales, frame.coef)
+    return found, arguments.gradients(recorded.where, recorded.kept, recorded.scales, frame.coef)

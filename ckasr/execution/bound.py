@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .arguments import Arguments, constants, norm_group
 from .backward import run_backward
-from .forward import Frame, Use, single_call
+from .forward import Frame, Use
 from .plan import make_plan
 from .planes import Grid, Planes
 from .unit import Unit, hook_tables
@@ -62,8 +62,7 @@ class BoundUnit:
             return _Function.apply(self, addresses, len(inputs), *inputs, *parameters)
         images = self.planar(inputs)
         arguments, lent = self._prepare(images, addresses)
-        frame = Frame(arguments, self.workspace.buffers, lent, single_call)
-        return frame.run(self.workspace, images)
+        return Frame(arguments, self.workspace.buffers, lent).run(self.workspace, images)
 
     def planar(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the inputs as (N, C, H, W)."""
@@ -200,6 +199,8 @@ class BoundUnit:
 
 
 class _Function(torch.autograd.Function):
+    """Autograd function of a unit. Its tensors are the inputs and the parameters of the unit."""
+
     @staticmethod
     def forward(
         ctx: Any, bound: BoundUnit, addresses: list[int], inputs: int, *tensors: Tensor

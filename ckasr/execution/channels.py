@@ -124,16 +124,19 @@ class Network:
                     source.needed |= read & ~source.zero
 
     def _need_inputs(self, node: fx.Node) -> None:
+        """Mark all channels of the inputs of a node as needed."""
         for source in node.all_input_nodes:
             if source in self.channels:
                 self.channels[source].needed[:] = True
 
     def _is_layer(self, node: fx.Node) -> bool:
+        """Return whether a node calls a convolution or linear layer without groups."""
         module = self.modules[str(node.target)]
         plain = isinstance(module, (*CONVOLUTIONS, nn.Linear))
         return plain and getattr(module, "groups", 1) == 1 and len(node.args) == 1
 
     def _add_layer(self, node: fx.Node) -> None:
+        """Add a layer, and the signs of its outputs, which follow from those of its inputs."""
         module: Any = self.modules[str(node.target)]
         weight = module.weight.detach().cpu()
         weight = weight.reshape(*weight.shape[:2], -1)

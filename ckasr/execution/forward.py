@@ -15,35 +15,50 @@ from .planes import Buffers, Lease
 from .workspace import Lent, Workspace
 
 Call = tuple[Callable[..., None], Group]
-"""A kernel, or its compiled code, and its arguments."""
+"""The compiled code of a kernel and its arguments."""
+
+_codes: dict[Group, Callable[..., None]] = {}
+"""Compiled code of the kernels, by the kernel and the types of its arguments (``_types``)."""
 
 
 def call(kernel: Any, *arguments: Any) -> Call:
     """Return the code of a kernel that is compiled for the types of these arguments, with them.
 
     If the kernel itself is called, numba finds the types of about 40 arrays at every call, which
-    takes 3 % of a training step of ResNet20 at sparsity 0.998. This function takes ten times as
-    long as such a call.
+    takes 3 % of a training step of ResNet20 at sparsity 0.998. Numba needs ten times as long to
+    find the code for given arguments, so it is asked only once for each combination of types.
     """
-    return kernel.compile(tuple(map(numba.typeof, arguments))), arguments
+    key = kernel, _types(arguments)
+    if key not in _codes:
+        _codes[key] = kernel.compile(tuple(map(numba.typeof, arguments)))
+    return _codes[key], arguments
 
 
-def single_call(kernel: Any, *arguments: Any) -> Call:
-    """Return the kernel itself with its arguments, if it is called only once with them."""
-    return kernel, arguments
+def _types(arguments: Group) -> Group:
+    """Return a key that is equal for two argument groups if numba sees the same types in them."""
+    return tuple(
+        [
+            (a.dtype.char, a.ndim, a.flags.num)
+            if isinstance(a, np.ndarray)
+            else _types(a)
+            if isinstance(a, tuple)
+            else type(a)
+            for a in arguments
+        ]
+    )
 
 
 class Frame:
     """Memory of a forward and its backward, and the calls of kernels on this memory.
 
     A frame is used again at the next step, if its inputs have the same memory. To collect the
-    arguments of all kernels anew takes 8 % of a training step of ResNet20 at sparsity 0.998.
+    arguments of all kernels anew takes 8 % of a training step of ResNet20 at sparsity 0.998. This
+    is necessary if the batch size changes, or if outputs of the last step still exist.
 
     Args:
         arguments: arguments of the kernels.
         buffers: pool from which the memory is taken until the frame is deleted.
         lent: properties of each input if a unit has computed it, else None.
-        call: ``call`` if the frame can be used again, or ``single_call``.
 
     Attributes:
         inputs: memory of each input, and its properties if a unit has computed it, else None.
@@ -58,15 +73,8 @@ class Frame:
         passes: the backward passes (``backward.Pass``), by what differs between them.
     """
 
-    def __init__(
-        self,
-        arguments: Arguments,
-        buffers: Buffers,
-        lent: list[Lent | None],
-        call: Callable[..., Call] = call,
-    ) -> None:
+    def __init__(self, arguments: Arguments, buffers: Buffers, lent: list[Lent | None]) -> None:
         self.arguments = arguments
-        self.call = call
         self.buffers = buffers
         self.lent = lent
         self.growth = buffers.growth
@@ -130,7 +138,7 @@ class Frame:
         if id(out) not in self.outs:
             lent = Lent(out, plan.out, plan.alive, plan.unit.relu)
             planes = out, plan.out_base, plan.out.step
-            combine = self.call(kernels.combine, *self._terms, planes, self._floor, plan.tiles)
+            combine = call(kernels.combine, *self._terms, planes, self._floor, plan.tiles)
             self.outs[id(out)] = lent, combine
         lent, (code, arguments) = self.outs[id(out)]
         code(*arguments)
@@ -151,10 +159,11 @@ class Frame:
         return memory
 
     def _split(self, i: int, x: np.ndarray) -> np.ndarray:
+        """Return the memory to which the phases of input i are copied from its memory x."""
         plan = self.arguments.plan
         source, whole, phases = plan.sources[i], plan.inputs[i], plan.sources[i].phases
         memory = self.memory("phases", i, phases.size, plan.grid.numpy)
-        self.calls.append(self.call(
+        self.calls.append(call(
             kernels.split_phases, whole.group(x, whole.base(source.channel)),
             phases.group(memory, source.phases_base), source.row, source.column, source.stride,
             plan.grid.images,
@@ -162,6 +171,7 @@ class Frame:
         return memory
 
     def _convolve(self, k: int) -> None:
+        """Collect the call of the kernel that computes convolution k and the norm after it."""
         arguments, plan = self.arguments, self.arguments.plan
         unit, lists, grid = plan.unit, plan.lists[k], plan.grid
         size = lists.y.size
@@ -181,7 +191,7 @@ class Frame:
                 True, self.y[j], first.slot_y, first.y.step, self.coef[j], first.slots,
                 floor(unit.convolutions[j].relu, grid.dtype), plan.virtual_base[k],
             )  # fmt: skip
-        self.calls.append(self.call(
+        self.calls.append(call(
             kernels.convolve, source, arguments.weights[k], lists.filters,
             (y, lists.y_base, lists.y.step), before, arguments.norms[k], stats, coef, plan.tiles,
         ))  # fmt: skip

@@ -271,6 +271,17 @@ def make_plan(
 def _source(
     i: int, unit: Unit, rows: list[Rows], grid: Grid, alive: np.ndarray, residual: np.ndarray | None
 ) -> Source:
+    """Return the planes of an input that are read.
+
+    Args:
+        i: index of the input.
+        unit: the unit.
+        rows: live weights of each convolution.
+        grid: grid of the unit's output.
+        alive: (C,) bool, whether each channel of the input may differ from zero.
+        residual: (C,) bool, whether each output channel is computed, if the input is a term of the
+            sum; else None.
+    """
     readers = [k for k, c in enumerate(unit.convolutions) if c.source == -1 - i]
     stride = unit.convolutions[readers[0]].geometry()[0] if readers else 1
     keys = [
@@ -299,6 +310,14 @@ def _lists(
     shift: Indices,
     base: Indices,
 ) -> Lists:
+    """Return the lists of a convolution.
+
+    Args:
+        grid: grid of its output.
+        rows: its live weights.
+        slots, number, shift: as in ``Lists``.
+        base: first position of each plane that it reads.
+    """
     filters = np.unique(rows.filter)
     order = np.lexsort((shift, number, rows.filter))
     start = np.searchsorted(rows.filter[order], filters)

@@ -48,6 +48,8 @@ class BoundPool:
 
 
 class _Function(torch.autograd.Function):
+    """Autograd function of a global average pooling."""
+
     @staticmethod
     def forward(ctx: Any, workspace: Workspace, known: Lent, x: Tensor) -> Tensor:
         ctx.workspace, ctx.known = workspace, known
@@ -62,6 +64,7 @@ class _Function(torch.autograd.Function):
 
 
 def _forward(known: Lent) -> np.ndarray:
+    """Return the means, (N, C), of a unit's output with these properties."""
     planes, grid = known.planes, known.planes.grid
     means = np.zeros((grid.images, planes.channels), grid.numpy)
     channels, base = known.channels
@@ -70,6 +73,7 @@ def _forward(known: Lent) -> np.ndarray:
 
 
 def _backward(workspace: Workspace, known: Lent, grad: np.ndarray) -> Tensor:
+    """Return the gradient of a unit's output, before its last ReLU, from that of the means."""
     planes, grid = known.planes, known.planes.grid
     key = "to input", planes, known.alive.tobytes()
     out = workspace.buffers.take(key, planes.size, grid.numpy)

@@ -160,6 +160,7 @@ def _run(model: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...])
 
 
 def _line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

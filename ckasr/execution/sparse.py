@@ -112,6 +112,7 @@ class SparseExecution:
         return "\n".join(lines)
 
     def _bind(self) -> None:
+        """Find the units of the model, compile the kernels, and replace the forwards of modules."""
         from .bound import BoundUnit
         from .compiling import compile_kernels
         from .pool import BoundPool
@@ -241,6 +242,7 @@ def _border(units: "list[Unit]") -> int:
 
 
 def _shift(convolution: "Convolution") -> int:
+    """Return the largest shift of a convolution, in rows or columns of the planes it reads."""
     stride, _, kernel, padding, dilation = convolution.geometry()
     reach = [
         max(-(-p // stride), (d * (k - 1) - p) // stride)

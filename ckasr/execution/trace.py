@@ -81,6 +81,18 @@ class _Activation:
 
 
 class _Matcher:
+    """Finder of the units and global average poolings in the graph of a module's forward.
+
+    Args:
+        module: the module.
+        graph: graph of its forward.
+        prefix: name of the module in the model, with a dot at the end.
+        masks: names of the masked weights.
+
+    Attributes:
+        absorbed: nodes that are part of a unit which ``units`` has found.
+    """
+
     def __init__(
         self, module: nn.Module, graph: fx.Graph, prefix: str, masks: Collection[str]
     ) -> None:
@@ -89,6 +101,7 @@ class _Matcher:
         self.absorbed: set[fx.Node] = set()
 
     def units(self) -> dict[fx.Node, tuple[Unit, list[fx.Node]]]:
+        """Return each unit and its input nodes, by the last node of the unit."""
         found = {}
         # In reverse order, so that a unit with a ReLU is found before the sum inside it.
         for node in reversed(list(self.graph.nodes)):
@@ -97,6 +110,7 @@ class _Matcher:
         return found
 
     def pools(self) -> dict[fx.Node, bool]:
+        """Return the nodes of global average poolings, and whether each keeps its dimensions."""
         kinds = {node: self._pool(node) for node in self.graph.nodes}
         return {node: keep for node, keep in kinds.items() if keep is not None}
 
@@ -116,11 +130,13 @@ class _Matcher:
         return keep if global_mean and isinstance(keep, bool) else None
 
     def unit(self, activation: _Activation) -> tuple[Unit, list[fx.Node]]:
+        """Return the unit that ends with an activation, and its input nodes."""
         convolutions: list[Convolution] = []
         inputs: list[fx.Node] = []
         modules: list[nn.Module] = []
 
         def input_number(node: fx.Node) -> int:
+            """Return the number of an input of the unit, as in ``Unit.terms``."""
             while self._is_layer(node, nn.Identity):
                 node = node.all_input_nodes[0]
             if node not in inputs:
@@ -128,6 +144,7 @@ class _Matcher:
             return -1 - inputs.index(node)
 
         def take(activation: _Activation) -> list[int]:
+            """Add an activation to the unit, and return the numbers of its terms."""
             self.absorbed.update(activation.nodes)
             for node in activation.nodes:
                 if node.op == "call_module":
@@ -135,6 +152,7 @@ class _Matcher:
             return [add(t) if self._term(t) else input_number(t) for t in activation.terms]
 
         def add(term: fx.Node) -> int:
+            """Add a convolution and all that it reads within the unit, and return its number."""
             conv, *norms = self._term(term)
             before = conv.all_input_nodes[0]
             virtual = self._virtual(before, conv)
@@ -185,6 +203,7 @@ class _Matcher:
         return _Activation(node, relu, terms, list(dict.fromkeys(nodes)))
 
     def _kinds(self, terms: list[fx.Node]) -> set[type]:
+        """Return the types of the layers that compute these terms."""
         return {type(self.modules[str(self._term(t)[0].target)]) for t in terms}
 
     def _virtual(self, before: fx.Node, conv: fx.Node) -> _Activation | None:
@@ -213,6 +232,7 @@ class _Matcher:
         return (node,) if self._followed(node, nn.Conv2d, nn.Linear) else ()
 
     def _followed(self, node: fx.Node, *kinds: type) -> bool:
+        """Return whether a node calls a masked layer of these types that the kernels support."""
         if not self._is_layer(node, *kinds) or len(node.args) != 1:
             return False
         name, layer = str(node.target), self.modules[str(node.target)]
@@ -225,6 +245,7 @@ class _Matcher:
         return square and probe.keeps_size
 
     def _is_layer(self, node: fx.Node, *kinds: type) -> bool:
+        """Return whether a node calls a module of exactly one of these types."""
         if node.op != "call_module" or node.kwargs:
             return False
         return type(self.modules.get(str(node.target))) in kinds
@@ -244,6 +265,7 @@ class _Matcher:
 
 
 def _one(size: Any) -> bool:
+    """Return whether the output size of a pooling is one pixel."""
     return size in (1, (1, 1), [1, 1])
 
 

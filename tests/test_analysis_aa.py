@@ -34,8 +34,8 @@ def test_fives_spread_and_smallest_difference_by_hand():
     assert check.spread == pytest.approx(0.0126731, rel=1e-5)
     assert check.smallest_difference() == pytest.approx(2.776445 * 0.0126731 / 5**0.5, rel=1e-5)
     assert check.text.startswith(
-        "1 of 2 groups of 5 pairs (50 %) are called positive or negative, where 5 % are expected "
-        "(one or more of 2 by chance in 10 % of such checks)"
+        "the verdict is positive or negative for 1 of 2 groups of 5 pairs (50 %); 5 % are expected "
+        "by chance, and 10 % of such checks have at least one such group"
     )
     assert "standard deviation of 1.27 points" in check.text
     assert check.text.endswith("that 5 pairs can show is 1.57 points")
@@ -71,8 +71,8 @@ def test_lost_pairs_are_named_and_the_fives_close_up():
     (check,) = aa_checks(made)
     assert check.groups[0].seeds == (0, 3, 4, 5, 6)
     text = aa_table(made)
-    assert "- Incomplete pairs, left out: seed 1: different commits" in text
-    assert "- Pairs lost to divergence: seed 2: run of order_seed 0" in text
+    assert "- Excluded incomplete pairs: seed 1: different commits" in text
+    assert "- Excluded pairs with a diverged run: seed 2: run of order_seed 0" in text
     assert "| 0, 3, 4, 5, 6 " in text
 
 
@@ -85,13 +85,13 @@ def test_the_table_has_a_row_for_each_five_and_one_for_all():
         ["5 to 9", "5", "+0.00", "[-1.24, +1.24]", "no difference shown"],
         ["0 to 11", "12", "+0.83", "[+0.03, +1.64]", "-"],
     ]
-    assert "- Pairs that do not fill a group: 2" in text
+    assert "- Pairs after the last complete group: 2" in text
 
 
 def test_fewer_than_five_pairs_say_so():
     (check,) = aa_checks(runs([1, 2]))
     assert check.groups == ()
-    assert check.text == "2 complete pairs: 5 are needed for the first group"
+    assert check.text == "there are 2 complete pairs; the first group needs 5"
 
 
 def test_equal_runs_are_called_nothing():

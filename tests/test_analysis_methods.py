@@ -78,7 +78,7 @@ class TestTable:
             "method": "lth levels=0.95",
             "test accuracy, % ± sd (n)": "64.00 ± 1.00 (3)",
             "validation accuracy, %": "64.00",
-            "sparsity reached": "95.00 %",
+            "actual sparsity": "95.00 %",
             "effective sparsity": "97.50 %",
             "dead classes": "0 of 100",
             "dead layers": "0",
@@ -140,9 +140,11 @@ class TestTable:
         broken = Settings(method="gmp", sparsity=0.995, **RECIPE)
         runs.append(made(broken, None, status="diverged", test_accuracy=None))
         text = methods_table(runs)
-        assert "- Not the sparsity that was asked for, not comparable: snip at 95 %\n" in text
-        assert "- Diverged, not in the mean: gmp at 99.5 %, seed 0\n" in text
-        assert "- One seed per method" in text
+        assert (
+            "- Not comparable, because the sparsity differs from the target: snip at 95 %\n" in text
+        )
+        assert "- Diverged and excluded from the mean: gmp at 99.5 %, seed 0\n" in text
+        assert "- There is one seed per method" in text
         last = rows(text)[-1]
         assert (last["method"], last["test accuracy, % ± sd (n)"]) == ("gmp", "- (0)")
         assert "One seed per method" not in methods_table(comparison(seeds=2))
@@ -174,7 +176,7 @@ class TestPublished:
     def test_that_they_are_no_equals_is_said(self):
         text = methods_table(comparison())
         assert "**not directly comparable**" in text
-        assert "ResNet18, 160 epochs" in text
+        assert "ResNet18, accuracy after the last of 160 epochs" in text
         assert (
             "differs from the paper's: 2 epochs (paper: 160), learning-rate drops at 50 %" in text
         )
@@ -303,6 +305,6 @@ class TestWriting:
 
     def test_runs_table_says_where_the_methods_are(self):
         assert runs_table(comparison()) == (
-            "The methods are compared in a table of their own: [methods.md](methods.md).\n"
+            "The methods are compared in a separate table: [methods.md](methods.md).\n"
         )
         assert "methods.md" not in runs_table(study(1))

@@ -74,9 +74,9 @@ class TestRunsTable:
         runs += [record(status="diverged", sparsity=0.95, beta=1e-4, seed=2)]
         runs += [record(0.5, sparsity=0.95, beta=1e-4, seed=3)]
         text = runs_table(runs)
-        assert "95 % CKA-SR, β = 1e-4: diverged, not in the mean: seed 2" in text
-        assert "pairs lost to divergence: seed 2: CKA-SR, β = 1e-4" in text
-        assert "incomplete pairs, left out: seed 3: no baseline" in text
+        assert "95 % CKA-SR, β = 1e-4: diverged and excluded from the mean: seed 2" in text
+        assert "excluded pairs with a diverged run: seed 2: CKA-SR, β = 1e-4" in text
+        assert "excluded incomplete pairs: seed 3: no baseline" in text
         assert rows(text)[1]["test accuracy, % ± sd (n)"].endswith("(3)")
         assert rows(text)[1]["verdict"] == "undecided"
 
@@ -85,7 +85,7 @@ class TestRunsTable:
         assert row["test accuracy, % ± sd (n)"] == "- (0)"
 
     def test_how_small_p_can_be_is_said(self):
-        assert "With 5 pairs, no sign-flip p is below 0.0625" in runs_table(study(5))
+        assert "With 5 pairs, p of the sign-flip test is at least 0.0625" in runs_table(study(5))
 
     def test_columns_without_a_value_are_left_out(self):
         (row,) = rows(runs_table([record(0.5, sparsity=0.5)]))

@@ -111,7 +111,7 @@ class TestTable:
         ((_, snip),) = method_families([record(0.5, method="dense"), *runs])
         assert snip.dead_layers == ["a", "b"]
 
-    def test_forms_of_a_method_are_told_apart(self):
+    def test_options_distinguish_the_entries_of_a_method(self):
         runs = [
             record(0.5 + i / 100, sparsity=0.95, **form)
             for i, form in enumerate(
@@ -128,12 +128,12 @@ class TestTable:
             "rigl",
         ]
 
-    def test_recipes_never_share_a_table(self):
+    def test_each_recipe_has_its_own_table(self):
         text = methods_table(comparison() + comparison(epochs=160) + comparison(precision="bf16"))
         assert text.count("### Methods: CIFAR-10, ResNet20") == 3
         assert "2 epochs, learning-rate drops at 50 %, bf16" in text
 
-    def test_what_was_not_asked_for_is_said(self):
+    def test_diverged_runs_and_other_sparsities_are_listed(self):
         runs = comparison()
         snip = next(r for r in runs if r["settings"]["method"] == "snip")
         snip["sparsity"]["nominal"] = 0.90
@@ -173,7 +173,7 @@ class TestPublished:
         assert treated["paper, %"] == "84.97"
         assert treated["Synaptic-Flow's data, %"] == "-"
 
-    def test_that_they_are_no_equals_is_said(self):
+    def test_published_accuracies_are_marked_as_not_comparable(self):
         text = methods_table(comparison())
         assert "**not directly comparable**" in text
         assert "ResNet18, accuracy after the last of 160 epochs" in text
@@ -237,7 +237,7 @@ class TestFigure:
         half = 4.302653 / math.sqrt(3)
         assert (low, high) == pytest.approx((64 - half, 64 + half))
 
-    def test_a_missed_sparsity_is_hollow_and_the_dead_are_named(self):
+    def test_another_sparsity_has_a_hollow_marker_and_dead_layers_are_listed(self):
         runs = comparison()
         for run in runs:
             if run["settings"]["method"] == "snip":
@@ -303,7 +303,7 @@ class TestWriting:
         assert found == tables
         assert list(all_tables(study(1))) == ["runs"]
 
-    def test_runs_table_says_where_the_methods_are(self):
+    def test_runs_table_links_to_the_table_of_methods(self):
         assert runs_table(comparison()) == (
             "The methods are compared in a separate table: [methods.md](methods.md).\n"
         )

@@ -203,7 +203,7 @@ class TestCurves:
         assert len(accuracy.lines) == 8
         curves = [run["curves"]["validation_accuracy"] for run in runs[:3]]
         np.testing.assert_allclose(accuracy.lines[3].get_ydata(), 100 * np.mean(curves, axis=0))
-        assert "not computed while the baseline trains" in note(figure)
+        assert "not computed during the training of the baseline" in note(figure)
 
     def test_the_term_that_was_measured_is_drawn_in_all_arms(self):
         runs = cell(epochs=6)
@@ -215,7 +215,7 @@ class TestCurves:
         means = [line.get_ydata() for line in figure.axes[3].lines if line.get_linewidth() > 1]
         wanted = [[mean + epoch / 10 for epoch in range(6)] for mean in (1, 4)]
         np.testing.assert_allclose(means, wanted)
-        assert "In all arms it is measured after each epoch" in note(figure)
+        assert "The measured term is computed in all arms after each epoch" in note(figure)
 
     def test_an_older_record_has_no_line_there(self):
         runs = cell(epochs=6)

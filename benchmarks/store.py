@@ -104,7 +104,7 @@ def where(found: Record) -> str:
     """Device, date and versions of a record, in one line."""
     on_cpu = found["device_kind"] == "cpu"
     place = f"{found['device']}, {found['cores']} cores" if on_cpu else found["device"]
-    threads = f", threads where not said: {found['threads']}" if on_cpu else ""
+    threads = f", threads unless stated otherwise: {found['threads']}" if on_cpu else ""
     release = found["versions"]["torch"]
     return f"{place}{threads}; torch {release}; {found['date']}; commit {found['commit']}"
 

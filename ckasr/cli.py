@@ -71,7 +71,7 @@ def _with_settings(*leave_out: str) -> Callable[[Callable[..., None]], Callable[
             if item.name == "method_options":
                 kind, default, flag = list[str], [], "--option"
             elif item.name == "milestones":
-                about += "; one flag each, or with commas; empty: none"
+                about += "; repeat the option or use commas; empty: none"
                 kind, default = list[str], [str(share) for share in default]
             elif kind is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
@@ -133,7 +133,7 @@ def run(
     known = records.path_of(results, settings.id).exists()
     record = run_settings(settings, results, device=device, execution=execution)
     if known:
-        print(f"{settings.id} has a record already: test accuracy {_accuracy(record)}")
+        print(f"{settings.id} already has a record: test accuracy {_accuracy(record)}")
     print(records.path_of(results, settings.id))
 
 
@@ -145,13 +145,13 @@ def sweep(
         list[str], typer.Option(help="Sparsities, separated by commas or one per option.")
     ] = ["0.95,0.98,0.995,0.998"],  # noqa: B006 - typer reads it and changes nothing
     betas: Annotated[
-        list[str], typer.Option(help="Weights of the term, the same way; 0 is the baseline.")
+        list[str], typer.Option(help="Weights of the term, in the same format; 0 is the baseline.")
     ] = ["0,1e-4,1e-3"],  # noqa: B006
     terms: Annotated[
-        list[str], typer.Option(help="Terms, the same way; `ckasr terms` lists them.")
+        list[str], typer.Option(help="Terms, in the same format; `ckasr terms` lists them.")
     ] = ["cka_sr"],  # noqa: B006
     seeds: Annotated[
-        list[str], typer.Option(help="Seeds, the same way; 0-4 is the range from 0 to 4.")
+        list[str], typer.Option(help="Seeds, in the same format; 0-4 is the range from 0 to 4.")
     ] = ["0-4"],  # noqa: B006
     minutes: Annotated[
         float,
@@ -197,8 +197,8 @@ def sweep(
         execution=execution,
     )
     print(
-        f"{len(outcome.done)} cells done, {len(outcome.known)} known before, "
-        f"{len(outcome.left)} left for the next sweep; records in {results / 'records'}"
+        f"{len(outcome.done)} cells trained, {len(outcome.known)} already recorded, "
+        f"{len(outcome.left)} left for the next sweep; the records are in {results / 'records'}"
     )
 
 
@@ -248,7 +248,9 @@ def figures(
 
     folders = results or sorted(path.parent for path in Path("results").glob("*/records"))
     if not folders:
-        raise FileNotFoundError("no results/*/records to draw; run `make reproduce` first")
+        raise FileNotFoundError(
+            "no records in results/*/records to draw; run `make reproduce` first"
+        )
     with_records = [
         f for f in folders if not (f / "information").is_dir() or any(f.glob("records/*"))
     ]
@@ -318,7 +320,7 @@ def export(target: Path, results: Results = DEFAULT_RESULTS) -> None:
 def merge(source: Path, results: Results = DEFAULT_RESULTS) -> None:
     """Add the records of a JSON-lines file. Existing records are not changed."""
     new, known = records.merge_lines(source, results)
-    print(f"{new} new records in {results / 'records'}, {known} were there")
+    print(f"{new} new records in {results / 'records'}, {known} already present")
 
 
 @data_app.command("check")
@@ -410,10 +412,10 @@ def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
                 continue
             start, stop = int(first), int(last)
         except ValueError:
-            raise ValueError(f"{flag} {text!r} is no comma-separated list of numbers") from None
+            raise ValueError(f"{flag} {text!r} is not a comma-separated list of numbers") from None
         if not start <= stop < start + MOST_SEEDS:
             raise ValueError(
-                f"{flag} {text!r}: a range must go up, with at most {MOST_SEEDS} numbers"
+                f"{flag} {text!r}: a range must increase and have at most {MOST_SEEDS} numbers"
             )
         numbers += range(start, stop + 1)
     return numbers

@@ -156,7 +156,7 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
 def _parameter(line: str, where: str) -> Parameter:
     wrong = ValueError(
-        f"{where}: {line.strip()!r} is no parameter; write one per line as "
+        f"{where}: {line.strip()!r} is not a parameter; write one per line as "
         f"'name: type = default  # help', with one of the types {', '.join(TYPES)}"
     )
     try:
@@ -200,7 +200,7 @@ def convert(value: Any, kind: str) -> Any:
     }
     fits = isinstance(plain, kinds.get(kind, ()))
     if not fits or (isinstance(plain, bool) and kind != "bool"):
-        raise ValueError(f"{value!r} is no {kind}")
+        raise ValueError(f"{value!r} is not of type {kind}")
     return float(plain) if kind == "float" else plain
 
 
@@ -283,7 +283,7 @@ def execute(
             )
         except failed as error:
             raise ChildProcessError(
-                f"{notebook.name}: {error.ename}: {error.evalue} (all of it in {output})"
+                f"{notebook.name}: {error.ename}: {error.evalue} (traceback in {output})"
             ) from None
         except RuntimeError as error:  # nbclient's DeadKernelError is one
             raise ChildProcessError(
@@ -487,7 +487,9 @@ def cost(runs: Sequence[Settings], results: str | Path) -> str:
     if None in seconds:
         first = todo[seconds.index(None)].cell
         return f"{text}. There is no record yet of {first.model} on {first.dataset}."
-    return f"{text}: about {duration(sum(known))} one after another, by the runs on record."
+    return (
+        f"{text}: about {duration(sum(known))} one after another, estimated from the recorded runs."
+    )
 
 
 def reproduce(profile: str | Path, results: Path, *, log: TextIO | None = None) -> list[Finished]:

@@ -23,7 +23,7 @@ def runs(points=POINTS, **settings) -> list[dict]:
     ]
 
 
-def test_fives_spread_and_smallest_difference_by_hand():
+def test_groups_spread_and_smallest_difference_equal_values_by_hand():
     (check,) = aa_checks(runs())
     assert [group.seeds for group in check.groups] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
     assert check.groups[0].mean == pytest.approx(0.02)
@@ -34,19 +34,19 @@ def test_fives_spread_and_smallest_difference_by_hand():
     assert check.spread == pytest.approx(0.0126731, rel=1e-5)
     assert check.smallest_difference() == pytest.approx(2.776445 * 0.0126731 / 5**0.5, rel=1e-5)
     assert check.text.startswith(
-        "1 of 2 groups of 5 pairs (50 %) are called positive or negative, where 5 % are expected "
-        "(one or more of 2 by chance in 10 % of such checks)"
+        "the verdict is positive or negative for 1 of 2 groups of 5 pairs (50 %); 5 % are expected "
+        "by chance, and 10 % of such checks have at least one such group"
     )
     assert "standard deviation of 1.27 points" in check.text
     assert check.text.endswith("that 5 pairs can show is 1.57 points")
 
 
-def test_a_group_that_is_called_negative_counts():
+def test_groups_with_a_negative_verdict_are_counted():
     (check,) = aa_checks(runs([-by for by in POINTS]))
     assert check.called == 1
 
 
-def test_fives_are_cut_by_seed_however_the_records_come():
+def test_groups_do_not_depend_on_the_order_of_the_records():
     mixed = runs()
     random.Random(3).shuffle(mixed)
     assert aa_table(mixed) == aa_table(runs())
@@ -56,7 +56,7 @@ def test_fives_are_cut_by_seed_however_the_records_come():
     "other",
     [{"sparsity": 0.995}, {"epochs": 30}, {"beta": 1e-4}, {"weight_decay": 1e-4}],
 )
-def test_runs_that_differ_in_anything_else_are_no_pair(other):
+def test_runs_that_differ_in_another_setting_do_not_form_a_pair(other):
     first = [record(0.5, seed=seed, **HOST) for seed in range(5)]
     second = [record(0.6, seed=seed, order_seed=0, **{**HOST, **other}) for seed in range(5)]
     assert aa_checks(first + second) == []
@@ -64,19 +64,19 @@ def test_runs_that_differ_in_anything_else_are_no_pair(other):
     assert "aa" not in all_tables(first + second)
 
 
-def test_lost_pairs_are_named_and_the_fives_close_up():
+def test_excluded_pairs_are_listed_and_groups_skip_their_seeds():
     made = runs()
     made[1]["commit"], made[13]["commit"] = "a", "b"  # both runs of seed 1
     made[14] = record(status="diverged", seed=2, order_seed=0, **HOST)
     (check,) = aa_checks(made)
     assert check.groups[0].seeds == (0, 3, 4, 5, 6)
     text = aa_table(made)
-    assert "- Incomplete pairs, left out: seed 1: different commits" in text
-    assert "- Pairs lost to divergence: seed 2: run of order_seed 0" in text
+    assert "- Excluded incomplete pairs: seed 1: different commits" in text
+    assert "- Excluded pairs with a diverged run: seed 2: run of order_seed 0" in text
     assert "| 0, 3, 4, 5, 6 " in text
 
 
-def test_the_table_has_a_row_for_each_five_and_one_for_all():
+def test_table_has_a_row_for_each_group_and_one_for_all_pairs():
     text = all_tables(runs())["aa"]
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
     table = [line for line in lines if len(line) == 5]
@@ -85,15 +85,15 @@ def test_the_table_has_a_row_for_each_five_and_one_for_all():
         ["5 to 9", "5", "+0.00", "[-1.24, +1.24]", "no difference shown"],
         ["0 to 11", "12", "+0.83", "[+0.03, +1.64]", "-"],
     ]
-    assert "- Pairs that do not fill a group: 2" in text
+    assert "- Pairs after the last complete group: 2" in text
 
 
-def test_fewer_than_five_pairs_say_so():
+def test_text_with_fewer_than_five_pairs_states_how_many_are_needed():
     (check,) = aa_checks(runs([1, 2]))
     assert check.groups == ()
-    assert check.text == "2 complete pairs: 5 are needed for the first group"
+    assert check.text == "there are 2 complete pairs; the first group needs 5"
 
 
-def test_equal_runs_are_called_nothing():
+def test_equal_runs_have_no_positive_or_negative_group():
     (check,) = aa_checks(runs([0] * 5))
     assert (check.called, check.spread, check.smallest_difference()) == (0, 0.0, 0.0)

@@ -130,7 +130,7 @@ def test_the_arms_of_a_network_share_a_row_and_differ_in_their_look():
 
 
 def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="no effect: there is nothing to draw"):
+    with pytest.raises(ValueError, match="no effects to draw"):
         architecture_differences([])
 
 

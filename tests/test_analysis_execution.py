@@ -26,7 +26,7 @@ def test_the_same_run_in_two_folders_is_compared(tmp_path: Path):
     (folder,) = execution_pairs(folders)
     assert folder == tmp_path / "sparse"
     table, *figures = write_executions(folders)
-    assert "Mean difference (sparse minus dense) +1.00 points" in table.read_text()
+    assert "The mean difference (sparse minus dense) is +1.00 points" in table.read_text()
     assert [path.name for path in figures] == ["executions.png", "executions.svg"]
     assert all(path.exists() for path in figures)
     assert write_executions([tmp_path / "dense"]) == []

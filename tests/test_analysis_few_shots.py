@@ -130,13 +130,13 @@ class TestTable:
         assert [row[0] for row in rows[2:5]] == ["16", "8", "4"]
         assert rows[2][3:7] == ["20.00", "53.67", "3", "+3.67"]
         unbiased = next(row for row in rows if row[0] == UNBIASED)
-        assert unbiased[1:4] == ["8 samples every 5, beta 0.001", "3", "+1.00"]
+        assert unbiased[1:4] == ["8 samples every 5 steps, beta 0.001", "3", "+1.00"]
         assert unbiased[-1] == "no difference shown"
         selected = next(row for row in rows if row[0] == SINGLE_TEST)
         assert selected[3] == "+7.00"
-        assert "runs were selected" in selected[-1]
-        assert "would claim +6.00 points more" in text
-        assert "the paper's, %" not in text, "its table is of CIFAR-10"
+        assert selected[-1] == "none, because of the selection"
+        assert "The selection bias is +6.00 points" in text
+        assert "paper, %" not in text, "its table is of CIFAR-10"
 
     def test_the_papers_table_stands_beside_cifar10(self):
         text = few_shots_table(few_shot_studies(study(TABLE, dataset="cifar10")))
@@ -159,9 +159,9 @@ class TestFigure:
         figure = few_shot_accuracies(cell)
         titles = [axis.get_title() for axis in figure.axes]
         assert titles == [
-            "term on every step",
-            "term on 1 of 5 steps",
-            "one of 4 settings chosen by",
+            "term at every step",
+            "term at one of 5 steps",
+            "one of 4 settings selected by",
         ]
         means = [float(c.lines[0].get_ydata()[0]) for c in figure.axes[1].containers]
         assert means == pytest.approx([-10 / 3, 1.0, 11 / 3])

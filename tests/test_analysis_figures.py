@@ -181,11 +181,11 @@ class TestMaps:
         for run in runs:
             run["sparsity"]["kept"] = 2 * sum(run["weights"]["histogram"]["counts"])
         label = layer_cka_maps(runs).axes[4].get_xlabel()
-        assert label == "kept weight\n(50 % beyond ±0.3)"
+        assert label == "value of kept weights\n(50 % beyond ±0.3)"
 
     def test_more_than_one_cell_is_refused(self):
         for draw in (layer_cka_maps, training_curves):
-            with pytest.raises(ValueError, match=r"of one cell.*sparsity 95 %; .*sparsity 99\.5 %"):
+            with pytest.raises(ValueError, match=r"one cell.*sparsity 95 %; .*sparsity 99\.5 %"):
                 draw(cell() + pairs([0.1], [0.1], sparsity=0.995))
 
     def test_only_diverged_runs(self):
@@ -198,12 +198,12 @@ class TestCurves:
         runs = cell(epochs=6)
         figure = training_curves(runs)
         labels = [axis.get_ylabel().split("\n")[0] for axis in figure.axes]
-        assert labels == ["training loss", "validation", "CKA-SR term", "gradient norm:"]
+        assert labels == ["training loss", "validation", "CKA-SR term", "ratio of gradient norms,"]
         accuracy = figure.axes[1]
         assert len(accuracy.lines) == 8
         curves = [run["curves"]["validation_accuracy"] for run in runs[:3]]
         np.testing.assert_allclose(accuracy.lines[3].get_ydata(), 100 * np.mean(curves, axis=0))
-        assert "not computed while the baseline trains" in note(figure)
+        assert "not computed during the training of the baseline" in note(figure)
 
     def test_the_term_that_was_measured_is_drawn_in_all_arms(self):
         runs = cell(epochs=6)
@@ -211,11 +211,11 @@ class TestCurves:
             run["curves"]["term_measured"] = [shift + epoch / 10 for epoch in range(6)]
         figure = training_curves(runs)
         labels = [axis.get_ylabel().split("\n")[0] for axis in figure.axes]
-        assert labels[2:] == ["CKA-SR term", "CKA-SR term, measured", "gradient norm:"]
+        assert labels[2:] == ["CKA-SR term", "CKA-SR term, measured", "ratio of gradient norms,"]
         means = [line.get_ydata() for line in figure.axes[3].lines if line.get_linewidth() > 1]
         wanted = [[mean + epoch / 10 for epoch in range(6)] for mean in (1, 4)]
         np.testing.assert_allclose(means, wanted)
-        assert "In all arms it is measured after each epoch" in note(figure)
+        assert "The measured term is computed in all arms after each epoch" in note(figure)
 
     def test_an_older_record_has_no_line_there(self):
         runs = cell(epochs=6)

@@ -90,7 +90,7 @@ def test_hosts_that_differ_in_anything_else_are_no_factorial():
     assert interactions(factorial({"method": "l1"})) == []
     both = {"dropout": 0.2, "label_smoothing": 0.1}
     assert interactions(factorial(both)) == []
-    assert interactions_table([]) == "There are no factorials yet.\n"
+    assert interactions_table([]) == "There are no complete factorial designs yet.\n"
 
 
 def test_a_seed_without_all_four_runs_is_left_out_and_named():
@@ -106,7 +106,7 @@ def test_a_seed_without_all_four_runs_is_left_out_and_named():
     assert found.difference.differences == pytest.approx((0.04, 0.02))
     assert found.off.seeds == found.on.seeds == (0, 2)
     text = interactions_table([found])
-    assert "- dropout 0.2: seeds left out: " in text
+    assert "- dropout 0.2: excluded seeds: " in text
     assert "without the partner, seed 1: no baseline" in text
 
 
@@ -159,5 +159,5 @@ def test_the_figure_shows_the_effects_and_the_interaction(tmp_path):
     written = write_interactions(factorial({"dropout": 0.2}), tmp_path)
     assert [path.suffix for path in written] == [".md", ".png", ".svg"]
     assert write_interactions([], tmp_path) == []
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="no interactions to draw"):
         interaction_effects([])

@@ -101,7 +101,7 @@ class TestVerdicts:
         runs = arms(b0=(0.8, 0.1, 10, 0.5), b1=(0.85, 0.05, 11, 0.5), b2=(0.1, 0.9, 1, 0.3))
         assert verdicts(runs) == {"H2": FAILS, "H3": FAILS}
         (cell,) = mechanism_cells(runs)
-        assert "left out: CKA-SR, β = 2 (accuracy collapsed)" in hypotheses(cell)[0].text
+        assert "excluded: CKA-SR, β = 2 (accuracy collapsed)" in hypotheses(cell)[0].text
 
     def test_a_placebo_is_not_cka_sr(self):
         runs = arms(b0=(0.8, 0.1, 10), b1=(0.9, 0.05, 11))

@@ -78,7 +78,7 @@ class TestTable:
             "method": "lth levels=0.95",
             "test accuracy, % ± sd (n)": "64.00 ± 1.00 (3)",
             "validation accuracy, %": "64.00",
-            "sparsity reached": "95.00 %",
+            "actual sparsity": "95.00 %",
             "effective sparsity": "97.50 %",
             "dead classes": "0 of 100",
             "dead layers": "0",
@@ -111,7 +111,7 @@ class TestTable:
         ((_, snip),) = method_families([record(0.5, method="dense"), *runs])
         assert snip.dead_layers == ["a", "b"]
 
-    def test_forms_of_a_method_are_told_apart(self):
+    def test_options_distinguish_the_entries_of_a_method(self):
         runs = [
             record(0.5 + i / 100, sparsity=0.95, **form)
             for i, form in enumerate(
@@ -128,21 +128,23 @@ class TestTable:
             "rigl",
         ]
 
-    def test_recipes_never_share_a_table(self):
+    def test_each_recipe_has_its_own_table(self):
         text = methods_table(comparison() + comparison(epochs=160) + comparison(precision="bf16"))
         assert text.count("### Methods: CIFAR-10, ResNet20") == 3
         assert "2 epochs, learning-rate drops at 50 %, bf16" in text
 
-    def test_what_was_not_asked_for_is_said(self):
+    def test_diverged_runs_and_other_sparsities_are_listed(self):
         runs = comparison()
         snip = next(r for r in runs if r["settings"]["method"] == "snip")
         snip["sparsity"]["nominal"] = 0.90
         broken = Settings(method="gmp", sparsity=0.995, **RECIPE)
         runs.append(made(broken, None, status="diverged", test_accuracy=None))
         text = methods_table(runs)
-        assert "- Not the sparsity that was asked for, not comparable: snip at 95 %\n" in text
-        assert "- Diverged, not in the mean: gmp at 99.5 %, seed 0\n" in text
-        assert "- One seed per method" in text
+        assert (
+            "- Not comparable, because the sparsity differs from the target: snip at 95 %\n" in text
+        )
+        assert "- Diverged and excluded from the mean: gmp at 99.5 %, seed 0\n" in text
+        assert "- There is one seed per method" in text
         last = rows(text)[-1]
         assert (last["method"], last["test accuracy, % ± sd (n)"]) == ("gmp", "- (0)")
         assert "One seed per method" not in methods_table(comparison(seeds=2))
@@ -171,10 +173,10 @@ class TestPublished:
         assert treated["paper, %"] == "84.97"
         assert treated["Synaptic-Flow's data, %"] == "-"
 
-    def test_that_they_are_no_equals_is_said(self):
+    def test_published_accuracies_are_marked_as_not_comparable(self):
         text = methods_table(comparison())
         assert "**not directly comparable**" in text
-        assert "ResNet18, 160 epochs" in text
+        assert "ResNet18, accuracy after the last of 160 epochs" in text
         assert (
             "differs from the paper's: 2 epochs (paper: 160), learning-rate drops at 50 %" in text
         )
@@ -235,7 +237,7 @@ class TestFigure:
         half = 4.302653 / math.sqrt(3)
         assert (low, high) == pytest.approx((64 - half, 64 + half))
 
-    def test_a_missed_sparsity_is_hollow_and_the_dead_are_named(self):
+    def test_another_sparsity_has_a_hollow_marker_and_dead_layers_are_listed(self):
         runs = comparison()
         for run in runs:
             if run["settings"]["method"] == "snip":
@@ -301,8 +303,8 @@ class TestWriting:
         assert found == tables
         assert list(all_tables(study(1))) == ["runs"]
 
-    def test_runs_table_says_where_the_methods_are(self):
+    def test_runs_table_links_to_the_table_of_methods(self):
         assert runs_table(comparison()) == (
-            "The methods are compared in a table of their own: [methods.md](methods.md).\n"
+            "The methods are compared in a separate table: [methods.md](methods.md).\n"
         )
         assert "methods.md" not in runs_table(study(1))

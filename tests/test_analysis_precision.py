@@ -170,8 +170,8 @@ class TestTable:
     def test_what_was_left_out_is_said(self):
         runs = [*both(), record(0.9, sparsity=0.95, precision="fp32", seed=7)]
         text = precision_table(runs)
-        assert "95 % accuracy, baseline: incomplete pairs, left out: seed 7: no bf16" in text
-        assert "all 3 differences are equal: no interval" in text
+        assert "95 % accuracy, baseline: excluded incomplete pairs: seed 7: no bf16" in text
+        assert "all 3 differences are equal, so there is no interval" in text
 
     def test_nothing_to_compare(self):
         assert precision_table(pairs(*FP32)) == "There are no runs in both precisions yet.\n"
@@ -211,7 +211,7 @@ class TestFigure:
         assert len(precision_differences(*precision_rows(runs)).axes) == 1
 
     def test_nothing_to_draw(self):
-        with pytest.raises(ValueError, match="no run in both precisions"):
+        with pytest.raises(ValueError, match="no runs in both precisions"):
             precision_differences([])
 
 

@@ -190,7 +190,7 @@ class TestEstimates:
             ([], "no complete pair"),
             ([0.51], "an interval needs two pairs"),
             ([0.51, 0.52], ""),
-            ([0.51, 0.51, 0.51], "all 3 differences are equal: no interval"),
+            ([0.51, 0.51, 0.51], "all 3 differences are equal, so there is no interval"),
         ],
     )
     def test_what_cannot_be_estimated_says_why(self, treated, note):
@@ -229,7 +229,7 @@ class TestNames:
         assert Arm(1e-4, "official", 8, 5, "").label == "CKA-SR, β = 1e-4"
         assert (
             Arm(0.1, "aug", 0, 1, "all").label
-            == "CKA-SR, β = 0.1, aug, all samples every 1, pairs all"
+            == "CKA-SR, β = 0.1, aug, all samples every step, all pairs"
         )
 
     @pytest.mark.parametrize(

@@ -62,21 +62,21 @@ class TestRunsTable:
         assert "our recipe differs: 30 epochs (paper: 160), " in short
         assert "our recipe differs: 5000 validation images (paper: 0)" in full
 
-    def test_holm_runs_over_one_table(self):
+    def test_holm_correction_covers_one_table(self):
         runs = study(5) + study(5, epochs=30)
         for table in runs_table(runs).split("### ")[1:]:
             treated = [row for row in rows(table) if row["p"] != "-"]
             least = min(treated, key=lambda row: float(row["p"]))
             assert float(least["Holm p"]) == pytest.approx(min(1, 4 * float(least["p"])))
 
-    def test_what_was_left_out_is_said(self):
+    def test_excluded_runs_and_pairs_are_listed(self):
         runs = pairs([0.5, 0.6, 0.5], [0.5, 0.7], sparsity=0.95)
         runs += [record(status="diverged", sparsity=0.95, beta=1e-4, seed=2)]
         runs += [record(0.5, sparsity=0.95, beta=1e-4, seed=3)]
         text = runs_table(runs)
-        assert "95 % CKA-SR, β = 1e-4: diverged, not in the mean: seed 2" in text
-        assert "pairs lost to divergence: seed 2: CKA-SR, β = 1e-4" in text
-        assert "incomplete pairs, left out: seed 3: no baseline" in text
+        assert "95 % CKA-SR, β = 1e-4: diverged and excluded from the mean: seed 2" in text
+        assert "excluded pairs with a diverged run: seed 2: CKA-SR, β = 1e-4" in text
+        assert "excluded incomplete pairs: seed 3: no baseline" in text
         assert rows(text)[1]["test accuracy, % ± sd (n)"].endswith("(3)")
         assert rows(text)[1]["verdict"] == "undecided"
 
@@ -84,8 +84,8 @@ class TestRunsTable:
         (row,) = rows(runs_table([record(status="diverged")]))
         assert row["test accuracy, % ± sd (n)"] == "- (0)"
 
-    def test_how_small_p_can_be_is_said(self):
-        assert "With 5 pairs, no sign-flip p is below 0.0625" in runs_table(study(5))
+    def test_smallest_possible_p_is_stated(self):
+        assert "With 5 pairs, p of the sign-flip test is at least 0.0625" in runs_table(study(5))
 
     def test_columns_without_a_value_are_left_out(self):
         (row,) = rows(runs_table([record(0.5, sparsity=0.5)]))

@@ -378,7 +378,7 @@ def test_bars_are_of_what_is_added_or_of_the_whole_time_where_much_is_saved():
 
 def test_figures_say_when_and_where():
     assert figures.draw(bars())._supxlabel.get_text() == (
-        "Made(R) Up CPU, 2 cores, threads where not said: 1; torch 2.12.1; 2026-01-02; "
+        "Made(R) Up CPU, 2 cores, threads unless stated otherwise: 1; torch 2.12.1; 2026-01-02; "
         "commit 0123456789ab"
     )
 

@@ -62,7 +62,7 @@ def test_a_list_may_be_given_in_one_option_or_in_several(tmp_path):
 def test_run_names_its_record_and_does_not_train_twice(results):
     line = f"run {DIGITS} --sparsity 0.9 --beta 1e-3 --seed 1"
     output = ckasr(line, results)
-    assert "has a record already" in output
+    assert "already has a record" in output
     path = Path(output.splitlines()[-1])
     assert json.loads(path.read_text())["settings"]["seed"] == 1
 
@@ -131,13 +131,13 @@ def test_data_check():
         ("run --learning-rate inf", "setting learning_rate = inf must be finite"),
         ("run --seed -1", "setting seed = -1 must be not negative"),
         (f"run --seed {10**30}", "setting seed is too large"),
-        ("run --milestones 0.5,x", "--milestones '0.5,x' is no comma-separated list"),
+        ("run --milestones 0.5,x", "--milestones '0.5,x' is not a comma-separated list"),
         ("sweep --dataset digits --minutes nan", "minutes=nan must be a number"),
-        ("sweep --seeds 4-0", "--seeds '4-0': a range must go up"),
+        ("sweep --seeds 4-0", "--seeds '4-0': a range must increase"),
         ("sweep --seeds 0-99999999999", "with at most 10000 numbers"),
-        ("sweep --seeds 0-", "--seeds '0-' is no comma-separated list"),
+        ("sweep --seeds 0-", "--seeds '0-' is not a comma-separated list"),
         ("sweep --jobs -2", "--jobs -2 must be 0 or more"),
-        ("sweep --seeds 1,x", "--seeds '1,x' is no comma-separated list"),
+        ("sweep --seeds 1,x", "--seeds '1,x' is not a comma-separated list"),
         ("table --results nowhere", "no records in nowhere/records"),
         ("records merge nowhere.jsonl", "no file nowhere.jsonl"),
         ("data check mnits", "unknown data set 'mnits'"),
@@ -204,7 +204,7 @@ def test_a_warning_is_one_line(results, capsys, monkeypatch, tmp_path):
         cli.main()
     assert stop.value.code == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"ckasr: warning: left out: {path.with_name('notes.json')} is no run")
+    assert line.startswith(f"ckasr: warning: left out: {path.with_name('notes.json')} is not a run")
 
 
 def test_dry_run_lists_the_cells_and_writes_nothing(results, tmp_path):

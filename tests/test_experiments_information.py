@@ -150,10 +150,10 @@ def made_up(seed: int, beta: float, first: float, accuracy: float, term: str = "
     ("fall", "placebo", "loss", "verdict"),
     [
         (-1.0, -0.1, 0.01, "supported here"),
-        (-1.0, -1.0, 0.01, "not supported: no larger fall than with the placebo shown"),
-        (0.5, 0.0, 0.01, "not supported: no fall of the information shown"),
+        (-1.0, -1.0, 0.01, "not supported: no larger decrease than with the placebo shown"),
+        (0.5, 0.0, 0.01, "not supported: no decrease of the information shown"),
         (-1.0, -0.1, -0.3, "not supported: the accuracy collapsed"),
-        (-1.0, -0.1, -0.03, "not supported: the accuracy falls as well"),
+        (-1.0, -0.1, -0.03, "not supported: the accuracy decreases as well"),
     ],
 )
 def test_the_verdict_follows_the_criterion(fall, placebo, loss, verdict):

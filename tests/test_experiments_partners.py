@@ -53,8 +53,8 @@ def test_a_grid_has_every_host_with_and_without_the_term():
     [
         ("droput=0.2", LookupError, "unknown partner 'droput'; nearest: dropout"),
         ("dropout=much", ValueError, "partner 'dropout=much' must be name=strength"),
-        ("dropout=0", ValueError, "partner 'dropout=0' has the strength of a host without it"),
-        ("l0=1e-9", ValueError, "partner 'l0=1e-9' has the strength of a host without it"),
+        ("dropout=0", ValueError, "partner 'dropout=0' has no effect at this strength"),
+        ("l0=1e-9", ValueError, "partner 'l0=1e-9' has no effect at this strength"),
         ("dropout=1", ValueError, "setting dropout = 1.0 must be"),
     ],
 )

@@ -29,7 +29,7 @@ def test_merging_a_broken_file_writes_nothing(finished, tmp_path):
         records.merge_lines(lines, tmp_path / "b")
     assert not (tmp_path / "b").exists()
     lines.write_text('{"schema": 99}\n')
-    with pytest.raises(ValueError, match="line 1 is no run record of schema 1"):
+    with pytest.raises(ValueError, match="line 1 is not a run record of schema 1"):
         records.merge_lines(lines, tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="no file"):
         records.merge_lines(tmp_path / "none.jsonl", tmp_path / "b")

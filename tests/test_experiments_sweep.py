@@ -153,7 +153,7 @@ def test_sweep_does_not_write_over_a_damaged_record(tmp_path):
     with pytest.warns(RuntimeWarning, match="left out"):
         outcome = sweep([digits()], tmp_path, jobs=1, progress=said.append)
     assert outcome.left == [digits().id]
-    assert said[-1].startswith(f"{digits().id} is not run: {path} is no valid record; delete it")
+    assert said[-1].startswith(f"{digits().id} is not run: {path} is not a valid record; delete it")
     assert path.read_text() == "somebody's notes"
 
 

@@ -91,7 +91,7 @@ class TestPenalty:
         behind = layer.weight.numel() / layer.log_alpha.numel()
         torch.testing.assert_close(gradient, strength / images * behind * p * (1 - p))
 
-    def test_gates_train_apart_from_the_weights(self, unit):
+    def test_gates_have_a_separate_parameter_group(self, unit):
         running = started(L0(unit=unit))
         rest, gates = running.state.optimizer.param_groups
         assert gates["weight_decay"] == 0
@@ -127,7 +127,7 @@ class TestOutcome:
         for name, weight in prunable(model).items():
             assert not weight[~running.state.masks[name]].any()
 
-    def test_a_short_training_is_cut_to_the_exact_count_by_the_gates(self):
+    def test_final_pruning_by_gates_keeps_the_exact_number_after_a_short_training(self):
         running = engine(L0(), sparsity=0.95)
         for _ in running.epochs():
             alphas = {
@@ -141,7 +141,7 @@ class TestOutcome:
         gone = torch.cat([alphas[n][~m] for n, m in masks.items()])
         assert kept.min() >= gone.max()
 
-    def test_filters_go_whole_and_leave_at_most_the_asked_number(self):
+    def test_whole_filters_are_pruned_to_at_most_the_target_number(self):
         done = train(engine(L0(unit="filter"), sparsity=0.8))
         masks = done.state.masks
         for name, mask in masks.items():
@@ -151,7 +151,7 @@ class TestOutcome:
         kept = sum(int(m.sum()) for m in masks.values())
         assert done.context.kept - 64 < kept <= done.context.kept
 
-    def test_the_multiplier_rises_with_open_gates_and_falls_back_when_they_are_few(self):
+    def test_multiplier_increases_with_open_gates_and_decreases_when_few_are_open(self):
         method = L0()
         running = started(method, sparsity=0.9)
         assert method._multiplier > 0
@@ -172,7 +172,7 @@ class TestOutcome:
         method.dual_per = "step"
         assert method.gain(torch.tensor(0.5), 0.2, steps).item() == 1.0
 
-    def test_gates_of_a_short_training_close_before_the_cut(self):
+    def test_gates_close_before_the_final_pruning_after_a_short_training(self):
         """30 epochs of 11 steps; with the same gain in every step, nearly all stay open."""
         ends = {}
         for options in ({}, {"dual_rate": 0.05, "dual_per": "step"}):
@@ -188,7 +188,7 @@ class TestOutcome:
         assert ends["step"][0] > 0.9
         assert ends["step"][1] < 0.5
 
-    def test_gates_close_by_themselves_to_the_asked_sparsity(self):
+    def test_gates_reach_the_target_sparsity_without_the_final_pruning(self):
         # Long enough for the multiplier to act: what is left for the cut is little.
         method = L0(dual_rate=1.0, rate=3.0)
         running = engine(method, sparsity=0.9, epochs=20)
@@ -232,6 +232,6 @@ class TestImpossible:
     @pytest.mark.parametrize(
         "option", [{"unit": "layer"}, {"droprate": 1.0}, {"rate": 0.0}, {"dual_per": "epoch"}]
     )
-    def test_bad_options_are_one_line(self, option):
+    def test_invalid_options_raise_a_one_line_error(self, option):
         with pytest.raises(ValueError, match=f"option {next(iter(option))}="):
             methods.create("l0", option)

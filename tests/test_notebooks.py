@@ -77,7 +77,7 @@ def test_declared_finds_the_help_after_a_default_that_holds_a_hash_sign(tmp_path
 )
 def test_declared_refuses_any_other_line(tmp_path, line):
     path = write_notebook(tmp_path / "a.ipynb", f"seed: int = 0  # first\n{line}")
-    with pytest.raises(ValueError, match=r"a\.ipynb: .* is no parameter"):
+    with pytest.raises(ValueError, match=r"a\.ipynb: .* is not a parameter"):
         declared(path)
 
 
@@ -186,7 +186,7 @@ def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "seed: int = 0  # of all\nbeta: float = 0.0  # w")
     with pytest.raises(ValueError, match=r"no parameter 'sede'; nearest: seed \(all: seed, beta\)"):
         execute(path, tmp_path / "out" / "a.ipynb", {"sede": 3})
-    with pytest.raises(ValueError, match=r"a\.ipynb, parameter 'seed': '3' is no int"):
+    with pytest.raises(ValueError, match=r"a\.ipynb, parameter 'seed': '3' is not of type int"):
         execute(path, tmp_path / "out" / "a.ipynb", {"seed": "3"})
     assert not (tmp_path / "out").exists()
 
@@ -269,7 +269,7 @@ def test_failing_cell_raises_one_line_and_leaves_the_copy(tmp_path):
     with pytest.raises(ChildProcessError) as caught:
         execute(path, tmp_path / "copy.ipynb", {})
     assert str(caught.value) == (
-        f"a.ipynb: ZeroDivisionError: division by zero (all of it in {tmp_path / 'copy.ipynb'})"
+        f"a.ipynb: ZeroDivisionError: division by zero (traceback in {tmp_path / 'copy.ipynb'})"
     )
     assert "division by zero" in (tmp_path / "copy.ipynb").read_text()
 
@@ -380,7 +380,7 @@ def test_reproduce_without_its_data_writes_nothing(project, monkeypatch):
     ("change", "message"),
     [
         ({"notebooks": {"01_a": {"m": 1}}}, "no parameter 'm'"),
-        ({"notebooks": {"01_a": {"n": "1"}}}, "'1' is no int"),
+        ({"notebooks": {"01_a": {"n": "1"}}}, "'1' is not of type int"),
         ({"notebooks": {"01_a": {"dataset": "mnist"}}}, "reads mnist; add it"),
         ({"notebooks": {"01_a": {"results": "x"}}}, "'results', which the run sets"),
         ({"notebooks": {"02_b": {}}}, "no notebook"),

@@ -37,13 +37,13 @@ SIZE = 5
 COLUMNS = ("seeds", PAIRS, DIFFERENCE, INTERVAL, VERDICT)
 
 LEGEND = """\
-Difference: test accuracy after the last epoch with the images in another order, minus that with \
-the order of the seed. The runs of a pair share seed, initial weights, mask, split, and the crop \
-and flip of every image in every epoch. The verdict is that of the decision rule for the pairs of \
-the row. The smallest difference is Student's t quantile (97.5 %) times the standard deviation of \
-the paired differences, divided by the square root of the number of pairs: the interval of a mean \
-difference of that size just excludes 0, and a true difference of that size is found about every \
-second time.
+Difference: test accuracy after the last epoch with a different order of the training images, \
+minus that with the order that the seed gives. The runs of a pair share the seed, the initial \
+weights, the mask, the split, and the crop and flip of every image in every epoch. The verdict is \
+that of the decision rule for the pairs of the row. The smallest difference that can be shown is \
+Student's t quantile (97.5 %) times the standard deviation of the paired differences, divided by \
+the square root of the number of pairs. The interval of a mean difference of this size just \
+excludes 0, and a true difference of this size is shown in about half of all comparisons.
 """
 
 
@@ -98,14 +98,14 @@ class Check:
         n = len(self.groups)
         spread, smallest = self.spread, self.smallest_difference()
         if not n or spread is None or smallest is None:
-            return f"{self.whole.n} complete pairs: {SIZE} are needed for the first group"
+            return f"there are {self.whole.n} complete pairs; the first group needs {SIZE}"
         chance = 1 - CONFIDENCE**n
         return (
-            f"{self.called} of {n} groups of {SIZE} pairs ({100 * self.called / n:.3g} %) are "
-            f"called positive or negative, where {100 * (1 - CONFIDENCE):.3g} % are expected (one "
-            f"or more of {n} by chance in {100 * chance:.0f} % of such checks). The differences "
-            f"of the {self.whole.n} pairs have a standard deviation of {100 * spread:.2f} "
-            f"points; the smallest difference that {SIZE} pairs can show is "
+            f"the verdict is positive or negative for {self.called} of {n} groups of {SIZE} pairs "
+            f"({100 * self.called / n:.3g} %); {100 * (1 - CONFIDENCE):.3g} % are expected by "
+            f"chance, and {100 * chance:.0f} % of such checks have at least one such group. The "
+            f"differences of the {self.whole.n} pairs have a standard deviation of "
+            f"{100 * spread:.2f} points. The smallest difference that {SIZE} pairs can show is "
             f"{100 * smallest:.2f} points"
         )
 
@@ -169,11 +169,11 @@ def _table(check: Check) -> str:
     rows.append(_row(whole, NOTHING))
     lines = [f"{heading}, {whole.arm.label}", "", *markdown(COLUMNS, rows), "", f"- {check.text}."]
     if check.left_over and check.groups:
-        lines.append(f"- Pairs that do not fill a group: {check.left_over}")
+        lines.append(f"- Pairs after the last complete group: {check.left_over}")
     if whole.diverged:
-        lines.append(f"- Pairs lost to divergence: {', '.join(whole.diverged)}")
+        lines.append(f"- Excluded pairs with a diverged run: {', '.join(whole.diverged)}")
     if whole.incomplete:
-        lines.append(f"- Incomplete pairs, left out: {', '.join(whole.incomplete)}")
+        lines.append(f"- Excluded incomplete pairs: {', '.join(whole.incomplete)}")
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,7 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
     """
     columns = nonempty_groups(records)
     if len({_schedule(group) for group in columns}) > 1:
-        raise ValueError("the records have different schedules: draw each in its own figure")
+        raise ValueError("the records have different schedules: draw a figure for each schedule")
     cells = [cell for group in columns for cell in group]
     arms = looks(arm for cell in cells for arm in cell.arms)
     most = max(len(runs) for cell in cells for runs in cell.arms.values())
@@ -71,12 +71,12 @@ def accuracy_vs_sparsity(records: Iterable[Record]) -> "Figure":
         ]
         lower.set_xticks(range(len(group)), ticks)
         lower.set_xlim(-0.5, len(group) - 0.5)
-        lower.set_xlabel("sparsity; n complete pairs" if rows == 2 else "sparsity")
+        lower.set_xlabel("sparsity (n: complete pairs)" if rows == 2 else "sparsity")
         for axis in column:
             axis.label_outer()
     axes[0, 0].set_ylabel("test accuracy after\nthe last epoch (%)")
     if rows == 2:
-        axes[1, 0].set_ylabel("arm minus baseline,\npaired (points)")
+        axes[1, 0].set_ylabel("paired difference to\nthe baseline (points)")
     if from_zero:
         axes[0, 0].set_ylim(bottom=0)
     note = NOTE if from_zero else f"{NOTE} Chance is {chance:g} %."

@@ -44,24 +44,25 @@ COLUMNS = (
     "arm",
     PAIRS,
     "baseline, %",
-    "with term, %",
+    "with the term, %",
     DIFFERENCE,
     INTERVAL,
     "p",
     "Holm p",
     "change of layer CKA",
-    "time per epoch, with / without",
+    "ratio of time per epoch, with / without the term",
     VERDICT,
 )
 
 LEGEND = f"""\
-Accuracies are test accuracies after the last epoch, means over the pairs. Difference: with the \
-term minus without it, mean over pairs with the same seed, mask and data order; its interval is \
-Student's t interval. p is from the exact two-sided sign-flip test; Holm p is corrected for all \
-rows of the table. Change of layer CKA: mean paired difference of the mean CKA over all pairs of \
-layers, with its {100 * CONFIDENCE:g} % interval. Time per epoch: geometric mean over pairs of the \
-ratio of the mean times. It depends on what else the machine does meanwhile. A network whose mean \
-accuracy is below 2 / classes is at chance, and tests nothing.
+Accuracies are test accuracies after the last epoch, averaged over the pairs. Difference: with \
+the term minus without it, averaged over pairs with the same seed, mask and data order; its \
+interval is Student's t interval. p is the p-value of the exact two-sided sign-flip test, and \
+Holm p is its value after Holm's correction for all rows of the table. Change of layer CKA: mean \
+paired difference of the mean CKA over all pairs of layers, with its {100 * CONFIDENCE:g} % \
+interval. Ratio of time per epoch: geometric mean over pairs. It depends on the other load of the \
+machine. A network whose mean accuracy is below 2 / classes is at chance and does not test the \
+claim.
 
 {RULE}
 """
@@ -162,7 +163,7 @@ def _table(study: Sequence[Effect]) -> str:
     lines = [f"### Networks: {architectures_title(study)}", "", *markdown(COLUMNS, rows), ""]
     for each in study:
         if lost := [*each.accuracy.diverged, *each.accuracy.incomplete]:
-            lines.append(f"- {each.label}: seeds left out: {'; '.join(lost)}")
+            lines.append(f"- {each.label}: excluded seeds: {'; '.join(lost)}")
     return "\n".join(lines) + "\n"
 
 

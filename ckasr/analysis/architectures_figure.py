@@ -37,7 +37,7 @@ def architecture_differences(study: Sequence[Effect]) -> "Figure":
         ValueError: if there is nothing to draw.
     """
     if not study:
-        raise ValueError("no effect: there is nothing to draw")
+        raise ValueError("there are no effects to draw")
     labels = list(dict.fromkeys(each.label for each in study))
     arms = sorted({each.accuracy.arm for each in study})
     shown = looks(arms)
@@ -70,7 +70,7 @@ def architecture_differences(study: Sequence[Effect]) -> "Figure":
         panel.set_xlabel(name)
         panel.set_ylabel("")
     figure.suptitle(wrapped(architectures_title(study), 90))
-    note = "With the term minus without it. Hollow: the accuracy is at chance."
+    note = "Changes: with the term minus without it. Hollow markers: the accuracy is at chance."
     legend(figure, panels[:1], f"{note} {NOTE}")
     return figure
 

@@ -44,10 +44,19 @@ class Arm(NamedTuple):
         if self.variant != BASELINE.variant:
             parts.append(self.variant)
         if (self.samples, self.every) != (BASELINE.samples, BASELINE.every):
-            parts.append(f"{self.samples or 'all'} samples every {self.every}")
+            parts.append(self.sampling)
         if self.pairs:
-            parts.append(f"pairs {self.pairs}")
+            parts.append(f"{self.pairs} pairs")
         return ", ".join(parts)
+
+    @property
+    def sampling(self) -> str:
+        """Number of samples that the term compares, and how often, as text.
+
+        Example: "8 samples every 5 steps".
+        """
+        interval = "step" if self.every == 1 else f"{self.every} steps"
+        return f"{self.samples or 'all'} samples every {interval}"
 
 
 BASELINE = Arm(**{name: _DEFAULTS[name] for name in CKA_SR_FIELDS})
@@ -110,7 +119,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     found: dict[str, Cell] = {}
     for record in records:
         if missing := [name for name in _READ if name not in record]:
-            text = f"record {record['id']} is left out: it has no {', '.join(missing)}"
+            text = f"record {record['id']} is left out, because it has no {', '.join(missing)}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             continue
         settings = settings_of(record)
@@ -190,7 +199,7 @@ def nonempty_groups(records: Iterable[Record]) -> list[list[Cell]]:
     """
     found = groups(records)
     if not found:
-        raise ValueError("no records: there is nothing to draw")
+        raise ValueError("there are no records to draw")
     return found
 
 
@@ -206,7 +215,7 @@ def only_cell(records: Iterable[Record]) -> Cell:
     found = [cell for group in nonempty_groups(records) for cell in group]
     if len(found) > 1:
         names = "; ".join(cell_title(cell.settings) for cell in found)
-        raise ValueError(f"this figure is of one cell, the records are of {len(found)}: {names}")
+        raise ValueError(f"this figure shows one cell, but the records have {len(found)}: {names}")
     return found[0]
 
 

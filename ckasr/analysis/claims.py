@@ -22,7 +22,7 @@ AA_PROFILE = "verdict00_aa"
 OFFICIAL = Arm(1e-4, "official", 8, 5, "")
 COLUMNS = (
     "claim",
-    "where made",
+    "source",
     "paper",
     "our runs",
     "difference, points [95 % interval], n pairs",
@@ -32,18 +32,19 @@ COLUMNS = (
 )
 
 HEADING = """\
-# What the paper claims, and what our runs say
+# Claims of the paper and results of our runs
 
 `make figures` writes this file from the records under `results/`; nothing is written by hand.
 
 """
 
 LEGEND = f"""\
-Difference: test accuracy after the last epoch with CKA-SR minus without, mean over pairs with \
-the same seed, mask and data order, with Student's t interval. The paper's numbers: {SELECTION}. \
-Core-hours are those of both arms of the row; a baseline counts in the row of every arm that it \
-is compared with. Runs shorter than the paper's 160 epochs are called "short schedule" and do not \
-test the paper's number. The claims of the theory are in [theory/README.md](../theory/README.md).
+Difference: test accuracy after the last epoch with CKA-SR minus that without it, averaged over \
+pairs with the same seed, mask and data order, with Student's t interval. The paper's numbers: \
+{SELECTION}. Core-hours are those of both arms of the row, and a baseline counts in the row of \
+every arm that is compared with it. Runs shorter than the paper's 160 epochs have a "short \
+schedule" and do not test the paper's number. The claims of the theory are in \
+[theory/README.md](../theory/README.md).
 
 {CLAIM_TERMS}.
 
@@ -102,7 +103,7 @@ def _table_1(sparsity: float, profile: str | None, headline: str = "") -> Statem
     where = {**_ERK20, "dataset": "cifar100", "sparsity": sparsity}
     without, official = _appendix(where)
     return Statement(
-        f"accuracy rises at {percent(sparsity)}: ResNet20, random ERK, CIFAR-100",
+        f"accuracy increases at {percent(sparsity)}: ResNet20, random ERK masks, CIFAR-100",
         "appendix, table 1",
         f"{without:.2f} to {official:.2f} % ({official - without:+.2f})",
         where,
@@ -129,15 +130,15 @@ _ABSTRACT = {0.995: "verdict01_resnet20_995", 0.998: "verdict01_resnet20_998"}
 STATEMENTS = (
     *(
         Statement(
-            f"sparse training gains {100 * claim.gain:.0f} % and more at {percent(claim.sparsity)} "
-            "on CIFAR-100; host and network unknown",
+            f"accuracy increases by {100 * claim.gain:.0f} % or more at {percent(claim.sparsity)}: "
+            "CIFAR-100, method and network not stated",
             "abstract",
-            f"{100 * claim.gain:+.2f}, read as points",
+            f"{100 * claim.gain:+.2f}, read as percentage points",
             {"dataset": claim.dataset, "sparsity": claim.sparsity},
             _ABSTRACT[claim.sparsity],
             gain=claim.gain,
             headline=f"CIFAR-100 at {percent(claim.sparsity)}: "
-            f"{100 * claim.gain:.0f} % and more (abstract)",
+            f"{100 * claim.gain:.0f} % or more (abstract)",
         )
         for claim in CLAIMS
     ),
@@ -146,15 +147,16 @@ STATEMENTS = (
     _table_1(0.95, "gpu", "ResNet20 at 95 %, CIFAR-100 (appendix)"),
     *(_table_1(sparsity, None) for sparsity in (0.90, 0.85, 0.70)),
     Statement(
-        "few samples are enough, and a good beta exists: ResNet20, random ERK, 95 %, CIFAR-10",
+        "few samples suffice, and a suitable beta exists: ResNet20, random ERK masks, 95 %, "
+        "CIFAR-10",
         "appendix, table 2",
-        "84.16 % without; with, best of 60 settings: 85.03 % (+0.87)",
+        "84.16 % without the term, 85.03 % with the best of 60 settings (+0.87)",
         {**_ERK20, "dataset": "cifar10", "sparsity": 0.95},
         appendix=True,
     ),
     *(
         Statement(
-            f"dense training gains: {name}, CIFAR-100",
+            f"accuracy of dense training increases: {name}, CIFAR-100",
             "appendix",
             number,
             {"dataset": "cifar100", "model": name.lower(), "method": "dense"},
@@ -166,7 +168,7 @@ STATEMENTS = (
         )
     ),
     Statement(
-        "lottery tickets of an MLP on MNIST gain",
+        "accuracy of lottery tickets increases: MLP, MNIST",
         "first experiment that the summary suggests",
         "not known (+4.00 at 99.5 % is claimed on CIFAR-100 only)",
         {"dataset": "mnist", "method": "lth"},
@@ -174,7 +176,7 @@ STATEMENTS = (
         headline="lottery tickets of LeNet-300-100 at 99.5 %, MNIST",
     ),
     Statement(
-        "structured pruning of trained networks gains",
+        "accuracy of structured pruning increases: trained networks",
         "summary",
         "not known",
         {"method": "structured"},
@@ -182,7 +184,7 @@ STATEMENTS = (
         headline="structured pruning of trained networks",
     ),
     Statement(
-        "it helps beyond 99.8 %: CIFAR-100",
+        "accuracy increases beyond 99.8 %: CIFAR-100",
         "open question of the summary",
         "none",
         {"dataset": "cifar100", "sparsity": (0.999, 0.9995, 0.9999)},
@@ -190,7 +192,7 @@ STATEMENTS = (
         headline="beyond 99.8 %, CIFAR-100 (open question)",
     ),
     Statement(
-        "it helps networks of other architectures",
+        "accuracy of other architectures increases",
         "open question of the summary",
         "none",
         {"model": OTHER_ARCHITECTURES, "method": "random"},
@@ -229,9 +231,9 @@ def claims_table(folders: Mapping[str, Sequence[Record]]) -> str:
 
 
 SHORT_COLUMNS = (
-    "CKA-SR raises accuracy",
-    "paper, points",
-    "ours, points [95 % interval], n pairs",
+    "claim: CKA-SR increases accuracy",
+    "gain in the paper, points",
+    "our gain, points [95 % interval], n pairs",
     "verdict",
     "command",
 )
@@ -327,7 +329,7 @@ def _word(statement: Statement, comparison: Comparison) -> str:
         word = verdict_on(comparison, gain)
         if gain is not None and comparison.t_interval is not None:
             where = place(gain, comparison.t_interval)
-            word += f" (the paper's {100 * gain:+.2f}: {where} the interval)"
+            word += f" (the paper's {100 * gain:+.2f} is {where} the interval)"
     return word if learned(_runs(comparison)) else f"{word}; accuracy is at chance"
 
 
@@ -355,7 +357,7 @@ def core_hours(runs: Sequence[Record]) -> str:
         else:
             gpu += run["seconds"] / 3600
     told = [f"{on_cpu:.1f}"] if on_cpu else []
-    told += [f"{gpu:.1f} of a GPU"] if gpu else []
+    told += [f"{gpu:.1f} GPU-hours"] if gpu else []
     return " + ".join(told) or NOTHING
 
 

@@ -79,12 +79,12 @@ def _panels(cell: Cell) -> dict[str, Panel]:
     return {
         "loss": Panel("training loss\n(cross-entropy, nats)", smallest_range=0.01),
         "validation_accuracy": Panel("validation\naccuracy (%)", 100, smallest_range=1.0),
-        "term": Panel(f"{term}{before}\n(without factor β)", smallest_range=0.1),
+        "term": Panel(f"{term}{before}\n(before the factor β)", smallest_range=0.1),
         "term_measured": Panel(
-            f"{find(BASELINE.term).label} term, measured\nin all arms (without β)",
+            f"{find(BASELINE.term).label} term, measured\nin all arms (before β)",
             smallest_range=0.1,
         ),
-        "gradient_ratio": Panel(f"gradient norm:\nβ {term} / loss", logarithmic=True),
+        "gradient_ratio": Panel(f"ratio of gradient norms,\nβ × {term} to loss", logarithmic=True),
     }
 
 
@@ -98,29 +98,32 @@ def _values(run: Record, name: str) -> list[float | None]:
 
 
 def _note(cell: Cell, shown: Mapping[str, Panel]) -> str:
-    note = "Thick lines: mean over n seeds."
+    note = "Thick lines are means over n seeds."
     sizes = [len(_finished(seeds.values())) for seeds in cell.arms.values()]
     if any(1 < n <= FEW for n in sizes):
-        note += " Thin lines: seeds."
+        note += " Thin lines are single seeds."
     if any(n > FEW for n in sizes):
-        note += " Bands: 95 % Student-t interval of the mean."
+        note += " Bands are 95 % Student-t intervals of the mean."
     if any(panel.logarithmic for panel in shown.values()):
-        note += " On the logarithmic axis, the geometric mean."
+        note += " On the logarithmic axis, the mean is geometric."
     if _phases(cell):
-        note += " Vertical lines: a phase of the method begins."
+        note += " Vertical lines mark the beginning of a phase of the method."
     if any(run["status"] == "diverged" for run in _runs(cell)):
-        note += " Cross: the run diverged."
+        note += " Crosses mark runs that diverged."
     baseline = cell.arms.get(BASELINE, {}).values()
     measured = any(value is not None for run in baseline for value in _values(run, "term"))
     if "term" in shown and baseline and not measured:
-        note += " The term is not computed while the baseline trains"
+        note += " The term is not computed during the training of the baseline"
         note += (
             "."
             if "term_measured" in shown
             else ("; the layer CKA after training is measured in all arms.")
         )
     if "term_measured" in shown:
-        note += " In all arms it is measured after each epoch, in eval mode, on the same samples."
+        note += (
+            " The measured term is computed in all arms after each epoch, in eval mode and on the "
+            "same samples."
+        )
     return note
 
 

@@ -23,7 +23,14 @@ Pair = tuple[Record, Record]
 """The records of the same run in dense and in sparse execution."""
 
 SPARSE_LOOK = {"color": "#D55E00", "marker": "x", "linestyle": "--"}
-COLUMNS = ("seed", "dense, %", "sparse, %", DIFFERENCE, "dense ran on", "sparse ran on")
+COLUMNS = (
+    "seed",
+    "dense execution, %",
+    "sparse execution, %",
+    DIFFERENCE,
+    "device of the dense run",
+    "device of the sparse run",
+)
 
 
 def execution_pairs(folders: Sequence[Path]) -> dict[Path, list[Pair]]:
@@ -73,8 +80,9 @@ def execution_table(pairs: Sequence[Pair]) -> str:
         "",
         *markdown(COLUMNS, rows),
         "",
-        f"Mean difference (sparse minus dense) {mean(differences):+.2f} points. Standard deviation "
-        f"between seeds: {spreads[0]} points dense, {spreads[1]} points sparse.",
+        f"The mean difference (sparse minus dense) is {mean(differences):+.2f} points. The "
+        f"standard deviation between seeds, in points, is {spreads[0]} with dense execution and "
+        f"{spreads[1]} with sparse execution.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -105,7 +113,7 @@ def execution_curves(pairs: Sequence[Pair]) -> "Figure":
         axis.set(xlabel="epoch", ylabel=name)
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(wrapped(_title(pairs), 84))
-    legend(figure, axes, f"A line per seed (n = {len(pairs)}).")
+    legend(figure, axes, f"One line per seed (n = {len(pairs)}).")
     return figure
 
 

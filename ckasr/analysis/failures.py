@@ -81,28 +81,41 @@ ACCURACY = Signature("test accuracy, %", "test accuracy (%)", _accuracy, 2, ceil
 LOSS = Signature(
     "training loss", "training loss,\nlast epoch", lambda r: last(r, "loss"), 3, log=True
 )
-TERM = Signature("term", "term before β,\nlast epoch", lambda r: last(r, "term"), 2)
+TERM = Signature("term", "term (before β),\nlast epoch", lambda r: last(r, "term"), 2)
 RATIO = Signature(
-    "gradient ratio", "gradient norm of β term\n/ of loss, highest", _largest_ratio, 3, log=True
+    "gradient ratio",
+    "largest ratio of gradient\nnorms, β × term to loss",
+    _largest_ratio,
+    3,
+    log=True,
 )
-NORM = Signature("norm of W", "Frobenius norm\nof all weights", _norm, 1, log=True)
-DEAD = Signature("dead classes", "classes without\na live path", _dead_classes, 1, smallest=1.0)
+NORM = Signature("norm of weights", "Frobenius norm\nof all weights", _norm, 1, log=True)
+DEAD = Signature(
+    "dead classes", "classes without a\npath from the input", _dead_classes, 1, smallest=1.0
+)
 SECONDS = Signature("seconds per epoch", "seconds per epoch", _seconds, 2)
 MEMORY = Signature("peak memory, GB", "peak memory (GB)", _gigabytes, 2)
 SIGNATURES = (ACCURACY, LOSS, TERM, RATIO, NORM, DEAD, SECONDS, MEMORY)
 
-COLUMNS = ("arm", "runs", "diverged", *(signature.name for signature in SIGNATURES), "failures")
+COLUMNS = (
+    "arm",
+    "runs",
+    "diverged runs",
+    *(signature.name for signature in SIGNATURES),
+    "failures",
+)
 
 LEGEND = f"""\
-Means over seeds; accuracy and norm are those of finished runs, all other numbers also those of \
-diverged ones. Gradient ratio: norm of the gradient of beta times the term over that of the loss, \
-measured at one step of each epoch, here the highest. Failures: *diverged*: a loss that is not \
-finite; *accuracy collapsed*: a mean paired loss of more than {100 * COLLAPSE:g} points; \
-*gradient of the term dominates*: a ratio above {DOMINATES:g}; *weights grow*: a norm above \
-{GROWS:g} times the baseline's; *more dead classes*, *slower*, *more memory*: more than the \
-baseline, the last two by more than {100 * SLOWER:.0f} %. Time depends on what else the machine \
-does meanwhile. Peak memory is that of the process, which keeps what earlier runs in it have \
-used, so only a clear excess means something.
+Numbers are means over seeds. Accuracy and norm are those of the finished runs, and all other \
+quantities include the runs that diverged. Gradient ratio: norm of the gradient of beta times the \
+term, divided by that of the loss, measured at one step per epoch; the table shows the largest \
+value. Failures: *diverged*: the loss of a run is not finite; *accuracy collapsed*: the mean \
+paired difference of the accuracy to the baseline is below -{100 * COLLAPSE:g} points; *gradient \
+of the term dominates*: the gradient ratio is above {DOMINATES:g}; *weights grow*: the norm is \
+more than {GROWS:g} times that of the baseline; *more dead classes*, *slower*, *more memory*: the \
+number is larger than that of the baseline, for time and memory by more than {100 * SLOWER:.0f} %. \
+Time depends on the other load of the machine. Peak memory is that of the process and includes \
+what earlier runs in it have used, so only a large excess is meaningful.
 """
 
 

@@ -32,7 +32,7 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
     """
     cells = list(group)
     if not cells:
-        raise ValueError("no cells: there is nothing to draw")
+        raise ValueError("there are no cells to draw")
     arms = looks(arm for cell in cells for arm in cell.arms)
     figure = blank(1.6 + 0.9 * max(3, len(cells)), 3.6)
     axis = figure.subplots()
@@ -54,7 +54,7 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
             draw_means(axis, [p + 0.2 * width for p in samples], means, look, arm.label)
     floor: Look = {"color": "#0072B2", "linewidth": 1.4}
     for place, cell in enumerate(cells):
-        label = "classes with a live path" if place == 0 else ""
+        label = "classes with a path from the input" if place == 0 else ""
         if (share := live_share(cell)) is None:
             continue
         axis.hlines(100 * share, place - 0.42, place + 0.42, label=label, **floor)
@@ -70,9 +70,9 @@ def accuracy_and_floor(group: Iterable[Cell]) -> "Figure":
     axis.minorticks_off()
     axis.set_xticks(range(len(cells)), [percent(cell.settings["sparsity"]) for cell in cells])
     axis.set_xlabel("sparsity")
-    axis.set_ylabel("test accuracy, and share of\nclasses with a live path (%)")
+    axis.set_ylabel("test accuracy, and share of classes\nwith a path from the input (%)")
     figure.suptitle(wrapped(title(cells[0].settings), 60))
-    legend(figure, [axis], NOTE.partition(" and its")[0] + ".")
+    legend(figure, [axis], NOTE.partition(" with their")[0] + ".")
     return figure
 
 

@@ -13,49 +13,60 @@ from statistics import mean, stdev
 from .cells import BASELINE, Arm, Cell, Record, cell_title, cells
 from .paper import PUBLISHED, Published
 from .statistics import Comparison, compare, of_values, value_of
-from .tables import NOTHING, interval_text, markdown, points_text
+from .tables import (
+    DIFFERENCE,
+    INTERVAL,
+    NOTHING,
+    PAIRS,
+    PAPER,
+    VERDICT,
+    interval_text,
+    markdown,
+    points_text,
+)
 from .verdict import COLLAPSE, verdict_on
 
 COLUMNS = (
     "samples",
-    "every",
+    "interval, steps",
     "beta",
     "validation, %",
     "test, %",
-    "pairs",
-    "difference, points",
-    "t 95 %",
-    "the paper's, %",
-    "the paper's difference",
+    PAIRS,
+    DIFFERENCE,
+    INTERVAL,
+    PAPER,
+    "paper's difference",
 )
 CHOICE_COLUMNS = (
-    "setting chosen by",
+    "setting selected by",
     "settings",
-    "pairs",
-    "gain it claims, points",
-    "t 95 %",
-    "verdict",
+    PAIRS,
+    "reported gain, points",
+    INTERVAL,
+    VERDICT,
 )
 
-UNBIASED = "validation, on the other seeds"
-SAME_VALIDATION = "validation, on the same runs"
-SAME_TEST = "test set, best mean over seeds"
-SINGLE_TEST = "test set, best single run of each seed"
+UNBIASED = "validation accuracy, other seeds"
+SAME_VALIDATION = "validation accuracy, same runs"
+SAME_TEST = "test accuracy, mean over seeds"
+SINGLE_TEST = "test accuracy, single run of each seed"
 
-LEGEND = """\
-Difference: test accuracy with the term minus without, mean over pairs of the same seed, mask and \
-data order, with its Student-t interval. The paper's numbers are of its table 2 (CIFAR-10, \
-ResNet20, random ERK at 95 %, best test epoch, one run each); beside ours at another sparsity \
-they are those of another experiment.
+LEGEND = f"""\
+Difference: test accuracy with the term minus that without it, averaged over pairs with the same \
+seed, mask and data order, with Student's t interval. The paper's numbers are from its table 2 \
+(CIFAR-10, ResNet20, random ERK masks at 95 %, best test epoch, one run per setting). If the \
+sparsity of our runs is not 95 %, they are a different experiment.
 
-Four ways of choosing one setting, with the gain over the baseline that each would report. \
-*Validation, on the other seeds*: for each seed the setting with the best mean validation \
-accuracy of all other seeds; the gain is measured on runs that had no part in the choice, so the \
-verdict is given for this row only. *Validation, on the same runs*: the best mean validation \
-accuracy of all seeds; a lucky run is lucky on both sets. *Test set, best mean over seeds*: \
-chosen by what is reported. *Test set, best single run of each seed*: as in a table of one run \
-for each setting, whose best entry is set against one run of the baseline. The last row minus the \
-first is the selection bias.
+The second table compares four ways to select one setting, with the gain over the baseline that \
+each of them reports. *{UNBIASED}*: for each seed, the setting with the best mean validation \
+accuracy of all other seeds. The gain is measured on runs that have no part in the selection, so \
+only this row has a verdict. *{SAME_VALIDATION}*: the setting with the best mean validation \
+accuracy of all seeds. A run that is better by chance is often better on both sets, so this gain \
+is too large. *{SAME_TEST}*: the setting with the best mean test accuracy, which is also the \
+reported number. *{SINGLE_TEST}*: for each seed, the setting with the best test accuracy, as in a \
+table with one run per setting whose best entry is compared with one run of the baseline. The \
+gain of the last row minus that of the first is the selection bias.
 """
 
 
@@ -197,11 +208,6 @@ def beside_the_paper(cell: Cell) -> bool:
     return (cell.settings["dataset"], cell.settings["model"]) == ("cifar10", "resnet20")
 
 
-def setting_label(arm: Arm) -> str:
-    """Return the number of samples and the interval of an arm as text: "8 samples every 5"."""
-    return f"{arm.samples or 'all'} samples every {arm.every}"
-
-
 def _complete_seeds(cell: Cell) -> list[int]:
     """Return the seeds for which every setting of the term forms a pair with the baseline."""
     shared = [set(compare(cell, arm).seeds) for arm in settings_of_term(cell)]
@@ -220,18 +226,18 @@ def _table(cell: Cell) -> str:
         comparison = compare(cell, arm)
         lost = [*comparison.diverged, *comparison.incomplete]
         if lost:
-            lines.append(f"- {arm.label}: left out: {', '.join(lost)}")
+            lines.append(f"- {arm.label}: excluded: {', '.join(lost)}")
     found = choices(cell)
     if not found:
-        lines.append("- No setting is chosen: fewer than two seeds have every run.")
+        lines.append("- No setting is selected, because fewer than two seeds have all runs.")
         return "\n".join(lines) + "\n"
     lines += [*markdown(CHOICE_COLUMNS, [_choice_row(choice) for choice in found]), ""]
     bias = selection_bias(cell)
     if bias is not None:
         count = len(settings_of_term(cell))
         lines.append(
-            f"- Choosing the best of {count} single runs on the test set would claim "
-            f"{100 * bias:+.2f} points more than the unbiased choice: the selection bias."
+            f"- The selection bias is {100 * bias:+.2f} points: the gain of the best of {count} "
+            "single runs on the test set, minus the gain of the unbiased selection."
         )
     return "\n".join(lines) + "\n"
 
@@ -267,11 +273,11 @@ def _choice_row(choice: Choice) -> tuple[str, ...]:
     comparison = choice.comparison
     return (
         choice.rule,
-        "; ".join(f"{setting_label(arm)}, beta {arm.beta:g}" for arm in choice.arms),
+        "; ".join(f"{arm.sampling}, beta {arm.beta:g}" for arm in choice.arms),
         str(comparison.n),
         points_text(comparison.mean),
         interval_text(comparison.t_interval),
-        verdict_on(comparison, None) if choice.unbiased else "none: the runs were selected",
+        verdict_on(comparison, None) if choice.unbiased else "none, because of the selection",
     )
 
 
@@ -296,9 +302,10 @@ def _paper_in_words() -> str:
         f"The paper's table 2 has {len(shown)} settings, of which {len(shown) - count} collapsed. "
         f"The other {count} have a mean of {average:.2f} % and a standard deviation of "
         f"{spread:.2f} points; the best of them, {max(kept):.2f} %, is compared with one run of "
-        f"{reference:.2f} %. The best of {count} independent normal values with this mean and "
-        f"spread is expected at {expected_best(average, spread, count):.2f} %: the best entry "
-        "shows no setting that is better than the others.\n"
+        f"{reference:.2f} % without the term. The expected maximum of {count} independent normal "
+        "values with this mean and standard deviation is "
+        f"{expected_best(average, spread, count):.2f} %, so the best entry does not show that its "
+        "setting is better than the others.\n"
     )
 
 

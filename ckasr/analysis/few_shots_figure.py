@@ -44,7 +44,7 @@ def few_shot_accuracies(cell: Cell) -> "Figure":
     """
     arms = settings_of_term(cell)
     if not arms:
-        raise ValueError("no run with CKA-SR: there are no settings to compare")
+        raise ValueError("no run has CKA-SR, so there are no settings to compare")
     intervals = sorted({arm.every for arm in arms})
     betas = sorted({arm.beta for arm in arms})
     samples = sorted({arm.samples for arm in arms}, key=lambda count: (count == 0, count))
@@ -55,7 +55,7 @@ def few_shot_accuracies(cell: Cell) -> "Figure":
     for axis in axes[1 : len(intervals)]:
         axis.sharey(axes[0])
     for axis, every in zip(axes, intervals, strict=False):
-        axis.set_title(f"term on {_steps(every)}")
+        axis.set_title(f"term at {_steps(every)}")
         for place, count in enumerate(samples):
             shown = [arm for arm in arms if (arm.samples, arm.every) == (count, every)]
             offset = 0.8 * ((place + 0.5) / len(samples) - 0.5)
@@ -64,7 +64,7 @@ def few_shot_accuracies(cell: Cell) -> "Figure":
         axis.set_xticks(range(len(betas)), [power_of_ten(beta) for beta in betas])
         axis.set_xlim(-0.5, len(betas) - 0.5)
         axis.set_xlabel("β")
-    axes[0].set_ylabel("test accuracy, difference\nto baseline (points)")
+    axes[0].set_ylabel("difference of test accuracy\nto the baseline (points)")
     if found:
         _draw_choices(axes[-1], found, len(arms), beside_the_paper(cell))
     figure.suptitle(wrapped(cell_title(cell.settings), 100))
@@ -126,9 +126,9 @@ def _draw_choices(axis: "Axes", found: Sequence[Choice], count: int, with_paper:
     axis.axvline(0, **GUIDE)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlabel("gain that it claims (points)")
-    axis.set_title(f"one of {count} settings chosen by")
+    axis.set_xlabel("reported gain (points)")
+    axis.set_title(f"one of {count} settings selected by")
 
 
 def _steps(every: int) -> str:
-    return "every step" if every == 1 else f"1 of {every} steps"
+    return "every step" if every == 1 else f"one of {every} steps"

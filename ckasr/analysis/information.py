@@ -13,7 +13,7 @@ from typing import Any
 
 from .cells import BASELINE, Arm, arm_of
 from .statistics import Interval, t_interval
-from .tables import interval_text, markdown, points_text
+from .tables import PAIRS, interval_text, markdown, points_text
 from .verdict import COLLAPSE, FEWEST_PAIRS
 
 PLACEBO = "random_direction"
@@ -21,13 +21,14 @@ PLACEBO = "random_direction"
 Result = Mapping[str, Any]
 
 CRITERION = f"""\
-The paper's mechanism (the term lowers the mutual information, and the accuracy rises because of \
-it) would be supported if, for some beta, (1) the information of the first noisy layer falls: the \
-95 % Student-t interval of the paired difference to the baseline lies below 0; (2) it falls more \
-than with the placebo of equal gradient norm: the interval of the paired difference to the placebo \
-of the same beta lies below 0; and (3) the accuracy does not fall: its paired interval is not \
-below 0, and its mean falls by less than {100 * COLLAPSE:g} points. Less information in a network \
-that has stopped working supports nothing."""
+The paper's mechanism (the term decreases the mutual information, and this increases the \
+accuracy) would be supported if the following holds for some beta. (1) The information of the \
+first noisy layer decreases: the 95 % Student-t interval of the paired difference to the baseline \
+lies below 0. (2) It decreases more than with the placebo of equal gradient norm: the interval of \
+the paired difference to the placebo of the same beta lies below 0. (3) The accuracy does not \
+decrease: its paired interval does not lie below 0, and its mean decreases by less than \
+{100 * COLLAPSE:g} points. A decrease of the information in a network whose accuracy collapsed \
+does not support the mechanism."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ class Effect:
         if mean(self.accuracy) <= -COLLAPSE:
             return "not supported: the accuracy collapsed"
         if not _below(t_interval(self.first)):
-            return "not supported: no fall of the information shown"
+            return "not supported: no decrease of the information shown"
         if _below(t_interval(self.accuracy)):
-            return "not supported: the accuracy falls as well"
+            return "not supported: the accuracy decreases as well"
         if self.arm.term == PLACEBO:
-            return "a placebo: the information falls"
+            return "a placebo: the information decreases"
         if len(self.against_placebo) < FEWEST_PAIRS:
             return "undecided: no placebo to compare with"
         if not _below(t_interval(self.against_placebo)):
-            return "not supported: no larger fall than with the placebo shown"
+            return "not supported: no larger decrease than with the placebo shown"
         return "supported here"
 
 
@@ -123,13 +124,13 @@ def information_table(effects: Sequence[Effect]) -> str:
     header = (
         "sparsity",
         "arm",
-        "n pairs",
-        "first layer, nats",
-        "against the placebo, nats",
-        "last layer: lower bound, nats",
+        PAIRS,
+        "first noisy layer, nats",
+        "difference to the placebo, nats",
+        "last noisy layer: lower bound, nats",
         "upper bound, nats",
         "test accuracy, points",
-        "the mechanism is",
+        "verdict on the mechanism",
     )
     rows = [
         (

@@ -66,7 +66,7 @@ def information_and_accuracy(results: Iterable[Result]) -> "Figure":
     tested.set_ylabel("test accuracy (%)")
     _plane(plane, arms)
     count = runs[0]["samples"]
-    images = f"X is uniform on {count} training images; dotted: its entropy, log {count}."
+    images = f"X is uniform on {count} training images. Dotted lines show its entropy, log {count}."
     legend(figure, [first], f"{NOTE} {images}")
     return figure
 
@@ -133,6 +133,6 @@ def _plane(axis: "Axes", arms: Arms) -> None:
         information = np.mean([[layers[0] for layers in run["lower"]] for run in runs], axis=0)
         accuracy = 100 * np.mean([run["validation_accuracy"] for run in runs], axis=0)
         axis.plot(information, accuracy, **{**look, "markersize": 3})
-    axis.set_title("first noisy layer during the training, largest β")
+    axis.set_title("first noisy layer during training, largest β")
     axis.set_xlabel("I(X; T) (nats)")
     axis.set_ylabel("validation accuracy (%)")

@@ -28,8 +28,8 @@ COLUMNS = (
     "partner, %",
     "term, %",
     "both, %",
-    "term without partner, points",
-    "term with partner, points",
+    "effect of the term without partner, points",
+    "effect of the term with partner, points",
     "interaction, points",
     f"{100 * CONFIDENCE:g} % interval",
     "p",
@@ -38,14 +38,15 @@ COLUMNS = (
 )
 
 LEGEND = f"""\
-Accuracies are test accuracies after the last epoch, means over the seeds of which all four runs \
-are finished. Interaction: effect of the term with the partner minus its effect without it, \
-(both - partner) - (term - neither), mean over seeds. The interval is Student's t interval of that \
-mean; p is from the exact two-sided sign-flip test; Holm p is corrected for all rows of the table. \
-The verdict is *positive interaction* if the {100 * CONFIDENCE:g} % interval is above 0, *negative \
-interaction* if it is below 0, and otherwise *no interaction shown*, which does not mean that \
-there is none. It is *undecided* with fewer than {FEWEST_PAIRS} seeds, without an interval, or if \
-more than one seed in five was lost to divergence.
+Accuracies are test accuracies after the last epoch, averaged over the seeds for which all four \
+runs are finished: with neither the partner nor the term, with one of them, and with both. \
+Interaction: effect of the term with the partner minus its effect without the partner, (both - \
+partner) - (term - neither), averaged over seeds. Its interval is Student's t interval. p is the \
+p-value of the exact two-sided sign-flip test, and Holm p is its value after Holm's correction \
+for all rows of the table. The verdict is *positive interaction* if the {100 * CONFIDENCE:g} % \
+interval lies above 0, *negative interaction* if it lies below 0, and otherwise *no interaction \
+shown*, which does not mean that there is none. It is *undecided* with fewer than {FEWEST_PAIRS} \
+seeds, without an interval, or if more than one fifth of the seeds have a run that diverged.
 """
 
 
@@ -144,7 +145,9 @@ def interactions_table(found: Iterable[Interaction]) -> str:
         found: the interactions, from `interactions`.
     """
     tables = [_table(members) for members in studies(found)]
-    return "\n".join([*tables, LEGEND]) if tables else "There are no factorials yet.\n"
+    return (
+        "\n".join([*tables, LEGEND]) if tables else "There are no complete factorial designs yet.\n"
+    )
 
 
 def _table(members: Sequence[Interaction]) -> str:
@@ -153,7 +156,7 @@ def _table(members: Sequence[Interaction]) -> str:
     lines = [f"### Interactions: {members[0].title}", "", *markdown(COLUMNS, rows), ""]
     for each in members:
         if lost := [*each.difference.diverged, *each.difference.incomplete]:
-            lines.append(f"- {each.label}: seeds left out: {'; '.join(lost)}")
+            lines.append(f"- {each.label}: excluded seeds: {'; '.join(lost)}")
     return "\n".join(lines) + "\n"
 
 
@@ -180,7 +183,10 @@ def _row(each: Interaction, adjusted: float | None) -> tuple[str, ...]:
 
 
 def _interaction(partner: Partner, strength: float, off: Cell, on: Cell, arm: Arm) -> Interaction:
-    sides = {"host without the partner": off.arms[BASELINE], "host with it": on.arms[BASELINE]}
+    sides = {
+        "baseline without the partner": off.arms[BASELINE],
+        "baseline with the partner": on.arms[BASELINE],
+    }
     parts = {
         "": compare_sides(on, arm, sides),
         "without the partner, ": compare(off, arm),

@@ -30,7 +30,7 @@ def interaction_effects(found: Sequence[Interaction]) -> "Figure":
         ValueError: if there is nothing to draw.
     """
     if not found:
-        raise ValueError("no factorial: there is nothing to draw")
+        raise ValueError("there are no interactions to draw")
     figure = blank(7.2, 1.7 + 0.42 * len(found))
     effects, difference = figure.subplots(1, 2, sharey=True)
     for place, each in enumerate(found):
@@ -44,7 +44,7 @@ def interaction_effects(found: Sequence[Interaction]) -> "Figure":
     )
     effects.set_ylim(len(found) - 0.4, -0.6)
     effects.set_xlabel("effect of the term on test accuracy (points)")
-    difference.set_xlabel("interaction: effect with partner\nminus effect without it (points)")
+    difference.set_xlabel("interaction: effect with the partner\nminus effect without it (points)")
     for axis in (effects, difference):
         axis.axvline(0, **GUIDE)
         axis.set_ylabel("")

@@ -47,7 +47,7 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     }
     arms = {arm: runs for arm, runs in arms.items() if runs}
     if not arms:
-        raise ValueError("no finished run: there is no layer CKA to draw")
+        raise ValueError("there is no finished run with a layer CKA to draw")
     compared = BASELINE in arms and len(arms) > 1
     heights = (4, 4, 2.6) if compared else (4, 2.6) if len(arms) > 1 else (4,)
     figure = blank(1.5 + 1.8 * max(2, len(arms)), 0.7 + 0.5 * sum(heights))
@@ -59,8 +59,8 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     _draw_weights(list(axes[-1, -len(arms) :]), arms)
     measured = next(iter(next(iter(arms.values())).values()))["layer_cka"]
     notes = [
-        f"CKA {measured['estimator']}; {measured['samples']} {measured['split']} images in batches "
-        f"of {measured['batch_size']}"
+        f"{measured['estimator']} CKA of {measured['samples']} {measured['split']} images in "
+        f"batches of {measured['batch_size']}"
     ]
     if not _defined(arms).all():
         notes.append("CKA is undefined (grey) if the output of a layer is constant in every seed")
@@ -163,7 +163,7 @@ def _draw_similarity(axis: "Axes", arms: Mapping[Arm, Runs]) -> None:
     axis.set_xticks(range(len(arms)), [wrapped(arm.label, 8) for arm in arms], fontsize=6)
     axis.tick_params(axis="x", labelrotation=0 if len(arms) < 3 else 90)
     axis.set_ylabel("mean CKA over\npairs of layers")
-    axis.set_title("dots: seeds; bars: 95 %\nStudent-t interval")
+    axis.set_title("dots: single seeds; bars: 95 %\nStudent-t intervals of means")
 
 
 def _draw_map(axis: "Axes", matrix: "np.ndarray", runs: Runs, **colours: Any) -> Any:
@@ -202,7 +202,7 @@ def _draw_weights(axes: Sequence["Axes"], arms: Mapping[Arm, Runs]) -> None:
             before, _, _ = _histogram(arms[BASELINE])
             axis.stairs(before, edges, color=shown[BASELINE]["color"], linewidth=0.6)
         axis.set_xlim(edges[0], edges[-1])
-        axis.set_xlabel(f"kept weight\n({100 * outside:.2g} % beyond ±{edges[-1]:g})")
+        axis.set_xlabel(f"value of kept weights\n({100 * outside:.2g} % beyond ±{edges[-1]:g})")
     for axis in axes:
         axis.set_ylim(0, 1.08 * highest or 1)
     axes[0].set_ylabel("weights per bin,\nmean over seeds")

@@ -9,7 +9,7 @@ from .style import Look
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NOTE = "Dots: seeds. Large markers: mean and its 95 % Student-t interval."
+NOTE = "Dots are single seeds. Large markers are means with their 95 % Student-t intervals."
 MANY = 7
 """Number of seeds above which the dots may overlap: a swarm would be wider than its place."""
 SPREAD = 0.13

@@ -88,12 +88,12 @@ def _weight(name: str) -> Callable[[Record], float | None]:
 
 SIMILARITY = Quantity("CKA of all layers", "mean CKA\nof all layers", mean_similarity)
 IN_STAGES = Quantity("CKA within stages", "mean CKA\nwithin stages", stage_similarity)
-NORM = Quantity("norm of W", "Frobenius norm\nof all weights", _weight("frobenius_norm"), 2)
+NORM = Quantity("norm of weights", "Frobenius norm\nof all weights", _weight("frobenius_norm"), 2)
 NEAR_ZERO = Quantity(
-    "share below 0.01", "share of weights\nbelow 0.01", _weight("fraction_below_1e-2"), 4
+    "share of weights below 0.01", "share of weights\nbelow 0.01", _weight("fraction_below_1e-2"), 4
 )
 NEAR_ZERO_SCALED = Quantity(
-    "share below a tenth of the rms",
+    "share of weights below rms / 10",
     "share of weights\nbelow rms / 10",
     _weight("fraction_below_tenth_rms"),
     4,
@@ -104,19 +104,21 @@ QUANTITIES = (SIMILARITY, IN_STAGES, NORM, NEAR_ZERO, NEAR_ZERO_SCALED, RANK)
 COLUMNS = ("arm", "pairs", *(quantity.name for quantity in QUANTITIES))
 
 LEGEND = f"""\
-After the last epoch. Of the baseline: the mean over seeds. Of every other arm: the mean paired \
-difference to it, with its Student-t 95 % interval. CKA is unbiased, pooled over minibatches of \
-the same images for both arms; *within stages* are the pairs that the term sums, *all layers* \
-include the stem and pairs of different stages. The share of weights below 0.01 depends on the \
-scale of the weights, the one below a tenth of their layer's root mean square does not. Effective \
-rank: participation ratio of the squared singular values of a layer.
+Quantities are measured after the last epoch. The row of the baseline shows means over seeds. The \
+rows of the other arms show mean paired differences to the baseline, with their 95 % Student-t \
+intervals. CKA is unbiased and pooled over minibatches, which contain the same images in both \
+arms. *Within stages* are the pairs that the term sums; *all layers* includes the stem and pairs \
+of different stages. The share of weights below 0.01 depends on the scale of the weights, and the \
+share below a tenth of the root mean square of the layer does not. Effective rank: participation \
+ratio of the squared singular values of a layer.
 
 H2: the CKA of all layers is lower with the term, and lower at a larger beta than at a smaller \
-one. H3: more weights are below 0.01, and the norm is smaller. A part of a hypothesis is met \
-where the whole interval lies on its side of 0. *{HOLDS}*: every part is met, at every beta; \
-*{FAILS}*: none; *{IN_PART}*: some; *{UNDECIDED}*: fewer than 3 pairs, no interval, or too many \
-diverged. Arms that lose more than {100 * COLLAPSE:g} points of accuracy are left out: layers of \
-a broken network may be as different as they like.
+one. H3: more weights are below 0.01, and the norm is smaller. A part of a hypothesis is met if \
+the whole interval has the predicted sign. The verdict is *{HOLDS}* if every part is met at every \
+beta, *{FAILS}* if none is met, *{IN_PART}* if some are met, and *{UNDECIDED}* with fewer than 3 \
+pairs, without an interval, or if too many runs diverged. Arms that lose more than \
+{100 * COLLAPSE:g} points of accuracy are excluded, because a network that does not classify can \
+have dissimilar layers for other reasons.
 """
 
 
@@ -174,7 +176,7 @@ class Hypothesis:
             "undecided": [part.text for part in self.parts if part.undecided],
         }
         told = [f"{word}: {', '.join(texts)}" for word, texts in groups.items() if texts]
-        told += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        told += [f"excluded: {', '.join(self.left_out)}"] if self.left_out else []
         return f"{self.name}: **{self.verdict}**" + (f" ({'; '.join(told)})" if told else "")
 
 

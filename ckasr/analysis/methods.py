@@ -26,7 +26,7 @@ COLUMNS = (
     "method",
     ACCURACY,
     "validation accuracy, %",
-    "sparsity reached",
+    "actual sparsity",
     EFFECTIVE,
     DEAD_CLASSES,
     "dead layers",
@@ -40,18 +40,19 @@ TOLERANCE = 0.05
 
 LEGEND = """\
 The method with the best test accuracy after the last epoch comes first; sd is the standard \
-deviation over n seeds. Validation accuracy is measured on held-out training images. A method is \
-followed by its options, if they are not the defaults. *Sparsity* is what was asked for, \
-*reached* is what the masks have, *effective* counts only weights on a path from input to output; \
-a dead layer or class has no such path. The epochs of all phases are added up; in brackets they \
-are a multiple of the epochs of dense training. Scoring before training is not counted. Minutes \
-are wall-clock time on a machine that may have been shared. All numbers are means over seeds, \
-except that a layer counts as dead if it is dead with any seed.
+deviation over n seeds. Validation accuracy is measured on held-out training images. The name of \
+a method is followed by its options that do not have the default value. *Sparsity* is the target, \
+*actual sparsity* is that of the masks, and *effective sparsity* counts only weights on a path \
+from input to output; a layer or class is dead if it has no such path. Epochs are the sum over \
+all phases, and in parentheses a multiple of the epochs of dense training; scores that are \
+computed before training do not count. Minutes are wall-clock time on a machine that may have \
+been shared. All numbers are means over seeds, except that a layer counts as dead if it is dead \
+for any seed.
 """
 OTHERS = f"""\
-Published accuracies are **not directly comparable**: network, schedule or both differ. \
-*Synaptic-Flow's data*: {SOURCE}; {TERMS}. *Paper*: {APPENDIX}; the same network and method, \
-{SELECTION}, with the full recipe.
+Published accuracies are **not directly comparable**, because the network, the schedule or both \
+differ. *Synaptic-Flow's data*: {SOURCE}; {TERMS}. *Paper*: {APPENDIX}; the same network and \
+method, {SELECTION}, with the full recipe.
 """
 
 
@@ -132,13 +133,13 @@ class Entry:
         return self.cell.settings["method_options"].get("dual_per") == "step"
 
     @property
-    def open_before_cut(self) -> list[float]:
+    def open_gates(self) -> list[float]:
         """Fraction of weights with an open gate after training, for each run that records it."""
         shares = [run.get("measured", {}).get("open_before_cut") for run in self.runs]
         return [share for share in shares if share is not None]
 
     @property
-    def missed(self) -> bool:
+    def sparsity_differs(self) -> bool:
         """Whether the number of kept weights differs from the target by more than `TOLERANCE`."""
         left = mean(1 - run["sparsity"]["nominal"] for run in self.runs)
         return abs(left / (1 - self.sparsity) - 1) > TOLERANCE
@@ -192,36 +193,37 @@ def _family_table(entries: Sequence[Entry]) -> str:
         for seed, run in entry.cell.arms[entry.arm].items()
         if run["status"] == "diverged"
     ]
-    missed = [f"{entry.label} at {percent(entry.sparsity)}" for entry in entries if entry.missed]
+    different = [f"{e.label} at {percent(e.sparsity)}" for e in entries if e.sparsity_differs]
     published = [e.cell.settings for e in entries if lookup(e.cell.settings, e.arm)]
     if broken:
-        lines.append(f"- Diverged, not in the mean: {'; '.join(broken)}")
-    if missed:
-        lines.append(f"- Not the sparsity that was asked for, not comparable: {'; '.join(missed)}")
+        lines.append(f"- Diverged and excluded from the mean: {'; '.join(broken)}")
+    if different:
+        names = "; ".join(different)
+        lines.append(f"- Not comparable, because the sparsity differs from the target: {names}")
     reasons = {run["sparsity"].get("not_followed") for entry in entries for run in entry.runs}
     lines += [f"- {UNKNOWN_PATHS}: {reason}" for reason in sorted(reasons - {None})]
-    lines += _gates(entries)
+    lines += _notes_on_gates(entries)
     if max(len(entry.runs) for entry in entries) == 1:
-        lines.append("- One seed per method: only large differences mean anything")
-    if published and (different := deviations(published[0])):
-        lines.append(f"- Our recipe differs from the paper's: {', '.join(different)}")
+        lines.append("- There is one seed per method, so only large differences are meaningful")
+    if published and (recipe := deviations(published[0])):
+        lines.append(f"- Our recipe differs from the paper's: {', '.join(recipe)}")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _gates(entries: Sequence[Entry]) -> list[str]:
+def _notes_on_gates(entries: Sequence[Entry]) -> list[str]:
     """Return notes on how many gates of L0 were open before the final pruning."""
     lines = [
-        f"- {entry.label} at {percent(entry.sparsity)}: when training ended, the gates of "
-        f"{100 * mean(shares):.1f} % of the weights were open; the cut closed the rest"
+        f"- {entry.label} at {percent(entry.sparsity)}: {100 * mean(shares):.1f} % of the weights "
+        "had an open gate at the end of training, before the final pruning to the target"
         for entry in entries
-        if (shares := entry.open_before_cut)
+        if (shares := entry.open_gates)
     ]
     if old := [entry for entry in entries if entry.fixed_rate]:
         names = "; ".join(f"{entry.label} at {percent(entry.sparsity)}" for entry in old)
         lines.append(
-            "- Trained with a multiplier whose rate ignores the length of the training "
-            "(dual_per=step): after a short training most gates can be open, and the final cut "
-            f"does the pruning: {names}"
+            "- The rate of the multiplier does not depend on the number of steps (dual_per=step), "
+            "so after a short training most gates can be open, and the final pruning removes most "
+            f"of the weights: {names}"
         )
     return lines
 

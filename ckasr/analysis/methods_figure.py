@@ -32,8 +32,8 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     found = method_families(records)
     if len(found) != 1:
         raise ValueError(
-            f"this figure is of two methods or more with one recipe; the records have {len(found)} "
-            "such recipes"
+            "this figure compares two or more methods with one recipe, but the records have "
+            f"{len(found)} such recipes"
         )
     (entries,) = found
     pruned = [entry for entry in entries if entry.method != "dense"] or entries
@@ -60,11 +60,11 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     seeds = max(len(entry.runs) for entry in entries)
     note = NOTE if seeds > 1 else "One seed per method."
     if any("×" in name for name in names.values()):
-        note += " Epochs: trained in all phases, as a multiple of those of dense training."
-    if any(entry.missed for entry in pruned):
-        note += " Hollow: the method missed the sparsity that was asked for."
+        note += " Epochs: those of all phases, as a multiple of the epochs of dense training."
+    if any(entry.sparsity_differs for entry in pruned):
+        note += " Hollow markers: the sparsity differs from the target."
     if any(entry.dead_layers or entry.report("dead_classes") for entry in pruned):
-        note += " Dead: no path from input to output goes through it."
+        note += " A layer or class is dead if it has no path from input to output."
     legend(figure, axes[:1], note)
     return figure
 
@@ -95,8 +95,8 @@ def _draw_entry(
     y = row + 0.25 * (in_cell.index(entry.arm) - (len(in_cell) - 1) / 2)
     if len(values) > 1:
         draw_seeds(axis, y, values, look, horizontal=True)
-    label = entry.arm.label if len(arms) > 1 and not entry.missed else None
-    draw_means(axis, [y], [values], look, label, horizontal=True, hollow=entry.missed)
+    label = entry.arm.label if len(arms) > 1 and not entry.sparsity_differs else None
+    draw_means(axis, [y], [values], look, label, horizontal=True, hollow=entry.sparsity_differs)
     counts = {"layer": len(entry.dead_layers or []), "class": entry.report("dead_classes")}
     dead = [_counted(number, name) for name, number in counts.items() if number]
     if dead:

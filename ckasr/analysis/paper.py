@@ -37,7 +37,7 @@ With validation 0, all images are used for training. On CIFAR-10 the paper holds
 we do.
 """
 
-SELECTION = "best test epoch, number of runs unknown"
+SELECTION = "accuracy of the best test epoch, unknown number of runs"
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class Claim:
 
 CLAIMS = (Claim("cifar100", 0.995, 0.04), Claim("cifar100", 0.998, 0.06))
 CLAIM_TERMS = (
-    "The abstract claims a gain of 4 % and more at 99.5 %, and of 6 % and more at 99.8 %, on "
-    "CIFAR-100. Host method and network are unknown. The gains are read as points; whether they "
-    "are per cent of the baseline's accuracy (6 per cent of 2.95 % are 0.18 points) is not known"
+    "The abstract claims a gain of 4 % or more at 99.5 % sparsity, and of 6 % or more at 99.8 %, "
+    "on CIFAR-100. It does not state the method and the network. The gains are read as percentage "
+    "points; they may instead be relative to the baseline's accuracy (6 % of 2.95 % is 0.18 points)"
 )
 LOTTERY_TERMS = (
     "Lottery tickets on MNIST are the first experiment that the summary of the paper suggests. Its "
-    "number is not known: the gain beside ours stands only as claimed on CIFAR-100"
+    "number is not known, so the claim for CIFAR-100 is shown for comparison"
 )
 
 

@@ -40,16 +40,17 @@ COLUMNS = (
     VERDICT,
 )
 LEGEND = f"""\
-Difference: test accuracy after the last epoch in {OTHER} minus that in {REFERENCE}, mean over \
-pairs with the same seed, mask, initial weights and data order. The interval of that mean is \
-Student's t interval. The effect of a term is its accuracy minus the baseline's, in points, in \
-each precision.
+Difference: test accuracy after the last epoch in {OTHER} minus that in {REFERENCE}, averaged over \
+pairs with the same seed, mask, initial weights and data order. Its interval is Student's t \
+interval. The effect of a term is its accuracy minus that of the baseline, in points, in each \
+precision.
 
-The verdict follows from the interval: *{SAME}* if it lies within ±{100 * MARGIN:g} point; else \
-*{LOWER}* or *{HIGHER}* if it excludes 0; else *{UNDECIDED}*. It is always *{UNDECIDED}* with \
-fewer than {FEWEST_PAIRS} pairs, without an interval, or if more than one pair in five diverged. \
-{OTHER} may be used only if every accuracy is *{SAME}*, no effect is *{LOWER}* or *{HIGHER}*, and \
-every row has as many pairs as were planned ({PLANNED["digits"]} on digits).
+The verdict is *{SAME}* if the interval lies within ±{100 * MARGIN:g} point. Otherwise it is \
+*{LOWER}* or *{HIGHER}* if the interval excludes 0, and *{UNDECIDED}* if it does not. It is always \
+*{UNDECIDED}* with fewer than {FEWEST_PAIRS} pairs, without an interval, or if a run diverged in \
+more than one fifth of the pairs. {OTHER} may be used only if every accuracy is *{SAME}*, no \
+effect is *{LOWER}* or *{HIGHER}*, and every row has the planned number of pairs \
+({PLANNED["digits"]} on digits).
 """
 
 
@@ -201,12 +202,12 @@ def _table(rows: Sequence[Row]) -> str:
         c = row.comparison
         at = f"{percent(row.sparsity)} {row.quantity}"
         if c.diverged:
-            lines.append(f"- {at}: pairs lost to divergence: {', '.join(c.diverged)}")
+            lines.append(f"- {at}: excluded pairs with a diverged run: {', '.join(c.diverged)}")
         if c.incomplete:
-            lines.append(f"- {at}: incomplete pairs, left out: {', '.join(c.incomplete)}")
+            lines.append(f"- {at}: excluded incomplete pairs: {', '.join(c.incomplete)}")
         if c.note:
             lines.append(f"- {at}: {c.note}")
-    return "\n".join([*lines, f"- By the rule below: **{chosen_precision(rows)}**"]) + "\n"
+    return "\n".join([*lines, f"- Result of the rule below: **{chosen_precision(rows)}**"]) + "\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def precision_differences(rows: Sequence[Row]) -> "Figure":
         ValueError: if there are no rows.
     """
     if not rows:
-        raise ValueError("no run in both precisions: there is nothing to draw")
+        raise ValueError("there are no runs in both precisions to draw")
     term = term_label(row.arm for row in rows)
     panels = {
         "test accuracy": [r for r in rows if not r.effect],
@@ -40,9 +40,9 @@ def precision_differences(rows: Sequence[Row]) -> "Figure":
     for axis, (label, shown) in zip(axes, panels.items(), strict=True):
         _draw_panel(axis, shown, {arm: arms[arm] for arm in arms if arm in {r.arm for r in shown}})
         axis.set_title(label, pad=14)
-    axes[0].set_ylabel(f"{OTHER} minus {REFERENCE},\npaired (points)")
+    axes[0].set_ylabel(f"paired difference,\n{OTHER} minus {REFERENCE} (points)")
     figure.suptitle(wrapped(title(rows[0].settings), 80))
-    note = f"{NOTE} Grey band: differences within {100 * MARGIN:g} point count as none."
+    note = f"{NOTE} Grey band: differences of at most {100 * MARGIN:g} point."
     legend(figure, axes, note)
     return figure
 
@@ -59,7 +59,7 @@ def _draw_panel(axis: "Axes", rows: Sequence[Row], arms: Mapping[Arm, Look]) -> 
     ticks = [f"{percent(s)}\nn = {', '.join(map(str, counts[s]))}" for s in levels]
     axis.set_xticks(range(len(levels)), ticks)
     axis.set_xlim(-0.5, len(levels) - 0.5)
-    axis.set_xlabel("sparsity; n complete pairs")
+    axis.set_xlabel("sparsity (n: complete pairs)")
     axis.label_outer()
 
 

@@ -12,8 +12,9 @@ from statistics import mean
 
 SOURCE = "Tanaka et al. 2020, raw data of github.com/ganguli-lab/Synaptic-Flow"
 TERMS = (
-    "ResNet18, 160 epochs, last epoch, mean of three seeds, at their nearest sparsity; their "
-    "random is uniform over the layers, their SNIP arrays may be older than a fix of August 2020"
+    "ResNet18, accuracy after the last of 160 epochs, mean over three seeds, at the nearest "
+    "sparsity that was measured; the random masks have the same density in all layers, and the "
+    "numbers of SNIP may be older than a correction of August 2020"
 )
 
 # The fraction of kept weights is 10^(-k/4). The sparsities are:

@@ -299,7 +299,7 @@ def _estimate(differences: Sequence[float]) -> dict[str, Any]:
     if n < 2:
         note = "an interval needs two pairs" if n else "no complete pair"
     elif _all_equal(differences):
-        note = f"all {n} differences are equal: no interval"
+        note = f"all {n} differences are equal, so there is no interval"
     else:
         note = ""
     return {**found, "note": note}

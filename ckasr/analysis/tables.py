@@ -21,7 +21,9 @@ SPARSITY = "sparsity"
 ACCURACY = "test accuracy, % ± sd (n)"
 EFFECTIVE = "effective sparsity"
 DEAD_CLASSES = "dead classes"
-UNKNOWN_PATHS = "effective sparsity and dead classes are not known, the paths cannot be followed"
+UNKNOWN_PATHS = (
+    "effective sparsity and dead classes are unknown, because the paths cannot be traced"
+)
 PAIRS = "pairs"
 DIFFERENCE = "difference, points"
 INTERVAL = "95 % interval"
@@ -44,16 +46,17 @@ COLUMNS = (
 
 LEGEND = f"""\
 Test accuracy is measured after the last epoch; sd is the standard deviation over n seeds. \
-Difference: arm minus baseline, mean over pairs with the same seed, mask and data order. The \
-interval of that mean is Student's t interval. p is from the exact two-sided sign-flip test; Holm \
-p is corrected for all rows of the table. Effective sparsity counts only weights on a path from \
-input to output; a dead class has no such path; both are means over seeds. The paper's difference \
-is followed by its place: inside our interval, above it or below it.
+Difference: arm minus baseline, averaged over pairs with the same seed, mask and data order. Its \
+interval is Student's t interval. p is the p-value of the exact two-sided sign-flip test, and \
+Holm p is its value after Holm's correction for all rows of the table. Effective sparsity counts \
+only weights on a path from input to output, and a dead class has no such path; both are means \
+over seeds. The paper's difference is followed by its position: inside, above or below our \
+interval.
 
 {RULE}
 """
 
-ELSEWHERE = "The methods are compared in a table of their own: [methods.md](methods.md).\n"
+ELSEWHERE = "The methods are compared in a separate table: [methods.md](methods.md).\n"
 
 
 def runs_table(records: Iterable[Record]) -> str:
@@ -141,7 +144,7 @@ def _claim_row(comparison: Comparison) -> tuple[str, ...] | None:
     elsewhere = "" if claim.dataset == settings["dataset"] else f", on {claim.dataset}"
     return (
         percent(settings["sparsity"]),
-        f"abstract's claim{elsewhere}; ours: {arm.label}",
+        f"claim of the abstract{elsewhere}, and {arm.label}",
         f"{comparison.n} pairs",
         NOTHING,
         NOTHING,
@@ -176,23 +179,25 @@ def _notes(group: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[str
         for arm, runs in cell.arms.items():
             broken = [str(seed) for seed, run in runs.items() if run["status"] == "diverged"]
             if broken:
-                say(f"diverged, not in the mean: seed {', '.join(broken)}", cell, arm)
+                say(f"diverged and excluded from the mean: seed {', '.join(broken)}", cell, arm)
             for run in runs.values():
                 if reason := run["sparsity"].get("not_followed"):
                     say(f"{UNKNOWN_PATHS}: {reason}", cell, arm)
                     break
     for c in comparisons:
         if c.diverged:
-            say(f"pairs lost to divergence: {', '.join(c.diverged)}", c.cell, c.arm)
+            say(f"excluded pairs with a diverged run: {', '.join(c.diverged)}", c.cell, c.arm)
         if c.incomplete:
-            say(f"incomplete pairs, left out: {', '.join(c.incomplete)}", c.cell, c.arm)
+            say(f"excluded incomplete pairs: {', '.join(c.incomplete)}", c.cell, c.arm)
         if c.note:
             say(c.note, c.cell, c.arm)
     notes = [f"{'; '.join(rows)}: {text}" for text, rows in found.items()]
 
     most = max((c.n for c in comparisons), default=0)
     if most > 1:
-        notes.append(f"With {most} pairs, no sign-flip p is below {p_text(2.0 ** (1 - most))}")
+        notes.append(
+            f"With {most} pairs, p of the sign-flip test is at least {p_text(2.0 ** (1 - most))}"
+        )
     if any(lookup(cell.settings, arm) for cell in group for arm in cell.arms):
         different = deviations(group[0].settings)
         ours = f"; our recipe differs: {', '.join(different)}" if different else "; same recipe"

@@ -18,11 +18,13 @@ COLLAPSE = 0.05
 
 RULE = f"""\
 The verdict follows from the 95 % interval. If the paper has a gain for the cell and the schedule \
-is full (160 epochs or more), it is *{REPRODUCED}* if the interval is above 0 and reaches the \
-paper's gain; *{SMALLER}* if it is above 0 and below that gain; *{NOT_REPRODUCED}* if it is not \
-above 0 and excludes the gain; *{UNDECIDED}* if it contains both. Otherwise it is *positive*, \
-*negative*, or *no difference shown*. It is always *{UNDECIDED}* with fewer than {FEWEST_PAIRS} \
-pairs, without an interval, or if more than one pair in five diverged."""
+is full (160 epochs or more), the verdict is *{REPRODUCED}* if the interval lies above 0 and its \
+upper end is at least the paper's gain; *{SMALLER}* if the interval lies above 0 and below that \
+gain; *{NOT_REPRODUCED}* if the interval includes values of 0 or less and lies below that gain; \
+and *{UNDECIDED}* if it contains both 0 and that gain. In all other cases the verdict is \
+*positive* if the interval lies above 0, *negative* if it lies below 0, and otherwise *no \
+difference shown*. It is always *{UNDECIDED}* with fewer than {FEWEST_PAIRS} pairs, without an \
+interval, or if a run diverged in more than one fifth of the pairs."""
 
 
 def verdict_of(comparison: Comparison) -> str:

@@ -52,14 +52,14 @@ METHOD_NAMES = {
 }
 SETTINGS = {
     "augment": "augmentation: {}",
-    "batch_size": "batches of {}",
+    "batch_size": "batch size {}",
     "decay": "learning rate × {} per drop",
     "epochs": "{} epochs",
-    "hsic": "HSIC term × {}",
+    "hsic": "HSIC term with factor {}",
     "learning_rate": "learning rate {}",
     "momentum": "momentum {}",
     "noise": "noise of standard deviation {}",
-    "order_seed": "image order {}",
+    "order_seed": "order seed {}",
     "precision": "{}",
     "validation": "{} validation images",
     "weight_decay": "weight decay {}",

@@ -88,7 +88,7 @@ def hosts(base: Settings, partners: Sequence[str]) -> list[Settings]:
                 f"partner {text!r} must be name=strength, as in 'dropout=0.2'"
             ) from None
         if strength == partner.off:
-            raise ValueError(f"partner {text!r} has the strength of a host without it: change it")
+            raise ValueError(f"partner {text!r} has no effect at this strength: give another one")
         for host in (partner.host(base, partner.off), partner.host(base, strength)):
             found[host.id] = host
     return list(found.values())

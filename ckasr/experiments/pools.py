@@ -187,7 +187,7 @@ class Workers(_Base):
                 found.append(self.later(cell, str(error)))
             except BrokenProcessPool:
                 raise ChildProcessError(
-                    "a process of the sweep was killed, often for want of memory: use fewer --jobs"
+                    "a process of the sweep was killed, often by lack of memory: use fewer --jobs"
                 ) from None
         return found
 

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def path_of(results: Path | str, run_id: str) -> Path:
     """Return the path of a run's record. Raises ValueError if the id is not 12 hex digits."""
     if not re.fullmatch(r"[0-9a-f]{12}", str(run_id)):
-        raise ValueError(f"{run_id!r} is no run id: it must be 12 hex digits")
+        raise ValueError(f"{run_id!r} is not a run id: it must be 12 hex digits")
     return Path(results) / "records" / f"{run_id}.json"
 
 
@@ -121,19 +121,19 @@ def _parse(text: bytes, where: str) -> Record:
     try:
         record = json.loads(text.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError:
-        raise ValueError(f"{where} is not UTF-8: delete it or merge it anew") from None
+        raise ValueError(f"{where} is not UTF-8: delete it or merge it again") from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
-        raise ValueError(f"{where} is not JSON ({reason}): delete it or merge it anew") from None
+        raise ValueError(f"{where} is not JSON ({reason}): delete it or merge it again") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"{where} is no run record of schema {SCHEMA}")
+        raise ValueError(f"{where} is not a run record of schema {SCHEMA}")
     if problem := _problem(record):
         raise ValueError(f"{where} is not a valid run record: {problem}")
     return record
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _problem(record: Record) -> str | None:
@@ -237,7 +237,7 @@ def _weights(value: Any) -> bool:
 REQUIRED = ("schema", "id", "settings", "status", "test_accuracy")
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (lambda v: isinstance(v, str), "a text"),
+    "id": (lambda v: isinstance(v, str), "a string"),
     "settings": (lambda v: isinstance(v, dict), "an object"),
     "status": (lambda v: isinstance(v, str) and v in STATUSES, "finished or diverged"),
     "test_accuracy": (_optional(_share), "null or in [0, 1]"),
@@ -247,13 +247,13 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layer_cka": (_optional(_layer_cka), "null or an object with layers and a square matrix"),
     "weights": (_optional(_weights), "null or an object with a histogram"),
     "seconds": (lambda v: _number(v, 0), "a number of seconds"),
-    "started": (lambda v: isinstance(v, str), "a text"),
-    "device": (lambda v: isinstance(v, str), "a text"),
+    "started": (lambda v: isinstance(v, str), "a string"),
+    "device": (lambda v: isinstance(v, str), "a string"),
     "threads": (_count, "a count"),
     "peak_memory_bytes": (_count, "a count"),
     "versions": (lambda v: isinstance(v, dict), "an object"),
-    "commit": (lambda v: isinstance(v, str), "a text"),
-    "execution": (lambda v: isinstance(v, str), "a text"),
+    "commit": (lambda v: isinstance(v, str), "a string"),
+    "execution": (lambda v: isinstance(v, str), "a string"),
     "runs_in_process": (_count, "a count"),
 }
 """For each field, a check of its value and a description of valid values."""

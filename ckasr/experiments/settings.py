@@ -59,11 +59,11 @@ class Settings:
     pairs: Annotated[str, listed(Pairs) + "; '': pairs of the variant"] = ""
     epochs: Annotated[int, "epochs per phase"] = 160
     batch_size: Annotated[int, "samples per batch"] = 128
-    learning_rate: Annotated[float, "learning rate at the start"] = 0.1
+    learning_rate: Annotated[float, "initial learning rate"] = 0.1
     momentum: Annotated[float, "momentum of SGD"] = 0.9
     nesterov: Annotated[bool, "Nesterov momentum"] = True
     weight_decay: Annotated[float, "weight decay of every parameter"] = 5e-4
-    milestones: Annotated[tuple[float, ...], "learning-rate drops, as epoch shares"] = (
+    milestones: Annotated[tuple[float, ...], "learning-rate drops, as fractions of the epochs"] = (
         0.5,
         0.75,
     )
@@ -71,14 +71,14 @@ class Settings:
     label_smoothing: Annotated[float, "label smoothing of the cross-entropy"] = 0.0
     dropout: Annotated[float, "dropout before the classifier"] = 0.0
     noise: Annotated[float, "standard deviation of Gaussian noise on the stages' outputs"] = 0.0
-    hsic: Annotated[float, "weight of an HSIC term beside the term; 0: none"] = 0.0
+    hsic: Annotated[float, "weight of an additional HSIC term; 0: none"] = 0.0
     augment: Annotated[str, listed(Augment) + "; default: the data set's own"] = "default"
     validation: Annotated[int, "training samples held out, not augmented; 0: none"] = 5000
     precision: Annotated[
         str, listed(Precision) + "; tf32: convolutions on a GPU; bf16: autocast"
     ] = "fp32"
     seed: Annotated[int, "seed of weights, masks, split, order, augmentation"] = 0
-    order_seed: Annotated[int, "seed of another order of the samples; -1: that of seed"] = -1
+    order_seed: Annotated[int, "seed of the order of the samples; -1: the order of seed"] = -1
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -104,7 +104,7 @@ class Settings:
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "learning_rate": (self.learning_rate > 0, "positive"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "nesterov": (not self.nesterov or self.momentum > 0, "false where momentum is 0"),
+            "nesterov": (not self.nesterov or self.momentum > 0, "false if momentum is 0"),
             "weight_decay": (self.weight_decay >= 0, "not negative"),
             "milestones": (
                 all(0 < m <= 1 for m in self.milestones)

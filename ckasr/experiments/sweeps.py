@@ -188,7 +188,7 @@ def sweep(
         OSError: if the results cannot be written. Nothing is trained then.
     """
     if not minutes >= 0:
-        raise ValueError(f"minutes={minutes} must be a number, not below 0")
+        raise ValueError(f"minutes={minutes} must be a number of at least 0")
     check_choice("execution", execution, Execution)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
@@ -204,7 +204,7 @@ def sweep(
     progress(f"{len(todo)} of {len(unique)} cells to run, {len(outcome.known)} have a record")
     for run_id in damaged:
         path = records.path_of(results, run_id)
-        progress(f"{run_id} is not run: {path} is no valid record; delete it to run the cell")
+        progress(f"{run_id} is not run: {path} is not a valid record; delete it to run the cell")
     if todo:
         check_writable(results / "records")
         if lines is not None:

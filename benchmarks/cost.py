@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEMORY = Path("timings/memory.json")
-LABELS = {"layers": "number of layers\n(8 samples)", "samples": "number of samples\n(9 layers)"}
 
 
 def keep(rows: Iterable[Memory], folder: Path) -> None:
@@ -71,7 +70,7 @@ def table(rows: Iterable[Memory]) -> str:
     for (what, x), ratio in ratios(rows).items():
         sizes = _by_size(rows)[what, x]
         numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
-        label = what if what in LABELS else f"batch size, {what}"
+        label = what if what in figures.LABELS else f"batch size, {what}"
         lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
     return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
 
@@ -95,13 +94,10 @@ def figure(rows: Iterable[Memory]) -> "Figure":
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
             axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)
-        axis.set_xscale("log")
-        axis.set_yscale("log", nonpositive="clip")
-        axis.set_xticks(x, [str(value) for value in x])
-        axis.minorticks_off()
-        axis.yaxis.set_major_formatter("{x:g}")
         network = what.replace("resnet", "ResNet")
-        axis.set_xlabel(LABELS.get(what, f"batch size of {network}\n(8 samples)"))
+        batches = f"batch size of {network}\n(8 samples)"
+        figures.sizes_axis(axis, x, figures.LABELS.get(what, batches))
+        axis.yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("memory of the term (MB)")
     axes[0].legend()
     return drawn

@@ -15,8 +15,8 @@ from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.storage import write_text
 
 from . import figures, store, timing
-from .memory import ALONE, Memory
-from .scaling import OURS, PAIRWISE
+from .memory import Memory
+from .scaling import LOSSES, OURS, PAIRWISE
 from .term import NO_TERM
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
 def table(rows: Iterable[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
     rows = list(rows)
-    columns = (NO_TERM, *ALONE)
-    titles = ("step without the term, MB", *(f"{name}, MB" for name in ALONE))
+    columns = (NO_TERM, *LOSSES)
+    titles = ("step without the term, MB", *(f"{name}, MB" for name in LOSSES))
     lines = []
     for (what, x), ratio in ratios(rows).items():
         sizes = _by_size(rows)[what, x]
@@ -90,7 +90,7 @@ def figure(rows: Iterable[Memory]) -> "Figure":
     drawn = blank(1.2 + 2 * len(panels), 2.9)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, what in zip(axes, panels, strict=True):
-        for name, look in zip(ALONE, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
+        for name, look in zip(LOSSES, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
             axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)

@@ -15,15 +15,14 @@ from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.storage import write_text
 
 from . import figures, store, timing
-from .memory import ALONE, Memory
-from .scaling import OURS, PAIRWISE
+from .memory import Memory
+from .scaling import LOSSES, OURS, PAIRWISE
 from .term import NO_TERM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEMORY = Path("timings/memory.json")
-LABELS = {"layers": "number of layers\n(8 samples)", "samples": "number of samples\n(9 layers)"}
 
 
 def keep(rows: Iterable[Memory], folder: Path) -> None:
@@ -65,13 +64,13 @@ def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
 def table(rows: Iterable[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
     rows = list(rows)
-    columns = (NO_TERM, *ALONE)
-    titles = ("step without the term, MB", *(f"{name}, MB" for name in ALONE))
+    columns = (NO_TERM, *LOSSES)
+    titles = ("step without the term, MB", *(f"{name}, MB" for name in LOSSES))
     lines = []
     for (what, x), ratio in ratios(rows).items():
         sizes = _by_size(rows)[what, x]
         numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
-        label = what if what in LABELS else f"batch size, {what}"
+        label = what if what in figures.LABELS else f"batch size, {what}"
         lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
     return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
 
@@ -91,17 +90,14 @@ def figure(rows: Iterable[Memory]) -> "Figure":
     drawn = blank(1.2 + 2 * len(panels), 2.9)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, what in zip(axes, panels, strict=True):
-        for name, look in zip(ALONE, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
+        for name, look in zip(LOSSES, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
             axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)
-        axis.set_xscale("log")
-        axis.set_yscale("log", nonpositive="clip")
-        axis.set_xticks(x, [str(value) for value in x])
-        axis.minorticks_off()
-        axis.yaxis.set_major_formatter("{x:g}")
         network = what.replace("resnet", "ResNet")
-        axis.set_xlabel(LABELS.get(what, f"batch size of {network}\n(8 samples)"))
+        batches = f"batch size of {network}\n(8 samples)"
+        figures.sizes_axis(axis, x, figures.LABELS.get(what, batches))
+        axis.yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("memory of the term (MB)")
     axes[0].legend()
     return drawn

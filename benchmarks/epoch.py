@@ -4,10 +4,6 @@ The time is the wall time divided by the number of models that train at the same
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 
@@ -17,57 +13,32 @@ from ckasr.experiments.build import EVALUATION_BATCH
 from ckasr.methods import Context, create
 from ckasr.training import Engine, Recipe
 
+from . import workers
 from .data import IMAGES, batches
 from .step import MODELS
-from .timing import Timing, in_turn, summary
-from .workers import Worker, together
+from .timing import Timing
+from .workers import Variant
 
 TEST = 2_000
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A number of models that train at the same time.
-
-    Args:
-        label: name of the variant.
-        make: function that makes the callable of a worker, ``module:function`` of this package.
-        processes: number of processes.
-        threads: threads per process.
-        models: models per process.
-        options: further arguments of the function.
-    """
-
-    label: str
-    make: str
-    processes: int
-    threads: int
-    models: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def workers(self, **common: Any) -> list[Worker]:
-        """Start the processes; ``common`` are further arguments of the function."""
-        ours = self.make == "epoch:epoch"
-        options = common | self.options | ({"models": self.models} if ours else {})
-        return [Worker(self.make, self.threads, ours, **options) for _ in range(self.processes)]
-
-
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
+OURS = "epoch:epoch"
 # The first variant is the reference of the ratios.
-ON_CPU = (
-    Variant("plain loop, fp32, 1 process of 2 threads", "plain:epoch", 1, 2),
-    Variant("ckasr, fp32, 2 processes of 1 thread", "epoch:epoch", 2, 1, options=FP32),
-    Variant("ckasr, bf16, 2 processes of 1 thread", "epoch:epoch", 2, 1, options=BF16),
-)
-STREAMS = f"{GPU_JOBS} models side by side"
-ON_GPU = (
-    Variant("plain loop, fp32", "plain:epoch", 1, 1),
-    Variant("ckasr, bf16, no graph", "epoch:epoch", 1, 1, options=BF16 | {"capture": False}),
-    Variant("ckasr, fp32", "epoch:epoch", 1, 1, options=FP32),
-    Variant("ckasr, bf16", "epoch:epoch", 1, 1, options=BF16),
-    Variant(f"ckasr, fp32, {STREAMS}", "epoch:epoch", 1, 1, GPU_JOBS, FP32),
-    Variant(f"ckasr, bf16, {STREAMS}", "epoch:epoch", 1, 1, GPU_JOBS, BF16),
-)
+ON_CPU = {
+    "plain loop, fp32, 1 process of 2 threads": Variant("plain:epoch", threads=2),
+    "ckasr, fp32, 2 processes of 1 thread": Variant(OURS, processes=2, arguments=FP32),
+    "ckasr, bf16, 2 processes of 1 thread": Variant(OURS, processes=2, arguments=BF16),
+}
+SIDE_BY_SIDE = {"models": GPU_JOBS}
+ON_GPU = {
+    "plain loop, fp32": Variant("plain:epoch"),
+    "ckasr, bf16, no graph": Variant(OURS, arguments=BF16 | {"capture": False}),
+    "ckasr, fp32": Variant(OURS, arguments=FP32),
+    "ckasr, bf16": Variant(OURS, arguments=BF16),
+    f"ckasr, fp32, {GPU_JOBS} models side by side": Variant(OURS, arguments=FP32 | SIDE_BY_SIDE),
+    f"ckasr, bf16, {GPU_JOBS} models side by side": Variant(OURS, arguments=BF16 | SIDE_BY_SIDE),
+}
 
 
 def measure(
@@ -86,18 +57,14 @@ def measure(
         images: number of training images.
         test: number of images of the evaluation.
     """
+    variants = ON_GPU if device.type == "cuda" else ON_CPU
     timings = []
     for name in names:
-        common = {"name": name, "device": str(device), "images": images, "test": test}
-        with ExitStack() as stack:
-            calls = {}
-            for variant in ON_GPU if device.type == "cuda" else ON_CPU:
-                workers = variant.workers(**common)
-                for worker in workers:
-                    stack.enter_context(closing(worker))
-                calls[variant.label] = partial(together, workers, variant.models)
-            seconds = in_turn(calls, -(-rounds // 4), lambda call: call(), warmup=1)
-        timings += summary(f"epoch {name}", seconds, clock="wall", images=images)
+        timings += workers.measure(
+            f"epoch {name}", variants, workers.together, rounds=-(-rounds // 4), warmup=1,
+            clock="wall", per_call=images,
+            name=name, device=str(device), images=images, test=test,
+        )  # fmt: skip
     return timings
 
 

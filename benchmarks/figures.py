@@ -4,12 +4,12 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckasr.analysis.cells import percent
-from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, GUIDE, blank, save, styled
+from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, GUIDE, Look, blank, save, styled
 
 from . import scaling, sparse, store
 from .shrink import SHRUNK
@@ -34,6 +34,13 @@ TITLES = {
 
 LOG_FROM = 10
 """The axis is logarithmic if a ratio is larger than this number."""
+
+LABELS = {
+    "layers": "number of layers\n(8 samples)",
+    "samples": "number of samples\n(9 layers)",
+    "batch": "batch size\n(8 samples, 9 layers)",
+}
+"""Label of the x axis of each scaling benchmark: what varies."""
 
 EPOCH = 45_000
 """Number of training images of CIFAR without the validation images."""
@@ -154,26 +161,35 @@ def _draw_lines(axis: "Axes", what: str, timings: Sequence[Timing]) -> None:
     looks = {scaling.PAIRWISE: BASELINE_LOOK, scaling.OURS: ARM_LOOKS[4]}
     for variant, look in looks.items():
         points = [t for t in timings if t.variant == variant]
-        x, y = [t.x for t in points], [t.milliseconds for t in points]
-        ends = [
-            [t.milliseconds - t.lowest for t in points],
-            [t.highest - t.milliseconds for t in points],
-        ]
-        axis.errorbar(
-            x, y, yerr=ends, color=look["color"], marker=look["marker"], markersize=3.5,
-            linestyle=look["linestyle"], elinewidth=0.6, label=f"{variant}: {_exponent(x, y)}",
-        )  # fmt: skip
+        x = [t.x for t in points]
+        exponent = _exponent(x, [t.milliseconds for t in points])
+        look = look | {"markersize": 3.5, "label": f"{variant}: {exponent}"}
+        _curve(axis, x, points, look, lambda milliseconds, _: milliseconds)
+    sizes_axis(axis, x, LABELS[what])
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.4)
+
+
+def _curve(
+    axis: "Axes",
+    x: Sequence[float],
+    points: Sequence[Timing],
+    look: Look,
+    value: Callable[[float, Timing], float],
+) -> None:
+    """Draw the times of one variant, with their smallest and largest values."""
+    y = [value(t.milliseconds, t) for t in points]
+    below = [a - value(t.lowest, t) for a, t in zip(y, points, strict=True)]
+    above = [value(t.highest, t) - a for a, t in zip(y, points, strict=True)]
+    axis.errorbar(x, y, yerr=[below, above], elinewidth=0.6, **look)
+
+
+def sizes_axis(axis: "Axes", x: Sequence[float], label: str) -> None:
+    """Make both axes logarithmic, with a tick at every size that was measured."""
     axis.set_xscale("log")
     axis.set_yscale("log", nonpositive="clip")
     axis.set_xticks(x, [f"{value:g}" for value in x], fontsize=7)
     axis.minorticks_off()
-    labels = {
-        "layers": "number of layers\n(8 samples)",
-        "samples": "number of samples\n(9 layers)",
-        "batch": "batch size\n(8 samples, 9 layers)",
-    }
-    axis.set_xlabel(labels[what])
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=2.4)
+    axis.set_xlabel(label)
 
 
 def _exponent(x: Sequence[float], y: Sequence[float]) -> str:
@@ -227,15 +243,8 @@ def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
         sparse.SPARSEPROP: ARM_LOOKS[0],
     }
     for variant, points in by_variant.items():
-        y = [seconds(t.milliseconds, t) for t in points]
-        ends = [
-            [a - seconds(t.lowest, t) for a, t in zip(y, points, strict=True)],
-            [seconds(t.highest, t) - a for a, t in zip(y, points, strict=True)],
-        ]
-        axis.errorbar(
-            [_left(t) for t in points], y, yerr=ends, **looks[variant], markersize=4,
-            elinewidth=0.6, label=names.get(variant, variant),
-        )  # fmt: skip
+        look = looks[variant] | {"markersize": 4, "label": names.get(variant, variant)}
+        _curve(axis, [_left(t) for t in points], points, look, seconds)
     ideal = [
         seconds(d.milliseconds, d) * t.work[sparse.MULTIPLY_ADDS] / d.work[sparse.MULTIPLY_ADDS]
         for d, t in zip(dense, ours, strict=True)

@@ -1,6 +1,6 @@
 """Time of inference with several networks in turn, at several batch sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,39 +14,44 @@ IMAGES_PER_ROUND = 32
 """Smallest number of images per variant and round; one image takes only milliseconds."""
 
 
-def images(count: int, device: torch.device) -> Tensor:
-    """Random images without augmentation, shape (count, 3, 32, 32)."""
-    return next(batches(count, device, count, augment="none").in_order())[0]
-
-
 def measure(
     benchmark: str,
-    networks: Mapping[str, nn.Module],
-    x: Tensor,
-    batch_sizes: Sequence[int],
+    make: Callable[[str, float, Tensor], Mapping[str, nn.Module]],
+    device: torch.device,
     rounds: int,
+    names: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    batch_sizes: tuple[int, ...],
 ) -> list[Timing]:
-    """Time the networks on the first images of ``x``.
+    """Time networks in float32, without augmentation.
 
     Args:
-        benchmark: name of the group; the batch size is added to it.
-        networks: networks in eval mode, by variant; the first is the reference.
-        x: images, shape (n, 3, 32, 32), on the device of the networks.
-        batch_sizes: numbers of images, each at most n.
+        benchmark: name of the benchmark.
+        make: function that returns networks in eval mode by variant, the reference first. Its
+            arguments are a name of ``names``, a sparsity, and images of shape (n, 3, 32, 32).
+        device: device of the networks.
         rounds: number of measured rounds.
+        names: names of the networks.
+        sparsities: fractions of weights that are zero.
+        batch_sizes: numbers of images.
     """
+    count = max(batch_sizes)
+    images = next(batches(count, device, count, augment="none").in_order())[0]
     timings = []
-    for size in batch_sizes:
-        batch = x[:size].contiguous(memory_format=torch.channels_last)
-        timings += interleaved(
-            f"{benchmark}, batch {size}",
-            {label: _forward(network, batch) for label, network in networks.items()},
-            rounds=rounds,
-            device=x.device,
-            warmup=warmup(x.device),
-            calls=max(1, IMAGES_PER_ROUND // size),
-            images=size,
-        )
+    for name in names:
+        for sparsity in sparsities:
+            networks = make(name, sparsity, images)
+            for size in batch_sizes:
+                x = images[:size].contiguous(memory_format=torch.channels_last)
+                timings += interleaved(
+                    f"{benchmark} {name}, sparsity {sparsity:g}, batch {size}",
+                    {label: _forward(network, x) for label, network in networks.items()},
+                    rounds=rounds,
+                    device=device,
+                    warmup=warmup(device),
+                    calls=max(1, IMAGES_PER_ROUND // size),
+                    images=size,
+                )
     return timings
 
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ckasr import CKASR, cka_sr_loss, devices, find_stages, models
+from ckasr import CKASR, devices, find_stages, models
 from ckasr.choices import check_count
 from ckasr.training.memory import kept_bytes
 
-from .pairwise import PairwiseTerm, pairwise_term
-from .scaling import OURS, PAIRWISE, features
+from . import scaling
+from .pairwise import PairwiseTerm
+from .scaling import LOSSES, OURS, PAIRWISE
 from .term import BETA, NO_TERM
 
 CPU = torch.device("cpu")
-ALONE = {PAIRWISE: pairwise_term, OURS: cka_sr_loss}
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,10 @@ def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
 
     Raises ValueError for a number of layers that is no multiple of 3, and below 4 samples.
     """
-    sizes = [("layers", count, count, 8) for count in layers]
-    sizes += [("samples", count, 9, count) for count in samples]
     rows = []
-    for what, x, depth, few in sizes:
-        stages = features(depth, few, CPU)
+    for what, x, stages in scaling.alone(layers, samples, CPU):
         own = [feature for stage in stages for feature in stage]
-        for name, term in ALONE.items():
+        for name, term in LOSSES.items():
             kept = kept_bytes(lambda term=term, stages=stages: term(stages), own)
             rows.append(Memory(what, x, name, kept / 1e6))
     return rows

@@ -1,6 +1,6 @@
 """Time of the term, forward and backward, against numbers of layers and samples and batch size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from .pairwise import PairwiseTerm, pairwise_term
 from .timing import Timing, clock_of, in_turn, interleaved, once, summary
 
 PAIRWISE, OURS = "authors' way", "ckasr"
+LOSSES = {PAIRWISE: pairwise_term, OURS: cka_sr_loss}
 LAYERS = (9, 18, 27, 36, 45, 54)
 SAMPLES = (4, 8, 16, 32, 64, 128)
 BATCHES = (64, 128, 256, 512)
@@ -39,16 +40,23 @@ def measure(
         samples: numbers of samples, each at least 4.
         batches: batch sizes.
     """
-    sizes = [("layers", count, count, 8) for count in layers]
-    sizes += [("samples", count, 9, count) for count in samples]
     timings = []
-    for what, x, depth, few in sizes:
-        stages = features(depth, few, device)
-        variants = {PAIRWISE: _alone(pairwise_term, stages), OURS: _alone(cka_sr_loss, stages)}
+    for what, x, stages in alone(layers, samples, device):
+        variants = {name: _alone(loss, stages) for name, loss in LOSSES.items()}
         timings += interleaved(f"scaling {what}", variants, rounds=rounds, device=device, x=x)
     for batch in batches:
         timings += _in_network(device, rounds, batch)
     return timings
+
+
+def alone(
+    layers: Sequence[int], samples: Sequence[int], device: torch.device
+) -> Iterator[tuple[str, int, list[list[Tensor]]]]:
+    """What varies, its value, and `features`: all numbers of layers, then all of samples."""
+    for count in layers:
+        yield "layers", count, features(count, 8, device)
+    for count in samples:
+        yield "samples", count, features(9, count, device)
 
 
 def features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
@@ -87,20 +95,16 @@ def _alone(
 
 def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
     """Time the term in a network: the time with the term minus that of the same round without."""
-    terms = {"none": None, PAIRWISE: _pairwise, OURS: _ours}
+    terms = {
+        "none": None,
+        PAIRWISE: lambda model: PairwiseTerm(model, 1e-4, _one_stage(model)),
+        OURS: lambda model: CKASR(model, 1e-4, every=1, stages=_one_stage(model)),
+    }
     calls = {name: _network(batch, device, term) for name, term in terms.items()}
     seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS) / CALLS, warmup=2)
     bare = seconds.pop("none")
     added = {n: [v - b for v, b in zip(s, bare, strict=True)] for n, s in seconds.items()}
     return summary("scaling batch", added, clock=clock_of(device), x=batch)
-
-
-def _pairwise(model: nn.Module) -> PairwiseTerm:
-    return PairwiseTerm(model, 1e-4, _one_stage(model))
-
-
-def _ours(model: nn.Module) -> CKASR:
-    return CKASR(model, 1e-4, every=1, stages=_one_stage(model))
 
 
 def _one_stage(model: nn.Module) -> list[list[str]]:

@@ -32,26 +32,12 @@ def measure(
     sparsities: tuple[float, ...] = SPARSITIES,
     batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
 ) -> list[Timing]:
-    """Time inference on batches of 128 images and of one image.
+    """Time inference, see `inference.measure`.
 
     The variant ``masked`` is the model as it is trained, with its pruned weights at zero, in eval
     mode.
-
-    Args:
-        device: device of the networks.
-        rounds: number of measured rounds.
-        names: names of the networks.
-        sparsities: fractions of weights that are zero.
-        batch_sizes: numbers of images.
     """
-    x = inference.images(max(batch_sizes), device)
-    timings = []
-    for name in names:
-        for sparsity in sparsities:
-            variants = networks(name, sparsity, x)
-            title = f"shrink {name}, sparsity {sparsity:g}"
-            timings += inference.measure(title, variants, x, batch_sizes, rounds)
-    return timings
+    return inference.measure("shrink", networks, device, rounds, names, sparsities, batch_sizes)
 
 
 def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,17 @@ from ckasr.sparsity import Masks
 from ckasr.training import Step
 from ckasr.training.captured import CapturedStep
 
+from . import workers
 from .data import IMAGES, batches
-from .timing import Timing, clock_of, in_turn, summary
-from .workers import Worker
+from .timing import Timing, clock_of
+from .workers import Variant
 
 MODELS = ("resnet20", "resnet32")
+VARIANTS = {
+    "plain loop, fp32": Variant("plain:step"),
+    "ckasr, fp32": Variant("step:step", arguments={"precision": "fp32"}),
+    "ckasr, bf16": Variant("step:step", arguments={"precision": "bf16"}),
+}
 
 
 def warmup(device: torch.device) -> int:
@@ -39,9 +44,6 @@ def measure(
 ) -> list[Timing]:
     """Time one step with augmentation. Each variant runs in its own process with one thread.
 
-    The steps of this package have the allocator settings of a sweep's workers, and the plain loop
-    has those of the system.
-
     Args:
         device: device of the models.
         rounds: number of measured rounds.
@@ -51,17 +53,11 @@ def measure(
     """
     timings = []
     for name in names:
-        common = {"name": name, "device": str(device), "images": images, "batch_size": batch_size}
-        with ExitStack() as stack:
-            variants = {
-                "plain loop, fp32": Worker("plain:step", 1, False, **common),
-                "ckasr, fp32": Worker("step:step", 1, True, precision="fp32", **common),
-                "ckasr, bf16": Worker("step:step", 1, True, precision="bf16", **common),
-            }
-            for worker in variants.values():
-                stack.enter_context(closing(worker))
-            seconds = in_turn(variants, rounds, lambda worker: worker(), warmup=warmup(device))
-        timings += summary(f"step {name}", seconds, clock=clock_of(device), images=batch_size)
+        timings += workers.measure(
+            f"step {name}", VARIANTS, lambda found: found[0](), rounds=rounds,
+            warmup=warmup(device), clock=clock_of(device), per_call=batch_size,
+            name=name, device=str(device), images=images, batch_size=batch_size,
+        )  # fmt: skip
     return timings
 
 

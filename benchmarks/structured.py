@@ -6,7 +6,7 @@ weights. A trained network can lose other channels.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ckasr import models
@@ -27,31 +27,19 @@ def measure(
     names: tuple[str, ...] = ("resnet56",),
     sparsities: tuple[float, ...] = (0.5, 0.75),
     batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
-    criterion: str = "group",
 ) -> list[Timing]:
-    """Time inference on batches of 128 images and of one image, in float32.
+    """Time inference, see `inference.measure`.
 
-    Args:
-        device: device of the networks.
-        rounds: number of measured rounds.
-        names: names of networks whose channels can be removed.
-        sparsities: fractions of the weights that are removed together with channels.
-        batch_sizes: numbers of images.
-        criterion: option of the method ``structured``.
+    The sparsity is the fraction of the weights that are removed together with channels.
     """
-    x = inference.images(max(batch_sizes), device)
-    timings = []
-    for name in names:
-        for sparsity in sparsities:
-            variants = networks(name, sparsity, device, criterion)
-            title = f"structured {name}, sparsity {sparsity:g}"
-            timings += inference.measure(title, variants, x, batch_sizes, rounds)
-    return timings
+
+    def make(name: str, sparsity: float, images: Tensor) -> dict[str, nn.Module]:
+        return networks(name, sparsity, images.device)
+
+    return inference.measure("structured", make, device, rounds, names, sparsities, batch_sizes)
 
 
-def networks(
-    name: str, sparsity: float, device: torch.device, criterion: str = "group"
-) -> dict[str, nn.Module]:
+def networks(name: str, sparsity: float, device: torch.device) -> dict[str, nn.Module]:
     """Return the networks by variant, in eval mode.
 
     The network ``dense`` has all its weights. In ``masked`` the weights of the removed channels are
@@ -61,7 +49,7 @@ def networks(
     model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     data = batches(8, device, 4, "none")
     context = Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
-    method = create("structured", {"criterion": criterion})
+    method = create("structured")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainingState(dense_masks(model), optimizer, Phase("pretrain", 1), len(data))
     method.end_phase(context, state)  # This removes channels of the model.

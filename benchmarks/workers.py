@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,41 @@ import torch
 
 from ckasr.experiments.pools import ALLOCATOR
 
-from .timing import once
+from .timing import Clock, Timing, in_turn, once, summary
 
 
-class Worker:
-    """A process that makes a callable and calls it on request.
+@dataclass(frozen=True)
+class Variant:
+    """Processes that make the same callable.
 
     Args:
         make: function that makes the callable, ``module:function`` of this package.
-        threads: number of threads.
-        fast: whether to use the allocator settings of a sweep's workers, not those of the system.
+        processes: number of processes.
+        threads: number of threads of each process.
         arguments: arguments of the function.
     """
 
-    def __init__(self, make: str, threads: int, fast: bool, **arguments: Any) -> None:
+    make: str
+    processes: int = 1
+    threads: int = 1
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """A process that makes the callable of a variant and calls it on request.
+
+    The plain loop has the allocator settings of the system, and everything else has those of a
+    sweep's workers.
+    """
+
+    def __init__(self, variant: Variant, **common: Any) -> None:
+        arguments = {**common, **variant.arguments}
         environment = {k: v for k, v in os.environ.items() if k not in ALLOCATOR}
-        environment |= {"OMP_NUM_THREADS": str(threads)} | (ALLOCATOR if fast else {})
-        self.make, self.ready = make, False
+        environment |= {} if variant.make.startswith("plain:") else ALLOCATOR
+        environment |= {"OMP_NUM_THREADS": str(variant.threads)}
+        self.make, self.models = variant.make, arguments.get("models", 1)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.workers", make, json.dumps(arguments)],
+            [sys.executable, "-m", "benchmarks.workers", self.make, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,19 +89,44 @@ class Worker:
         self.process.stdout.close()
 
 
-def together(workers: Sequence[Worker], models: int = 1) -> float:
-    """Make one call in every worker at the same time and return the wall time per model in seconds.
-
-    Args:
-        workers: workers.
-        models: number of models per worker.
-    """
+def together(workers: Sequence[Worker]) -> float:
+    """Make one call in every worker at once and return the wall time per model in seconds."""
     start = time.perf_counter()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.result()
-    return (time.perf_counter() - start) / (len(workers) * models)
+    return (time.perf_counter() - start) / sum(worker.models for worker in workers)
+
+
+def measure(
+    benchmark: str,
+    variants: Mapping[str, Variant],
+    timer: Callable[[Sequence[Worker]], float],
+    *,
+    rounds: int,
+    warmup: int,
+    clock: Clock,
+    per_call: int,
+    **common: Any,
+) -> list[Timing]:
+    """Time variants in their own processes, see `timing.interleaved`.
+
+    Args:
+        benchmark, rounds, warmup: see `timing.interleaved`.
+        variants: variants by name; the first is the reference.
+        timer: function that makes one call in the workers of a variant and returns the seconds.
+        clock: clock of these seconds.
+        per_call: number of images per call.
+        common: arguments that all variants have.
+    """
+    with ExitStack() as stack:
+        workers = {
+            label: [stack.enter_context(closing(Worker(v, **common))) for _ in range(v.processes)]
+            for label, v in variants.items()
+        }
+        seconds = in_turn(workers, rounds, timer, warmup=warmup)
+    return summary(benchmark, seconds, clock=clock, images=per_call)
 
 
 def serve(make: str, arguments: str) -> None:

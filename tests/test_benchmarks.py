@@ -25,7 +25,7 @@ from benchmarks import step as step_benchmark
 from benchmarks import term as term_benchmark
 from benchmarks.__main__ import app
 from benchmarks.timing import Timing, in_turn, interleaved, summary
-from benchmarks.workers import Worker, together
+from benchmarks.workers import Variant, Worker, together
 from ckasr import CKASR, cka_sr_loss, find_stages, models
 
 CPU = torch.device("cpu")
@@ -170,14 +170,14 @@ def test_plain_and_our_epoch_count_the_same_images(monkeypatch):
 
 def test_workers_compute_on_demand_and_end():
     arguments = {**SMALL, "images": 8, "batch_size": 8, "precision": "fp32"}
-    with closing(Worker("step:step", 1, True, **arguments)) as worker:
+    with closing(Worker(Variant("step:step", arguments=arguments))) as worker:
         assert worker() > 0
-        assert together([worker], models=2) > 0
+        assert together([worker]) > 0
     assert worker.process.returncode == 0
 
 
 def test_a_worker_that_fails_says_so(capfd):
-    worker = Worker("step:nothing", 1, False, device="cpu")
+    worker = Worker(Variant("step:nothing"), device="cpu")
     with pytest.raises(RuntimeError, match="worker step:nothing ended with status 1"):
         worker.result()
     assert "no attribute 'nothing'" in capfd.readouterr().err

@@ -33,7 +33,7 @@ def song_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     n = len(x)
     k, l = (z @ z.T for z in (x, y))  # noqa: E741
     k, l = (g - torch.diag(torch.diag(g)) for g in (k, l))  # noqa: E741
-    trace = (k * l).sum()  # of k @ l, both symmetric
+    trace = (k @ l).trace()
     outer = k.sum() * l.sum() / ((n - 1) * (n - 2))
     cross = 2 * (k.sum(0) @ l.sum(0)) / (n - 2)
     return (trace + outer - cross) / (n * (n - 3))
@@ -160,7 +160,7 @@ def test_matrix_holds_every_pair(estimator, kernel):
 
 
 @given(n=st.integers(4, 24), d=st.integers(1, 40), seed=st.integers(0, 10_000))
-@settings(max_examples=20)
+@settings(max_examples=40, deadline=None)
 def test_unbiased_cka_is_bounded_and_invariant(n, d, seed):
     x, y = features(n, (d, 7), seed)
     value = ckasr.linear_cka(x, y).item()
@@ -243,7 +243,7 @@ def test_derivatives_are_those_of_finite_differences(estimator, n):
         return ckasr.linear_cka(z, y, estimator)
 
     assert torch.autograd.gradcheck(value, leaf)
-    assert torch.autograd.gradgradcheck(value, leaf, fast_mode=True)
+    assert torch.autograd.gradgradcheck(value, leaf)
 
 
 def test_features_of_images_under_vmap_and_compile():
@@ -320,10 +320,9 @@ def everywhere(layers, estimator):
     yield ckasr.cka_matrix(layers, estimator=estimator, kernel="rbf").double()
 
 
+@pytest.mark.parametrize("n", [8, 80])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize(
-    ("bad", "n"), [(math.nan, 8), (math.nan, 80), (math.inf, 8), (-math.inf, 80)]
-)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_broken_layer_has_no_similarity_at_all(bad, estimator, n):
     """NaN with every layer, a dead one too; the other pairs keep their values."""
     x, broken, y = (f.float() for f in features(n))
@@ -339,10 +338,9 @@ def test_a_broken_layer_has_no_similarity_at_all(bad, estimator, n):
         assert ckasr.cka_sr_loss([[x, y], [broken, y]], variant).isnan()
 
 
+@pytest.mark.parametrize("n", [8, 80])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize(
-    ("scale", "n"), [(1e-15, 8), (1e-15, 80), (1e-9, 8), (1e11, 80), (1e15, 8), (1e15, 80)]
-)
+@pytest.mark.parametrize("scale", [1e-15, 1e-9, 1e11, 1e15])
 def test_scale_changes_nothing(scale, estimator, n):
     layers = [f.float() for f in features(n)]
     scaled = [layers[0] * scale, layers[1] / scale, layers[2]]
@@ -551,17 +549,17 @@ def test_half_precision_is_computed_in_float32():
 
 def test_pooled_minibatches_approach_the_full_value():
     """At batches of 8 the pooled unbiased value is near the full one, the biased far above it."""
-    x, y, _ = features(1024, (64, 64, 4))
+    x, y, _ = features(4096, (64, 64, 4))
     full = ckasr.linear_cka(x, y).item()
     pooled = {}
     for estimator in ("unbiased", "biased"):
         meter = ckasr.MinibatchCKA(estimator)
-        for start in range(0, 1024, 8):
+        for start in range(0, 4096, 8):
             meter.update([x[start : start + 8], y[start : start + 8]])
         pooled[estimator] = meter.compute()[0, 1].item()
-    assert (meter.samples, meter.batches) == (1024, 128)
+    assert (meter.samples, meter.batches) == (4096, 512)
     assert pooled["unbiased"] == pytest.approx(full, abs=0.02)
-    assert pooled["biased"] - full > 0.03
+    assert abs(pooled["biased"] - full) > 0.05
 
 
 def test_pooled_single_batch_is_the_matrix():

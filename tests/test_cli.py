@@ -103,7 +103,7 @@ def test_figures_of_all_folders_write_the_table_of_claims(results, tmp_path, mon
     assert "not run yet" in Path("results/claims.md").read_text()
     readme = Path("README.md").read_text()
     assert "old" not in readme
-    assert "| CIFAR-100 at 99.8 %: 6 % and more (abstract) " in readme
+    assert "| CIFAR-100 at 99.8 %: 6 % or more (abstract) " in readme
 
 
 def test_records_travel(results, tmp_path):
@@ -134,7 +134,7 @@ def test_data_check():
         ("run --milestones 0.5,x", "--milestones '0.5,x' is not a comma-separated list"),
         ("sweep --dataset digits --minutes nan", "minutes=nan must be a number"),
         ("sweep --seeds 4-0", "--seeds '4-0': a range must increase"),
-        ("sweep --seeds 0-99999999999", "with at most 10000 numbers"),
+        ("sweep --seeds 0-99999999999", "must increase and have at most 10000 numbers"),
         ("sweep --seeds 0-", "--seeds '0-' is not a comma-separated list"),
         ("sweep --jobs -2", "--jobs -2 must be 0 or more"),
         ("sweep --seeds 1,x", "--seeds '1,x' is not a comma-separated list"),

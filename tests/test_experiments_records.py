@@ -108,7 +108,9 @@ def test_fields_that_analysis_alone_reads_may_be_missing(finished, tmp_path):
     few = {n: record[n] for n in ("schema", "id", "settings", "status", "test_accuracy")}
     records.save(few, tmp_path)
     (found,) = records.load_all(tmp_path)
-    with pytest.warns(RuntimeWarning, match=f"{record['id']} is left out: it has no curves"):
+    with pytest.warns(
+        RuntimeWarning, match=f"{record['id']} is left out, because it has no curves"
+    ):
         assert analysis.write_all([found], tmp_path / "written") == [
             tmp_path / "written" / "tables" / "runs.md"
         ]

@@ -142,7 +142,7 @@ def test_convert_gives_plain_values_of_the_declared_type(value, kind, expected):
     ],
 )
 def test_convert_refuses_what_would_change_the_value(value, kind):
-    with pytest.raises(ValueError, match="is no "):
+    with pytest.raises(ValueError, match="is not of type "):
         notebooks.convert(value, kind)
 
 

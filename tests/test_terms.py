@@ -86,7 +86,10 @@ def test_a_new_term_needs_one_entry_and_is_named_everywhere(tmp_path, monkeypatc
     assert "newcomer, β = 1e-3" in table
     assert "CKA-SR" not in table
     said = {axis.get_ylabel() for axis in training_curves(runs).axes}
-    assert {"newcomer term\n(without factor β)", "gradient norm:\nβ newcomer / loss"} <= said
+    assert {
+        "newcomer term\n(before the factor β)",
+        "ratio of gradient norms,\nβ × newcomer to loss",
+    } <= said
     listed = CliRunner().invoke(cli.app, ["terms"], catch_exceptions=False).output
     assert [line.split()[0] for line in listed.splitlines()] == list(terms.TERMS)
     assert "penalty           added by a test" in listed
@@ -152,7 +155,7 @@ def test_baseline_cka_sr_and_placebo_stand_in_one_table():
     assert [row[paper] for row in rows[1:]] == ["47.27", "48.26", "-"]
     assert [row[paper + 2] for row in rows[1:]] == ["-", "reproduced", "positive"]
     said = {axis.get_ylabel() for axis in training_curves(runs).axes}
-    assert {"term\n(without factor β)", "gradient norm:\nβ term / loss"} <= said
+    assert {"term\n(before the factor β)", "ratio of gradient norms,\nβ × term to loss"} <= said
 
 
 def test_the_figure_of_precisions_names_the_term():

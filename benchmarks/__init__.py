@@ -25,14 +25,13 @@ MODULES = {"import": "imports"}
 """Benchmarks whose module has another name, and the name of the module."""
 ON_CPU = ("sparse",)
 """Benchmarks that always run on the CPU."""
-COUNTED = {
-    "million multiply-adds": "Multiply-adds are those of convolutions and linear layers, forward "
-    "and backward; for sparse execution, those of the weights that the kernels use.",
-    "planes": "Planes are the computed channels of a whole batch.",
-    "MB read": "MB is an estimate from the plans of the kernels: every plane, including its "
-    "borders, counts once for each kernel that reads or writes it, for any number of weights.",
-    "sparsity": "Pooling, loss, optimiser and augmentation are not counted.",
-    "floor, ms": "Floor is the time to move these bytes at the speed at which one thread copies an "
-    "array that is larger than the caches; this speed is measured in the same run.",
-}
-"""Explanations of the columns of `Timing.work`. Records before 2026-11-27 have all of them."""
+COUNTED = (
+    "Multiply-adds are those of convolutions and linear layers, forward and backward; for sparse "
+    "execution, those of the weights that the kernels use. Planes are the computed channels of a "
+    "whole batch. MB is an estimate from the plans of the kernels: every plane, including its "
+    "borders, counts once for each kernel that reads or writes it, for any number of weights. "
+    "Pooling, loss, optimiser and augmentation are not counted. Floor is the time to move these "
+    "bytes at the speed at which one thread copies an array that is larger than the caches; this "
+    "speed is measured in the same run."
+)
+"""Explanation of the columns of `Timing.work`."""

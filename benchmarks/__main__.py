@@ -15,7 +15,7 @@ from ckasr import devices
 from ckasr.experiments.pools import ALLOCATOR
 from ckasr.names import nearest
 
-from . import MODULES, NAMES, ON_CPU, figures, store, targets
+from . import COUNTED, MODULES, NAMES, ON_CPU, figures, store, targets
 from .store import FOLDER
 from .timing import table, work_table
 
@@ -67,7 +67,7 @@ def main(
         timings = [t for each in found for t in store.timings_of(each)]
         print(f"\n{store.where(found[0])}\n\n{table(store.ends(timings))}")
         if counted := work_table(timings):
-            print(f"\n{counted}")
+            print(f"\n{counted}\n\n{COUNTED}")
         if met := targets.targets(timings, found_device.kind):
             print(f"\n{targets.table(met)}")
     if save:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ from ckasr.training.step import accuracy
 from .data import IMAGES, batches
 from .step import our_step, warmup
 from .term import BETA
-from .timing import Timing, interleaved
-from .work import multiply_adds
+from .timing import Timing, interleaved, once
+from .work import work
 
 CELLS = {
     "resnet20": (0.8, 0.9, 0.95, 0.98, 0.995, 0.998),
@@ -40,6 +41,7 @@ DENSE, SPARSE, SPARSEPROP = "dense", "ckasr, sparse", "SparseProp"
 NO_TERM, TERM = "ckasr, sparse, no term", "ckasr, sparse, CKA-SR every fifth step"
 MULTIPLY_ADDS = "million multiply-adds"
 HELD_OUT = 5_000
+COPIED = 1 << 26  # Number of float32 values: 268 MB, larger than the caches.
 
 Cell = tuple[str, float]
 
@@ -107,19 +109,28 @@ def _steps(cell: Cell, data: ImageBatches, rounds: int, sparseprop: bool) -> lis
         variants[SPARSEPROP], *_ = _step(cell, data, partial(_use_sparseprop, data.batch_size))
     with FlopCounterMode(display=False) as counter:
         dense()
-    known = report(model, masks)
-    columns: dict[str, dict[str, float]] = {
-        DENSE: {MULTIPLY_ADDS: counter.get_total_flops() / 2e6},
-        SPARSE: {
-            MULTIPLY_ADDS: multiply_adds(handle, sparse) / 1e6,
-            "weights kept": known["kept"],
-            "weights on a path": known["effective_kept"],
-        },
-    }
+    done, known = work(handle, sparse), report(model, masks)
     timings = interleaved(
         title(*cell), variants, rounds=rounds, device=data.device, calls=4, untimed=1,
         warmup=warmup(data.device), images=data.batch_size,
     )  # fmt: skip
+    speed = copy_speed(rounds, COPIED)
+    floor = (done.read + done.written) / speed
+    share = 1e3 * floor / timings[1].milliseconds
+    columns: dict[str, dict[str, float]] = {
+        DENSE: {MULTIPLY_ADDS: counter.get_total_flops() / 2e6},
+        SPARSE: {
+            MULTIPLY_ADDS: done.multiply_adds / 1e6,
+            "weights kept": known["kept"],
+            "weights on a path": known["effective_kept"],
+            "planes": done.planes,
+            "MB read": done.read / 1e6,
+            "MB written": done.written / 1e6,
+            "copy, GB/s": speed / 1e9,
+            "floor, ms": 1e3 * floor,
+            "floor / time": share,
+        },
+    }
     found = []
     for t in timings:
         numbers = {"sparsity": cell[1]} | columns.get(t.variant, {})
@@ -171,3 +182,13 @@ def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> 
         images, data.device, evaluation_batch(execution, devices.of(data.device)), "none"
     )
     return lambda: accuracy(model, held_out.in_order(), "fp32")
+
+
+def copy_speed(rounds: int, numbers: int) -> float:
+    """Bytes read and written per second when one thread copies an array of ``numbers`` float32.
+
+    The result is the median over ``rounds`` copies.
+    """
+    source, target = torch.ones(numbers), torch.zeros(numbers)
+    seconds = [once(lambda: target.copy_(source), source.device) for _ in range(rounds + 1)]
+    return 2 * 4 * numbers / median(seconds[1:])

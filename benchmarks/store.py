@@ -15,7 +15,7 @@ from ckasr import devices
 from ckasr.experiments.provenance import environment
 from ckasr.storage import write_text
 
-from . import NAMES, WHAT, targets, timing
+from . import COUNTED, NAMES, WHAT, targets, timing
 from .timing import Timing, consistent
 
 FOLDER = Path("results/benchmarks")
@@ -78,7 +78,7 @@ def write_table(folder: Path) -> Path:
         lines += [f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
         lines += [timing.table(ends(timings_of(each))), ""]
         if counted := timing.work_table(timings_of(each)):
-            lines += [counted, ""]
+            lines += [counted, "", COUNTED, ""]
     path = folder / "table.md"
     write_text(path, "\n".join(lines))
     return path

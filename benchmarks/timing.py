@@ -17,8 +17,6 @@ from ckasr import devices
 from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.choices import check_count
 
-from . import COUNTED
-
 Call = Callable[[], object]
 Clock = Literal["CPU", "wall"]
 """CPU time of the process, or wall time."""
@@ -39,7 +37,7 @@ class Timing:
         clock: CPU or wall time.
         images: number of images per call; 0 if not applicable.
         x: value of the quantity that a scaling benchmark varies; None if not applicable.
-        work: what was counted per call, by the name of the column; empty if not counted.
+        work: operations and bytes per call, by the name of the column; empty if not counted.
     """
 
     benchmark: str
@@ -204,7 +202,7 @@ def table(timings: Iterable[Timing]) -> str:
 
 
 def work_table(timings: Iterable[Timing]) -> str:
-    """What was counted per call: a Markdown table and an explanation, or an empty text."""
+    """Operations and bytes per call as a Markdown table; an empty text if nothing was counted."""
     counted = [t for t in timings if t.work]
     if not counted:
         return ""
@@ -213,6 +211,4 @@ def work_table(timings: Iterable[Timing]) -> str:
     for t in counted:
         numbers = (f"{t.work[name]:,.5g}" if name in t.work else NOTHING for name in columns)
         rows.append((t.benchmark, t.variant, *numbers))
-    lines = markdown(("benchmark", "variant", *columns), rows)
-    explained = " ".join(text for column, text in COUNTED.items() if column in columns)
-    return "\n".join([*lines, "", explained])
+    return "\n".join(markdown(("benchmark", "variant", *columns), rows))

@@ -1,17 +1,56 @@
-"""Multiply-adds of sparse execution in one training step, from the plans of its kernels."""
+"""Operations and bytes of sparse execution in one training step, from the plans of its kernels.
+
+The number of bytes is an estimate for storage in float32: every plane that a kernel reads or writes
+counts once for this kernel. A kernel processes tiles of images whose planes stay in the cache, so
+it loads a plane once for any number of weights. Data that is still in the cache from the previous
+kernel counts too.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from ckasr.execution import SparseExecution
+from ckasr.execution.back import Back, BackLists
 from ckasr.execution.bound import BoundUnit
 from ckasr.execution.forward import Frame
+from ckasr.execution.plan import Plan
+from ckasr.execution.planes import Grid
 
 
-def multiply_adds(handle: SparseExecution, step: Callable[[], object]) -> int:
-    """Count the multiply-adds of convolutions and linear layers, forward and backward.
+@dataclass(frozen=True)
+class Pass:
+    """Forward and backward pass of one unit in one training step.
+
+    Args:
+        plan, back: plans of its forward and of its backward pass.
+        packed: for each input, whether it comes from outside the kernels and is copied into planes.
+        wanted: for each input, whether its gradient is computed.
+        foreign: whether the gradient of the output comes from outside the kernels.
+    """
+
+    plan: Plan
+    back: Back
+    packed: list[bool]
+    wanted: list[bool]
+    foreign: bool
+
+
+@dataclass
+class Work:
+    """Planes computed, multiply-adds, bytes read and bytes written in one training step."""
+
+    planes: int = 0
+    multiply_adds: int = 0
+    read: int = 0
+    written: int = 0
+
+
+def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
+    """Count the operations and bytes of one training step.
 
     Args:
         handle: sparse execution of the model.
@@ -20,36 +59,99 @@ def multiply_adds(handle: SparseExecution, step: Callable[[], object]) -> int:
     Raises:
         RuntimeError: if a part of the network does not run on the sparse kernels.
     """
-    counts: list[int] = []
+    total = Work()
+    for one in _passes(handle, step):
+        _count(total, one)
+    late = [bound.unit.name for bound in handle.units if bound.plain_calls]
+    if handle.dense or late or not handle.units:
+        raise RuntimeError(f"not all of the network runs on the sparse kernels:\n{handle}")
+    return total
 
-    def watched(
-        bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        counts.append(_of_unit(bound, frame, grad, wanted))
-        return BoundUnit.backward(bound, frame, grad, wanted)
 
+def _passes(handle: SparseExecution, step: Callable[[], object]) -> list[Pass]:
+    """Take one training step and return the passes of all units with a backward pass."""
+    seen: list[Pass] = []
     for bound in handle.units:
-        bound.backward = partial(watched, bound)
+        bound.backward = partial(_watch, seen, bound)
     try:
         step()
     finally:
         for bound in handle.units:
             del bound.backward
-    late = any(bound.plain_calls for bound in handle.units)
-    if handle.dense or late or not handle.units:
-        raise RuntimeError(f"not all of the network runs on the sparse kernels:\n{handle}")
-    return sum(counts)
+    return seen
 
 
-def _of_unit(bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]) -> int:
-    """Multiply-adds of one unit, when its backward pass begins."""
+def _watch(
+    seen: list[Pass], bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    images = grad[:, :, None, None] if bound.unit.linear else grad
     plan = frame.arguments.plan
-    known = bound.workspace.find(grad[:, :, None, None] if bound.unit.linear else grad, plan.out)
+    known = bound.workspace.find(images, plan.out)
     back, _ = frame.arguments.back(None if known is None else known.alive)
-    products = 0
-    for k, convolution in enumerate(plan.unit.convolutions):
-        inner = convolution.source >= 0
-        # The gradient of the weights, and that of the input where it is needed.
-        gradients = 2 if inner or wanted[-1 - convolution.source] else 1
-        products += len(plan.lists[k].where) + gradients * len(back.lists[k].where)
-    return products * plan.grid.pixels
+    packed = [lent is None for _, lent in frame.inputs]
+    seen.append(Pass(plan, back, packed, wanted, known is None))
+    return BoundUnit.backward(bound, frame, grad, wanted)
+
+
+def _count(total: Work, one: Pass) -> None:
+    """Add the operations and bytes of one unit, in the order in which its kernels are called."""
+    plan, back, unit, grid = one.plan, one.back, one.plan.unit, one.plan.grid
+
+    def move(read: int, written: int, planes: Grid = grid) -> None:
+        size = planes.images * planes.image * planes.numpy.itemsize
+        total.read += int(read) * size
+        total.written += int(written) * size
+
+    for i, (source, whole) in enumerate(zip(plan.sources, plan.inputs, strict=True)):
+        if one.packed[i]:
+            move(whole.channels, whole.channels, whole.grid)
+        if source.stride > 1:  # The kernel splits the input into phases.
+            move(len(np.unique(source.channel)), 0, whole.grid)
+            move(0, len(source.channel))
+    for k, c in enumerate(unit.convolutions):
+        lists = plan.lists[k]
+        total.multiply_adds += len(lists.where) * grid.pixels
+        total.planes += len(lists.filters) if k not in unit.terms and not unit.linear else 0
+        inner = c.source >= 0
+        read = _exist(plan.lists[c.source].slot_y) if inner else len(np.unique(lists.number))
+        move(read, _exist(lists.y_base))
+    total.planes += 0 if unit.linear else len(plan.outs)
+    terms = [plan.lists[k].slot_y if k >= 0 else plan.residual[-1 - k] for k in unit.terms]
+    move(sum(map(_exist, terms)), len(plan.outs))  # norm, sum and ReLU
+
+    if one.foreign:
+        move(plan.out.channels, plan.out.channels)
+        if unit.relu:
+            move(2 * len(plan.outs), len(plan.outs))
+    for k, c in enumerate(unit.convolutions):
+        lists = back.lists[k]
+        inner = c.source >= 0
+        products = 2 if inner or one.wanted[-1 - c.source] else 1
+        total.multiply_adds += products * len(lists.where) * grid.pixels
+        if k in unit.terms and (c.norm is not None or c.layer.bias is not None):
+            # Sums of the gradient. A gradient of our kernels already has its sums over channels.
+            move((len(lists.chosen) if one.foreign else _exist(lists.y)) + _exist(lists.y), 0)
+        # The gradient before the norm is computed from that after it and the convolution's output.
+        move(_exist(lists.y) * (1 if c.norm is None else 2), 0)
+        if inner:
+            before = back.lists[c.source]
+            move(_exist(before.y), len(before.g))
+    for i, (source, found) in enumerate(zip(plan.sources, back.inputs, strict=True)):
+        readers = [k for k, c in enumerate(unit.convolutions) if c.source == -1 - i]
+        if not one.wanted[i]:
+            move(sum(_read(back.lists[k]) for k in readers), 0)
+            continue
+        move(len(found.base) + _exist(found.residual), len(found.target))
+        if source.stride > 1:  # The kernel merges the phases.
+            move(len(found.target), 0)
+            move(0, len(np.unique(found.whole)), plan.inputs[i].grid)
+
+
+def _exist(base: np.ndarray) -> int:
+    """Number of planes that exist; an entry of -1 means that there is no plane."""
+    return int((base >= 0).sum())
+
+
+def _read(lists: BackLists) -> int:
+    """Number of planes of the source that are read by at least one kept weight."""
+    return int((np.diff(lists.start) > 0).sum())

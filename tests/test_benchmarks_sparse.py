@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as command
 from benchmarks import figures, sparse, store, targets, timing
 from benchmarks.timing import Timing, summary
-from benchmarks.work import multiply_adds
+from benchmarks.work import work
 from ckasr import CKASR, models
 from ckasr.execution import SparseExecution, sparse_execution
 from ckasr.sparsity import dense_masks, report
@@ -40,6 +40,7 @@ def measured() -> tuple[list[Timing], list[CKASR], list[SparseExecution]]:
             make = getattr(sparse, name)
             patch.setattr(sparse, name, recording(make, made))
         patch.setattr(sparse, "warmup", lambda device: 0)
+        patch.setattr(sparse, "COPIED", 1 << 10)
         timings = sparse.measure(CPU, 1, {"resnet20": (0.9, 0.998)}, cell, cell, 16, 8, 8)
     return timings, terms, executions
 
@@ -52,15 +53,20 @@ def timings(measured) -> list[Timing]:
 # What is counted
 
 
-def test_multiply_adds_of_one_weight_are_counted_by_hand():
+def test_planes_and_multiply_adds_of_one_weight_are_counted_by_hand():
     pytest.importorskip("numba")
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.ReLU())
     mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     mask[0, 0, 0, 2] = True
     x = torch.randn(4, 1, 5, 7)
     with sparse_execution(model, {"0.weight": mask}) as handle:
-        done = multiply_adds(handle, lambda: model(x).square().sum().backward())
-    assert done == 2 * 4 * 5 * 7, "forward and weight gradient, none of the images"
+        done = work(handle, lambda: model(x).square().sum().backward())
+    plane = 4 * (5 + 1) * (7 + 1) * 4  # bytes: images, rows and columns with their border
+    # Images packed; convolution; norm and ReLU; gradient packed and gated; its sums; the weight's.
+    assert done.read == (1 + 1 + 1 + 1 + 2 + 2 + 3) * plane
+    assert done.written == (1 + 1 + 1 + 1 + 1) * plane
+    assert done.multiply_adds == 2 * 4 * 5 * 7, "forward and weight gradient, none of the images"
+    assert done.planes == 1
 
 
 def test_with_all_weights_there_are_as_many_multiply_adds_as_dense():
@@ -77,10 +83,11 @@ def test_with_all_weights_there_are_as_many_multiply_adds_as_dense():
     with FlopCounterMode(display=False) as counter:
         step()
     with sparse_execution(model, masks) as handle:
-        done = multiply_adds(handle, step)
-    assert done == counter.get_total_flops() / 2
+        done = work(handle, step)
+    assert done.multiply_adds == counter.get_total_flops() / 2
     images = model.conv1.weight.numel() * 32 * 32  # whose gradient nobody needs
-    assert done == 2 * (3 * report(model, masks)["macs_dense"] - images)
+    assert done.multiply_adds == 2 * (3 * report(model, masks)["macs_dense"] - images)
+    assert done.planes == 16 + 2 * 3 * (16 + 32 + 64)
 
 
 def test_a_network_that_runs_dense_is_not_counted():
@@ -91,7 +98,7 @@ def test_a_network_that_runs_dense_is_not_counted():
         sparse_execution(model, masks) as handle,
         pytest.raises(RuntimeError, match=r"not all .*\n(.*\n)*  as before: 2"),
     ):
-        multiply_adds(handle, lambda: model(torch.randn(2, 1, 8, 8)).sum().backward())
+        work(handle, lambda: model(torch.randn(2, 1, 8, 8)).sum().backward())
 
 
 # What is measured
@@ -108,6 +115,9 @@ def test_every_cell_has_both_executions_and_the_work_of_a_step(timings):
     done = ours.work
     assert done[sparse.MULTIPLY_ADDS] < 0.01 * dense.work[sparse.MULTIPLY_ADDS]
     assert done["weights on a path"] < done["weights kept"]
+    floor = (done["MB read"] + done["MB written"]) / done["copy, GB/s"]  # MB / (GB/s) = ms
+    assert done["floor, ms"] == pytest.approx(floor, rel=1e-3)
+    assert done["floor / time"] == pytest.approx(floor / ours.milliseconds, rel=1e-3)
 
 
 def test_the_term_and_sparse_execution_act_where_they_are_said_to(measured):
@@ -129,6 +139,11 @@ def test_dense_and_sparse_train_the_same_network():
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
         assert torch.equal(weights[-1] != 0, weights[0] != 0)
     assert (weights[1] - weights[0]).norm() < 1e-3 * weights[0].norm()
+
+
+def test_copy_speed_counts_what_is_read_and_what_is_written(monkeypatch):
+    monkeypatch.setattr(sparse, "once", lambda call, device: 0.5)
+    assert sparse.copy_speed(1, 100) == 2 * 400 / 0.5
 
 
 # Targets
@@ -205,8 +220,8 @@ def test_the_figure_shows_epochs_and_the_share_of_multiply_adds(timings):
 def test_the_table_says_how_work_is_counted(timings, tmp_path):
     folder = store.save(store.record("sparse", timings, CPU), tmp_path).parent
     text = store.write_table(folder).read_text()
-    assert "| weights kept | weights on a path |\n" in text
-    assert "those of the weights that the kernels use. Pooling, loss" in text
+    assert "| weights kept | weights on a path | planes | MB read |" in text
+    assert store.COUNTED in text
     plain = [t for t in timings if not t.work]
     assert timing.work_table(plain) == ""
 

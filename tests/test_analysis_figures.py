@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +20,7 @@ from ckasr.analysis import (
 )
 from ckasr.analysis.marks import SPREAD, draw_seeds
 from ckasr.analysis.style import BASELINE_LOOK, blank
+from ckasr.experiments import records
 
 
 def drawn(axis) -> dict[str, np.ndarray]:
@@ -282,6 +284,23 @@ class TestSave:
 
     def test_a_notebook_shows_a_figure_without_pyplot(self):
         assert accuracy_vs_sparsity(cell())._repr_png_().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        ("draw", "folder", "model"),
+        [
+            # The first layout of this figure places a label partly outside the left border.
+            (layer_cka_maps, "verdict01_resnet20_995", "resnet20"),
+            # The labels of the legend are too long for two columns.
+            (accuracy_vs_sparsity, "architectures_small", "noisy_mlp"),
+        ],
+    )
+    def test_nothing_is_cut_off_at_the_border(self, draw, folder, model, tmp_path):
+        found = records.load_all(Path(__file__).parents[1] / "results" / folder)
+        save(draw([r for r in found if r["settings"]["model"] == model]), tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as image:
+            pixels = np.asarray(image.convert("L"))
+        for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (border == 255).all()
 
     def test_figures_need_no_display_and_leave_none_open(self):
         code = (

@@ -59,8 +59,8 @@ def layer_cka_maps(records: Iterable[Record]) -> "Figure":
     _draw_weights(list(axes[-1, -len(arms) :]), arms)
     measured = next(iter(next(iter(arms.values())).values()))["layer_cka"]
     notes = [
-        f"{measured['estimator']} CKA of {measured['samples']} {measured['split']} images in "
-        f"batches of {measured['batch_size']}"
+        f"CKA of {measured['samples']} {measured['split']} images in batches of "
+        f"{measured['batch_size']} ({measured['estimator']})"
     ]
     if not _defined(arms).all():
         notes.append("CKA is undefined (grey) if the output of a layer is constant in every seed")

@@ -126,6 +126,12 @@ def _figure_class() -> type["Figure"]:
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
+        def savefig(self, *args: Any, **options: Any) -> None:
+            # The constrained layout depends on the tick labels, which it changes itself. After
+            # one pass, labels can lie outside the figure; saving makes the second pass.
+            self.draw_without_rendering()
+            super().savefig(*args, **options)
+
         def _repr_png_(self) -> bytes:
             picture = io.BytesIO()
             with style():
@@ -135,6 +141,10 @@ def _figure_class() -> type["Figure"]:
     return NotebookFigure
 
 
+HANDLE = 8
+"""Width of a line or marker in a legend, with the space around it, in characters."""
+
+
 def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2) -> None:
     """Add one legend below all axes, with the reference values last.
 
@@ -142,19 +152,21 @@ def legend(figure: "Figure", axes: Iterable["Axes"], note: str, columns: int = 2
         figure: the figure.
         axes: axes whose entries are collected.
         note: heading of the legend.
-        columns: number of columns.
+        columns: largest number of columns. There are fewer if the labels would not fit.
     """
     entries: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries.update(zip(labels, handles, strict=True))
     labels = sorted(entries, key=lambda label: label.startswith(("chance", "paper")))
+    characters = int(19 * figure.get_figwidth())
+    widest = max(map(len, labels), default=0) + HANDLE
     figure.legend(
         [entries[label] for label in labels],
-        labels,
+        [wrapped(label, characters - HANDLE) for label in labels],
         loc="outside lower center",
-        ncols=columns,
-        title=textwrap.fill(note, int(19 * figure.get_figwidth()), break_on_hyphens=False),
+        ncols=max(1, min(columns, characters // widest)),
+        title=textwrap.fill(note, characters, break_on_hyphens=False),
         title_fontsize=7,
     )
 

@@ -5,12 +5,9 @@ import os
 import random
 from pathlib import Path
 
-# Before torch is imported: small tensors are slower on many threads, and CI has two cores. If
-# several workers run the tests (pytest -n), each has one thread.
-os.environ.setdefault(
-    "OMP_NUM_THREADS",
-    "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)),
-)
+# Before torch is imported: small tensors are slower on many threads. Workers (pytest -n) inherit this
+# from the process that starts them; more threads than cores wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -5,8 +5,8 @@ import os
 import random
 from pathlib import Path
 
-# Before torch is imported: small tensors are slower on many threads. Workers (pytest -n) inherit this
-# from the process that starts them; more threads than cores wait for each other most of the time.
+# Before torch is imported: small tensors are slower on many threads. Workers (pytest -n) inherit
+# this from the process that starts them; more threads than cores mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

@@ -1,14 +1,13 @@
-"""Tasks: the loss, the metric and the memory format that belong to a kind of prediction.
+"""Tasks: the loss, the metric and the kind of inputs that belong to a kind of prediction.
 
 Every data set has a task, from which the training step, the saliency scores and the measurements
-take the loss, the metric and the memory format.
+take the loss, the metric and the kind of inputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 
@@ -22,13 +21,13 @@ class Task:
             differentiable, because GraSP uses the Hessian.
         correct: function ``(outputs, targets) -> number of correct predictions``, a scalar on the
             device. The accuracy is this number divided by the number of targets.
-        memory_format: memory format of the model.
+        has_images: whether inputs are images, whose memory format the device chooses.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor]
-    memory_format: torch.memory_format = torch.preserve_format
+    has_images: bool = False
 
     def smoothed(self, amount: float) -> "Task":
         """Return the same task with label smoothing (Szegedy et al. 2016, arXiv 1512.00567).
@@ -63,6 +62,6 @@ CLASSIFICATION = Task("classification", nn.functional.cross_entropy, count_highe
 """One class per sample: logits (n, classes), targets (n,) int64."""
 
 IMAGE_CLASSIFICATION = Task(
-    "image classification", nn.functional.cross_entropy, count_highest, torch.channels_last
+    "image classification", nn.functional.cross_entropy, count_highest, has_images=True
 )
-"""Classification with a convolutional network, which is faster in the channels_last format."""
+"""Classification of images, most often with a convolutional network."""

@@ -39,8 +39,6 @@ class Device:
     steps of a whole epoch."""
     has_sparse_kernels: ClassVar[bool] = True
     """Whether sparse execution has kernels for this device."""
-    image_format: ClassVar[torch.memory_format] = torch.channels_last
-    """Memory format in which convolutional networks train fastest."""
 
     def __init__(self, place: torch.device) -> None:
         self.place = place
@@ -132,7 +130,6 @@ class GPU(Device):
     # the host wait, and the streams of the other runs are idle meanwhile.
     interleaved_steps = 8
     has_sparse_kernels = False
-    image_format = torch.contiguous_format
 
     @property
     def name(self) -> str:

@@ -40,9 +40,8 @@ class Plan(NamedTuple):
 class ImageBatches:
     """Images and labels of one split, as batches (see ``Batches``).
 
-    A batch is x (B, C, H, W), normalised by ``mean`` and ``std``, of ``dtype`` and in the
-    ``image_format`` of the device, and y (B,) int64. The augmentation is that of the paper's
-    recipe.
+    A batch is x (B, C, H, W), channels_last, of ``dtype``, normalised by ``mean`` and ``std``, and
+    y (B,) int64. The augmentation is that of the paper's recipe.
 
     No method waits for the device. ``plan`` samples the random numbers of a whole epoch at once,
     and ``batch`` contains only device operations, so that a CUDA graph can capture it.
@@ -100,7 +99,6 @@ class ImageBatches:
         self.batch_size, self.seed, self.drop_last, self.dtype = batch_size, seed, drop_last, dtype
         self.augment, self.device = augment, torch.device(device)
         self.order_seed = order_seed
-        self._format = devices.of(self.device).image_format
         self.labels = labels.to(self.device, torch.int64)
         pad = 0 if augment == "none" else PADDING
         if pad:
@@ -197,10 +195,9 @@ class ImageBatches:
         return ((self._normalise(pixels), labels) for pixels, labels in parts)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """Convert pixels (B, H, W, C) uint8 to normalised inputs (B, C, H, W)."""
+        """Convert pixels (B, H, W, C) uint8 to normalised inputs (B, C, H, W), channels_last."""
         values = pixels.to(self._shift.dtype).sub_(self._shift).div_(self._scale)
-        values = values.to(self.dtype).permute(0, 3, 1, 2)
-        return values.contiguous(memory_format=self._format)
+        return values.to(self.dtype).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,8 +77,7 @@ def build_model(settings: Settings, dataset: Dataset, device: Device) -> nn.Modu
         **dataset.model_options,
     )
     # torch's stubs do not know the argument memory_format.
-    layout = device.image_format if dataset.task.has_images else torch.preserve_format
-    return model.to(device.place, memory_format=layout)  # type: ignore[call-overload]
+    return model.to(device.place, memory_format=dataset.task.memory_format)  # type: ignore[call-overload]
 
 
 def build_noise(settings: Settings, model: nn.Module) -> Noise | None:

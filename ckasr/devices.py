@@ -193,8 +193,8 @@ GPU_JOBS = 4
 On an H200, six ResNet20 in parallel with batch size 128 took 1.16 s per model and epoch of 45,000
 CIFAR images in fp32, 0.72 s in tf32 and 0.33 s in bf16; one alone took 0.91 s in tf32 and 0.73 s in
 bf16. Six ResNet32 of twice the width took 1.70 s in tf32 (one measurement each). The models were in
-channels_last: in contiguous format, six in tf32 took 0.64 s, but one alone took 1.34 s, and bf16 took
-0.58 s.
+channels_last. In contiguous format, six in tf32 took 0.64 s, but one alone took 1.34 s, and six in
+bf16 took 0.58 s.
 """
 
 BACKENDS: dict[str, type[Device]] = {backend.kind: backend for backend in (Device, GPU)}

@@ -254,11 +254,26 @@ class TestFigure:
         for run in [r for r in runs if r["settings"]["method"] == "snip"]:
             settings = Settings.from_dict(run["settings"] | {"beta": 1e-4})
             runs.append(made(settings, run["test_accuracy"] + 0.1))
-        drawn = positions(method_accuracy(runs).axes[0])
+        axis = method_accuracy(runs).axes[0]
+        drawn = positions(axis)
         assert drawn[0] == pytest.approx(63)  # alone in its row
         rows_of_snip = sorted(y for y in drawn if round(y) == 3)
         assert np.diff(rows_of_snip) == pytest.approx([0.25])
         assert [drawn[y] for y in rows_of_snip] == pytest.approx([55, 65])
+
+    def test_dead_layers_of_two_arms_are_written_once_if_they_are_equal(self):
+        runs = comparison()
+        for run in [r for r in runs if r["settings"]["method"] == "snip"]:
+            run["sparsity"] |= {"dead_layers": ["a", "b"]}
+            settings = Settings.from_dict(run["settings"] | {"beta": 1e-4})
+            other = made(settings, 0.6)
+            other["sparsity"] |= {"dead_layers": ["a", "b"]}
+            runs.append(other)
+        texts = method_accuracy(runs).axes[0].texts
+        assert [(text.get_text(), text.xy[1]) for text in texts] == [("dead: 2 layers", 3)]
+        runs[-1]["sparsity"] |= {"dead_layers": ["a"]}
+        texts = method_accuracy(runs).axes[1].texts
+        assert [text.get_text() for text in texts] == ["dead: 2 layers", "dead: 1 layer"]
 
     def test_forms_of_a_method_have_rows_of_their_own(self):
         lazy = Settings(method="random", distribution="uniform", sparsity=0.95, **RECIPE)

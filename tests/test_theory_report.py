@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_a_later_run_joins_the_earlier_ones_in_the_order_of_the_suite(tmp_path):
     suite = save([verdict("zero_set", 0.0)], tmp_path)
     assert [v.name for v in suite] == ["estimators", "zero_set", "renyi2"]
     assert suite == stored(tmp_path)
+
+
+def test_only_another_time_does_not_change_the_file(tmp_path):
+    save([replace(verdict("zero_set", 0.0), seconds=0.3)], tmp_path)
+    before = (tmp_path / "verdicts.json").read_bytes()
+    save([replace(verdict("zero_set", 0.0), seconds=1.0)], tmp_path)
+    assert (tmp_path / "verdicts.json").read_bytes() == before
+    save([replace(verdict("zero_set", 0.5), seconds=1.0)], tmp_path)
+    (new,) = stored(tmp_path)
+    assert (new.seconds, new.verdict) == (1.0, INCONCLUSIVE)
 
 
 def test_each_joining_test_is_corrected_for(tmp_path):

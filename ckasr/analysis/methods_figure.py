@@ -7,7 +7,6 @@ from . import words
 from .cells import Arm, Record, family_title, percent
 from .marks import NOTE, draw_means, draw_seeds
 from .methods import Entry, method_families
-from .statistics import t_interval
 from .style import GUIDE, Look, blank, legend, looks, styled, wrapped
 
 if TYPE_CHECKING:
@@ -40,17 +39,18 @@ def method_accuracy(records: Iterable[Record]) -> "Figure":
     sparsities = sorted({entry.sparsity for entry in pruned})
     names = _tick_labels(pruned)
     arms = looks(entry.arm for entry in entries)
-    best = max((100 * value for entry in entries for value in entry.accuracies), default=100)
-    figure = blank(2.0 + 2.4 * len(sparsities), 1.5 + 0.21 * len(names))
+    row = 0.21 if len(arms) == 1 else 0.17 * len(arms)
+    figure = blank(2.0 + 2.4 * len(sparsities), 1.5 + row * len(names))
     axes = figure.subplots(1, len(sparsities), squeeze=False, sharex=True, sharey=True)[0]
     for axis, sparsity in zip(axes, sparsities, strict=True):
         axis.set_title(f"sparsity {percent(sparsity)}")
         axis.grid(axis="y", color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         _draw_levels(axis, entries, arms)
-        for entry in pruned:
-            if entry.sparsity == sparsity:
-                _draw_entry(axis, entry, list(names).index(entry.form), arms, best)
+        for y, form in enumerate(names):
+            in_row = [e for e in pruned if e.form == form and e.sparsity == sparsity]
+            places = [_draw_entry(axis, entry, y, arms) for entry in in_row]
+            _write_dead(axis, in_row, places, y)
         axis.set_xlabel("test accuracy after\nthe last epoch (%)")
         axis.label_outer()
     axes[0].set_yticks(range(len(names)), names.values())
@@ -85,34 +85,47 @@ def _draw_levels(axis: "Axes", entries: Sequence[Entry], arms: Mapping[Arm, Look
     axis.axvline(chance, **{**GUIDE, "linestyle": (0, (1, 3))}, label=f"chance: {chance:g} %")
 
 
-def _draw_entry(
-    axis: "Axes", entry: Entry, row: int, arms: Mapping[Arm, Look], best: float
-) -> None:
+def _draw_entry(axis: "Axes", entry: Entry, row: int, arms: Mapping[Arm, Look]) -> float:
+    """Draw seeds, mean and interval of an entry, and return its height on the axis."""
     values = [100 * value for value in entry.accuracies]
-    if not values:
-        return
     look, in_cell = arms[entry.arm], list(entry.cell.arms)
-    y = row + 0.25 * (in_cell.index(entry.arm) - (len(in_cell) - 1) / 2)
+    y = row + 0.5 * (in_cell.index(entry.arm) - (len(in_cell) - 1) / 2) / max(2, len(in_cell))
     if len(values) > 1:
         draw_seeds(axis, y, values, look, horizontal=True)
     label = entry.arm.label if len(arms) > 1 and not entry.sparsity_differs else None
-    draw_means(axis, [y], [values], look, label, horizontal=True, hollow=entry.sparsity_differs)
-    counts = {"layer": len(entry.dead_layers or []), "class": entry.report("dead_classes")}
-    dead = [_counted(number, name) for name, number in counts.items() if number]
-    if dead:
-        low, high = t_interval(values) or (min(values), max(values))
-        # The text is written on the side with more space.
-        left = entry.accuracy is not None and 100 * entry.accuracy > 0.65 * best
+    if values:
+        hollow = entry.sparsity_differs
+        draw_means(axis, [y], [values], look, label, horizontal=True, hollow=hollow)
+    return y
+
+
+def _write_dead(axis: "Axes", entries: Sequence[Entry], places: Sequence[float], row: int) -> None:
+    """Write the numbers of dead layers and classes to the right of the panel.
+
+    Arms of the same mask have the same numbers, which are written once.
+    """
+    dead = {y: _dead(entry) for entry, y in zip(entries, places, strict=True) if entry.accuracies}
+    if len(set(dead.values())) == 1:
+        dead = {row: next(iter(dead.values()))}
+    for y, text in dead.items():
+        if not text:
+            continue
         axis.annotate(
-            f"dead: {', '.join(dead)}",
-            (min(low, *values) if left else max(high, *values), y),
-            xytext=(-5 if left else 5, 0),
+            text,
+            (1, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
             textcoords="offset points",
-            ha="right" if left else "left",
             va="center",
             fontsize=6,
             color="0.35",
         )
+
+
+def _dead(entry: Entry) -> str:
+    counts = {"layer": len(entry.dead_layers or []), "class": entry.report("dead_classes")}
+    dead = [_counted(number, name) for name, number in counts.items() if number]
+    return f"dead: {', '.join(dead)}" if dead else ""
 
 
 def _counted(number: float, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ckasr.notebooks import profiles
 
+from . import words
 from .aa import aa_checks
 from .cells import BASELINE, Arm, Record, cell_title, percent
 from .paper import CLAIM_TERMS, CLAIMS, SELECTION, lookup, paper_difference
@@ -146,6 +147,17 @@ STATEMENTS = (
     _table_1(0.98, "gpu"),
     _table_1(0.95, "gpu", "ResNet20 at 95 %, CIFAR-100 (appendix)"),
     *(_table_1(sparsity, None) for sparsity in (0.90, 0.85, 0.70)),
+    *(
+        Statement(
+            f"accuracy increases at 99.5 %: {words.method(method, 'erk')}, CIFAR-100",
+            "abstract: several sparse training methods",
+            "not known",
+            {"dataset": "cifar100", "method": method, "sparsity": 0.995},
+            "verdict07_hosts_gpu",
+            headline=f"{words.method(method, 'erk')} at 99.5 %, CIFAR-100",
+        )
+        for method in ("snip", "synflow", "grasp")
+    ),
     Statement(
         "few samples suffice, and a suitable beta exists: ResNet20, random ERK masks, 95 %, "
         "CIFAR-10",

@@ -71,12 +71,12 @@ class TestRowsOfTheAbstract:
             {"dataset": "mnist", "model": "lenet300", "method": "lth", "sparsity": 0.98},
         ],
     )
-    def test_elsewhere_nothing_is_claimed(self, other):
+    def test_other_cells_have_no_claimed_gain(self, other):
         runs = cell(0.1, **other)
         assert claim_beside(runs[0]["settings"]) is None
         assert "abstract" not in runs_table(runs)
 
-    def test_what_is_not_known_stands_under_the_table(self):
+    def test_unknown_facts_are_listed_below_the_table(self):
         assert "It does not state the method and the network" in runs_table(cell(0.1))
         tickets = {"dataset": "mnist", "model": "lenet300", "method": "lth"}
         mnist = runs_table(cell(0.1, **tickets, method_options=LEVELS))
@@ -89,7 +89,7 @@ def about(text: str, claim: str) -> list[dict[str, str]]:
 
 
 class TestTableOfClaims:
-    def test_without_records_every_claim_is_there_and_not_run(self):
+    def test_without_records_every_claim_is_listed_as_not_run(self):
         text = claims_table({})
         assert [row["claim"] for row in rows(text)] == [s.text for s in STATEMENTS]
         assert {row["verdict"] for row in rows(text)} == {"not run yet"}
@@ -118,7 +118,7 @@ class TestTableOfClaims:
         (appendix,) = about(text, "accuracy increases at 99.8 %")
         assert appendix["verdict"] == "reproduced (the paper's +0.37 is inside the interval)"
 
-    def test_a_short_schedule_is_named_and_leaves_the_claim_open(self):
+    def test_a_short_schedule_is_stated_and_does_not_test_the_claim(self):
         short = cell(5.0, epochs=40)
         missing, row = about(claims_table({"made_up": short}), "or more at 99.5 %")
         assert missing["verdict"] == "not run yet"
@@ -129,7 +129,7 @@ class TestTableOfClaims:
         assert "not reproduced" in full["verdict"]
         assert "short schedule" in short_too["verdict"]
 
-    def test_a_claim_without_a_number_has_what_was_seen(self):
+    def test_a_claim_without_a_number_states_only_the_observation(self):
         tickets = {"dataset": "mnist", "model": "lenet300", "method": "lth"}
         runs = cell(-1.0, epochs=15, **tickets, method_options=LEVELS)
         (row,) = about(claims_table({"x": runs}), "lottery tickets")
@@ -137,12 +137,12 @@ class TestTableOfClaims:
         (beyond,) = about(claims_table({"x": cell(1, sparsity=0.9995)}), "beyond 99.8 %")
         assert beyond["verdict"] == "positive"
 
-    def test_an_arm_without_a_number_is_not_tested_against_anothers(self):
+    def test_an_arm_without_a_published_number_is_not_compared_with_that_of_another(self):
         text = claims_table({"x": cell(5.0, sparsity=0.998, beta=1e-3)})
         (row,) = about(text, "accuracy increases at 99.8 %")
         assert row["verdict"] == "not run yet"
 
-    def test_networks_at_chance_and_lost_pairs_are_told(self):
+    def test_networks_at_chance_and_lost_pairs_are_stated(self):
         treated = [0.011, 0.012, 0.013]
         runs = pairs([0.01] * 3, treated, sparsity=0.998)
         runs += [record(status="diverged", sparsity=0.998, beta=1e-4, seed=7)]
@@ -150,7 +150,7 @@ class TestTableOfClaims:
         assert row["difference, points [95 % interval], n pairs"].endswith("n = 3, 1 diverged")
         assert row["verdict"].endswith("; accuracy is at chance")
 
-    def test_the_aa_check_stands_below(self):
+    def test_the_aa_check_follows_the_table(self):
         aa = [
             record(0.3 + 0.01 * seed * bool(order + 1), seed=seed, order_seed=order, epochs=40)
             for seed in range(5)

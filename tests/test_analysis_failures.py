@@ -53,10 +53,10 @@ class TestFailures:
             ({"status": "diverged"}, "diverged"),
         ],
     )
-    def test_each_failure_shows_alone(self, changes, name):
+    def test_each_failure_is_detected_alone(self, changes, name):
         assert shown(**changes) == [name]
 
-    def test_below_the_thresholds_there_is_none(self):
+    def test_below_the_thresholds_there_is_no_failure(self):
         near = {"accuracy": 0.46, "ratio": 0.9, "norm": 14.9, "seconds": 10.9, "memory": 1.05e9}
         assert shown(**near) == []
 

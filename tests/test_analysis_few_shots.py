@@ -58,7 +58,7 @@ class TestStudies:
         assert len(few_shot_studies([run(0.5, beta=1e-3), run(0.5, beta=1e-3, every=1)])) == 1
         assert len(few_shot_studies([run(0.5, beta=1e-3), run(0.5, beta=1e-3, samples=4)])) == 1
 
-    def test_placebos_and_other_variants_are_no_settings_of_the_term(self):
+    def test_placebos_and_other_variants_are_not_settings_of_the_term(self):
         for other in ({"term": "shuffled"}, {"variant": "paper"}, {"pairs": "all"}):
             runs = [run(0.5, beta=1e-3), run(0.5, beta=1e-3, samples=4, **other)]
             assert few_shot_studies(runs) == [], other
@@ -75,7 +75,7 @@ class TestChoices:
         assert selection_bias(cell) == pytest.approx(0.07 - 0.01)
         assert [choice.unbiased for choice in choices(cell)] == [True, False, False, False]
 
-    def test_the_seed_that_is_measured_has_no_vote(self):
+    def test_the_measured_seed_does_not_influence_the_choice(self):
         """Seed 0 prefers 4 samples, the others 16; each is measured by what the others prefer."""
         table = {
             4: [(0.7, 0.9), (0.4, 0.1), (0.4, 0.1)],

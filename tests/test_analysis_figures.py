@@ -71,7 +71,7 @@ class TestAccuracy:
         ticks = [tick.get_text() for tick in lower.get_xticklabels()]
         assert ticks == ["95 %\nn = 3", "99.5 %\nn = 2"]
 
-    def test_no_arm_shares_its_place_with_another(self):
+    def test_arms_do_not_overlap(self):
         upper = accuracy_vs_sparsity(study(3, (1e-4, 1e-3, 1e-2))).axes[0]
         places = [
             tuple(np.round(np.float64(container.lines[0].get_xdata()), 9))
@@ -80,16 +80,16 @@ class TestAccuracy:
         assert len(set(places)) == 4
         assert all(abs(x - round(x)) < 0.5 for place in places for x in place)
 
-    def test_different_numbers_of_pairs_are_told(self):
+    def test_different_numbers_of_pairs_are_stated(self):
         runs = [*cell(), record(0.4, beta=0.001, sparsity=0.95)]
         lower = accuracy_vs_sparsity(runs).axes[1]
         assert lower.get_xticklabels()[0].get_text() == "95 %\nn = 3, 1"
 
-    def test_diverged_runs_are_no_dots(self):
+    def test_diverged_runs_are_not_drawn_as_dots(self):
         runs = [*cell(), record(status="diverged", beta=1e-4, sparsity=0.95, seed=7)]
         assert [len(d) for d in dots(accuracy_vs_sparsity(runs).axes[0])] == [3, 3]
 
-    def test_methods_stand_side_by_side(self):
+    def test_methods_are_drawn_side_by_side(self):
         figure = accuracy_vs_sparsity(cell() + cell(method="dense"))
         assert len(figure.axes) == 4
         assert ["dense" in axis.get_title() for axis in figure.axes[:2]] == [True, False]
@@ -160,7 +160,7 @@ class TestMaps:
         ]
         assert dots(layer_cka_maps(runs).axes[2]) == [pytest.approx(each) for each in expected]
 
-    def test_constant_layers_are_left_out_and_told(self):
+    def test_constant_layers_are_left_out_and_named(self):
         runs = cell()
         for run in runs[:3]:
             matrix = np.array(run["layer_cka"]["matrix"])
@@ -178,7 +178,7 @@ class TestMaps:
         assert map_.collections
         assert weights.patches
 
-    def test_weights_beyond_the_edges_are_told(self):
+    def test_weights_beyond_the_edges_are_stated(self):
         runs = cell()
         for run in runs:
             run["sparsity"]["kept"] = 2 * sum(run["weights"]["histogram"]["counts"])
@@ -219,7 +219,7 @@ class TestCurves:
         np.testing.assert_allclose(means, wanted)
         assert "The measured term is computed in all arms after each epoch" in note(figure)
 
-    def test_an_older_record_has_no_line_there(self):
+    def test_an_older_record_without_the_measured_term_has_no_line(self):
         runs = cell(epochs=6)
         for run in runs[3:]:
             run["curves"]["term_measured"] = [1.0] * 6
@@ -252,7 +252,7 @@ class TestCurves:
         loss = training_curves(runs).axes[0]
         assert [list(line.get_xdata()) for line in loss.lines][-1] == [2.5, 2.5]
 
-    def test_what_nobody_measured_has_no_panel(self):
+    def test_values_that_were_not_measured_have_no_panel(self):
         assert len(training_curves([record(validation=0)]).axes) == 1
 
     def test_a_diverged_run_ends_in_a_cross(self):
@@ -264,7 +264,7 @@ class TestCurves:
 
 
 class TestSave:
-    def test_the_same_bytes_whatever_the_readers_settings(self, tmp_path):
+    def test_files_do_not_depend_on_the_matplotlib_settings_of_the_user(self, tmp_path):
         files = save(accuracy_vs_sparsity(cell()), tmp_path / "deep" / "a.png")
         first = [path.read_bytes() for path in files]
         with mpl.rc_context({"font.size": 20, "savefig.dpi": 50, "savefig.facecolor": "red"}):
@@ -350,7 +350,7 @@ class TestWriteAll:
 
 
 @pytest.mark.parametrize("horizontal", [False, True])
-def test_many_seeds_stay_in_their_place_and_none_is_moved_onto_another(horizontal):
+def test_many_seeds_do_not_overlap_and_stay_near_their_arm(horizontal):
     """A swarm of 20 equal values is wider than its place: its outer dots lie on one another."""
     axis = blank(2, 2).subplots()
     draw_seeds(axis, 3.0, [0.5] * 20, BASELINE_LOOK, horizontal=horizontal)

@@ -137,7 +137,7 @@ def test_the_table_has_the_means_of_all_arms_and_holm_over_its_rows():
     assert rows[0][11:13] == ["0.25", "0.5"]  # Holm: two rows
 
 
-def test_weight_decay_of_the_recipe_is_no_study_of_its_own():
+def test_the_weight_decay_of_the_recipe_does_not_make_a_study():
     """The common settings have the recipe's strength of every partner."""
     runs = factorial({"dropout": 0.2})
     runs += [

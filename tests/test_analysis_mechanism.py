@@ -83,7 +83,7 @@ class TestVerdicts:
         runs = arms(b0=(0.8, 0.1, 10), b1=(0.9, 0.05, 11), b2=(0.95, 0.04, 12))
         assert verdicts(runs) == {"H2": FAILS, "H3": FAILS}
 
-    def test_lower_but_not_the_lower_the_larger_beta(self):
+    def test_lower_but_not_decreasing_with_beta(self):
         runs = arms(b0=(0.8, 0.1, 10), b1=(0.6, 0.2, 11), b2=(0.6, 0.2, 11))
         assert verdicts(runs) == {"H2": IN_PART, "H3": IN_PART}
         (cell,) = mechanism_cells(runs)
@@ -97,7 +97,7 @@ class TestVerdicts:
         runs = arms(b0=(0.8, 0.1, 10, 0.01), b1=(0.6, 0.2, 9, 0.01))
         assert verdicts(runs) == {"H2": UNTESTED, "H3": UNTESTED}
 
-    def test_an_arm_whose_accuracy_collapsed_is_no_evidence(self):
+    def test_an_arm_with_collapsed_accuracy_does_not_count(self):
         runs = arms(b0=(0.8, 0.1, 10, 0.5), b1=(0.85, 0.05, 11, 0.5), b2=(0.1, 0.9, 1, 0.3))
         assert verdicts(runs) == {"H2": FAILS, "H3": FAILS}
         (cell,) = mechanism_cells(runs)
@@ -132,7 +132,7 @@ class TestTableAndFigure:
         assert [axis.get_yscale() for axis in axes] == ["linear", "linear", "log", *["linear"] * 3]
         assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "1"]
 
-    def test_files_only_where_beta_grows(self, tmp_path):
+    def test_files_are_written_only_for_several_betas(self, tmp_path):
         one = arms(b0=(0.8, 0.1, 10), b1=(0.6, 0.2, 9))
         assert write_mechanism(one, tmp_path) == []
         (cell,) = mechanism_cells(one + arms(b2=(0.5, 0.3, 8)))
@@ -141,6 +141,6 @@ class TestTableAndFigure:
         assert [path.suffix for path in written] == [".md", ".png", ".svg"]
         assert "mechanism" in written[1].name
 
-    def test_no_baseline_no_cell(self):
+    def test_a_cell_without_a_baseline_is_left_out(self):
         runs = [r for r in arms(b0=(0.8, 0.1, 10), b1=(0.6, 0.2, 9)) if r["settings"]["beta"]]
         assert mechanism_cells(runs) == []

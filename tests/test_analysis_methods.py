@@ -165,7 +165,7 @@ class TestPublished:
         assert others["synflow", "95 %"] == "93.69 at 94.38 %"
         assert others["dense", "0 %"] == "94.95 at 0.00 %"
 
-    def test_without_cka_sr_is_what_they_are(self):
+    def test_published_numbers_are_those_without_cka_sr(self):
         """Its arm has the appendix's number for its beta, and none of Synaptic-Flow's."""
         settings = Settings(sparsity=0.95, beta=1e-4, **RECIPE)
         found = rows(methods_table([*comparison(), made(settings, 0.61)]))
@@ -191,7 +191,7 @@ class TestPublished:
             near = reference("cifar100", "synflow", 1 - 10 ** (-(k + shift) / 4))
             assert near.sparsity == pytest.approx(published)
 
-    def test_where_there_is_none(self):
+    def test_settings_without_a_published_number(self):
         assert reference("cifar10", "random", 0.7) is None  # between 0 and 90 %
         assert reference("cifar10", "random", 0.9999) is None
         assert reference("cifar10", "rigl", 0.95) is None
@@ -213,7 +213,7 @@ def positions(axis) -> dict[float, float]:
 
 
 class TestFigure:
-    def test_a_panel_a_sparsity_and_a_row_a_method(self):
+    def test_one_panel_per_sparsity_and_one_row_per_method(self):
         lower, higher = method_accuracy(comparison()).axes
         names = ["lottery tickets, 2 × epochs", "random ERK masks", "SynFlow", "SNIP"]
         assert [label.get_text() for label in lower.get_yticklabels()] == names
@@ -275,14 +275,14 @@ class TestFigure:
         texts = method_accuracy(runs).axes[1].texts
         assert [text.get_text() for text in texts] == ["dead: 2 layers", "dead: 1 layer"]
 
-    def test_forms_of_a_method_have_rows_of_their_own(self):
+    def test_each_form_of_a_method_has_its_own_row(self):
         lazy = Settings(method="random", distribution="uniform", sparsity=0.95, **RECIPE)
         axis, _ = method_accuracy([*comparison(), made(lazy, 0.61)]).axes
         names = [label.get_text() for label in axis.get_yticklabels()]
         assert names[1:3] == ["random uniform masks", "random ERK masks"]
         assert positions(axis)[1] == pytest.approx(61)
 
-    def test_one_recipe_a_figure(self):
+    def test_records_of_no_or_several_recipes_are_refused(self):
         for runs, number in ((study(1), 0), (comparison() + comparison(epochs=3), 2), ([], 0)):
             with pytest.raises(ValueError, match=f"the records have {number} such"):
                 method_accuracy(runs)
@@ -301,7 +301,7 @@ class TestWriting:
         assert write_all(comparison()[::-1], tmp_path) == written
         assert [path.read_bytes() for path in written] == before
 
-    def test_a_comparison_with_cka_sr_keeps_its_own(self, tmp_path):
+    def test_a_comparison_with_cka_sr_keeps_its_own_table(self, tmp_path):
         runs = comparison() + pairs([0.6], [0.61], method="rigl", sparsity=0.95, **RECIPE)
         names = [path.name for path in write_all(runs, tmp_path)]
         assert sum(name.endswith("_accuracy.png") for name in names) == 1

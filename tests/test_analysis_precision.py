@@ -69,7 +69,7 @@ class TestPairing:
             [0.95] * 3,
         ]
 
-    def test_what_is_lost_is_named_and_the_effect_needs_all_four_runs(self):
+    def test_lost_pairs_are_named_and_the_effect_needs_all_four_runs(self):
         common = {"sparsity": 0.95, "beta": 1e-4}
         runs = both()
         runs += [record(status="diverged", precision="bf16", seed=3, **common)]
@@ -83,7 +83,7 @@ class TestPairing:
         assert with_term.incomplete == effect.incomplete == ("seed 4: no bf16",)
         assert effect.diverged == ("seed 3: fp32, bf16",)
 
-    def test_an_arm_in_one_precision_only_is_told(self):
+    def test_an_arm_in_one_precision_only_is_named(self):
         runs = [*both(), record(0.9, beta=1e-3, sparsity=0.95, precision="fp32")]
         (rows,) = precision_rows(runs)
         lonely = [row for row in rows if row.arm.beta == 1e-3]
@@ -147,7 +147,7 @@ class TestRule:
 
         assert (chosen(19), chosen(20)) == ("fp32", "bf16")
 
-    def test_nothing_compared_is_no_reason_for_bf16(self):
+    def test_without_a_comparison_bf16_is_not_recommended(self):
         assert chosen_precision([]) == "fp32"
 
 
@@ -167,7 +167,7 @@ class TestTable:
         assert "### bf16 and fp32: CIFAR-100, ResNet20, random ERK masks, 160 epochs" in text
         assert "**bf16**" in text
 
-    def test_what_was_left_out_is_said(self):
+    def test_left_out_runs_are_named(self):
         runs = [*both(), record(0.9, sparsity=0.95, precision="fp32", seed=7)]
         text = precision_table(runs)
         assert "95 % accuracy, baseline: excluded incomplete pairs: seed 7: no bf16" in text
@@ -216,7 +216,7 @@ class TestFigure:
 
 
 class TestWriteAll:
-    def test_table_and_figure_only_where_both_precisions_are(self, tmp_path):
+    def test_files_are_written_only_if_both_precisions_were_run(self, tmp_path):
         alone = {p.name for p in write_all(pairs(*FP32, sparsity=0.95), tmp_path / "one")}
         assert not any("precision" in name for name in alone)
         names = {path.name for path in write_all(both(), tmp_path / "two")}

@@ -81,7 +81,7 @@ class TestPairing:
         assert [c.arm.beta for c in paired_differences(runs, arm={"beta": 1e-2})] == [1e-2]
         assert len(paired_differences(runs, arm={"variant": "official"})) == 2
 
-    def test_beta_zero_is_the_baseline_whatever_the_rest_says(self):
+    def test_beta_zero_is_the_baseline_for_any_other_settings_of_the_term(self):
         odd = record(0.5)
         odd["settings"] = {**odd["settings"], "samples": 16, "variant": "aug"}
         (found,) = paired_differences([odd, record(0.6, beta=1e-4)])
@@ -132,7 +132,7 @@ class TestPairing:
         old["settings"] = {k: v for k, v in old["settings"].items() if k != "precision"}
         assert paired_differences([old, record(0.6, beta=1e-4)])[0].n == 1
 
-    def test_the_outcome_can_be_chosen_and_must_be_there(self):
+    def test_the_outcome_can_be_chosen_and_must_be_in_the_records(self):
         runs = pairs([0.5], [0.6])
         runs[0]["validation_accuracy"], runs[1]["validation_accuracy"] = 0.1, 0.4
         (found,) = paired_differences(runs, outcome="validation_accuracy")
@@ -193,7 +193,7 @@ class TestEstimates:
             ([0.51, 0.51, 0.51], "all 3 differences are equal, so there is no interval"),
         ],
     )
-    def test_what_cannot_be_estimated_says_why(self, treated, note):
+    def test_an_estimate_that_is_not_possible_states_the_reason(self, treated, note):
         runs = [*pairs([0.5, 0.5, 0.5], treated), record(0.4, beta=0.0001, seed=9)]
         (found,) = paired_differences(runs)
         assert (found.t_interval is None) == (len(set(treated)) < 2)
@@ -209,7 +209,7 @@ class TestHolm:
     def test_the_textbook_example(self):
         assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
-    def test_what_has_no_p_is_not_counted(self):
+    def test_comparisons_without_a_p_value_are_not_counted(self):
         assert holm([None, 0.02, None, 0.04]) == [None, 0.04, None, 0.04]
         assert holm([]) == []
 

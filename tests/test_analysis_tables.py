@@ -135,7 +135,7 @@ class TestVerdict:
         ("center", "word"),
         [(0.9, "positive"), (-0.9, "negative"), (0.1, "no difference shown")],
     )
-    def test_elsewhere(self, other, center, word):
+    def test_where_the_paper_has_no_gain(self, other, center, word):
         assert judged([center - 0.1, center, center + 0.1], **other) == word
 
     def test_too_little_to_decide(self):
@@ -191,7 +191,7 @@ class TestPaper:
             ({}, Arm(1e-4, "official", 8, 5, "all")),
         ],
     )
-    def test_no_number_is_lent_to_another_setting(self, changed, arm):
+    def test_a_published_number_is_not_used_for_other_settings(self, changed, arm):
         cell = ERK20 | {"dataset": "cifar100", "sparsity": 0.998} | changed
         assert lookup(cell, arm) is None
 

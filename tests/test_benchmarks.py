@@ -74,7 +74,7 @@ def record(name: str, timings: list[Timing], date: str = "2026-01-02") -> store.
 # Each benchmark, at its smallest
 
 
-def test_every_name_has_its_module():
+def test_every_benchmark_has_its_module():
     for name in NAMES:
         assert callable(import_module(f"benchmarks.{MODULES.get(name, name)}").measure)
     assert {"term", "step", "data", "epoch", "import", "scaling"} <= set(NAMES)
@@ -168,7 +168,7 @@ def test_plain_and_our_epoch_count_the_same_images(monkeypatch):
     assert seen == 2 * plain
 
 
-def test_workers_compute_on_demand_and_end():
+def test_workers_compute_on_request_and_exit():
     arguments = {**SMALL, "images": 8, "batch_size": 8, "precision": "fp32"}
     with closing(Worker(Variant("step:step", arguments=arguments))) as worker:
         assert worker() > 0
@@ -283,7 +283,7 @@ def test_variants_take_turns_and_warm_up_does_not_count():
     assert seconds == {"a": [6, 7], "b": [5, 8], "c": [4, 9]}
 
 
-def test_work_done_twice_costs_twice(monkeypatch):
+def test_twice_the_work_takes_twice_the_time(monkeypatch):
     monkeypatch.setattr(timing.time, "process_time", lambda: spent)
     spent = 0
 
@@ -327,7 +327,7 @@ def test_targets_of_a_gpu():
         assert [t.met for t in found] == [met]
 
 
-def test_a_term_lost_in_the_noise_is_infinitely_cheaper():
+def test_a_term_whose_cost_is_below_the_noise_has_an_infinite_ratio():
     found = targets.targets(made_up("term resnet20, whole batch", [0.99, 2.0, 2.0]), "cpu")
     assert {(t.measured, t.met) for t in found} == {("inf x", True)}
 
@@ -363,7 +363,7 @@ def test_scaling_figure_names_the_growth():
     assert labels == ["authors' way: exponent 2.0", "ckasr: exponent 1.0"]
 
 
-def test_bars_are_of_what_is_added_or_of_the_whole_time_where_much_is_saved():
+def test_bars_show_the_added_time_or_the_whole_time_if_much_is_saved():
     axis = figures.draw(bars()).axes[0]
     assert [bar.get_x() for bar in axis.patches] == [1] * 4
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([0, 0.04, 0.01, 0.2])
@@ -376,7 +376,7 @@ def test_bars_are_of_what_is_added_or_of_the_whole_time_where_much_is_saved():
     ]
 
 
-def test_figures_say_when_and_where():
+def test_figures_state_date_and_device():
     assert figures.draw(bars())._supxlabel.get_text() == (
         "Made(R) Up CPU, 2 cores, threads unless stated otherwise: 1; torch 2.12.1; 2026-01-02; "
         "commit 0123456789ab"

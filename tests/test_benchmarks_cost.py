@@ -21,7 +21,7 @@ FEATURES = 8 * 3 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8)  # 8 samples of 9 
 # What is counted
 
 
-def test_a_square_of_what_is_not_counted_keeps_nothing():
+def test_the_square_of_an_uncounted_tensor_keeps_no_memory():
     x = torch.randn(8, 5, requires_grad=True)
     assert kept_bytes(lambda: x.square().sum(), [x]) == 0
     assert kept_bytes(lambda: x.square().sum(), []) == 8 * 5 * 4
@@ -94,7 +94,7 @@ def test_every_combination_has_one_row(rows):
     assert [(r.what, r.x, r.variant) for r in rows] == wanted
 
 
-def test_ours_keeps_the_centred_features_and_little_else(rows):
+def test_our_term_keeps_the_centred_features_and_little_else(rows):
     """Once each, in float32; Gram matrices of 8 x 8 are the rest."""
     assert 1 <= by_size(rows)["layers", 9, OURS] / (FEATURES * 4 / 1e6) < 1.01
 
@@ -203,7 +203,7 @@ def test_figures_and_tables_are_drawn_again_from_the_files(results, monkeypatch,
     assert {path: path.read_bytes() for path in written} == first
 
 
-def test_the_files_decide_what_is_drawn(results):
+def test_figures_depend_on_the_files_only(results):
     path = results / cost.MEMORY
     kept = json.loads(path.read_text())
     kept[0]["megabytes"] *= 2

@@ -120,7 +120,7 @@ def test_every_cell_has_both_executions_and_the_work_of_a_step(timings):
     assert done["floor / time"] == pytest.approx(floor / ours.milliseconds, rel=1e-3)
 
 
-def test_the_term_and_sparse_execution_act_where_they_are_said_to(measured):
+def test_the_term_and_sparse_execution_are_active_in_the_variants_that_name_them(measured):
     _, terms, executions = measured
     assert [term.every for term in terms] == [5]
     # Of two steps, of a step without and one with the term, and of an evaluation.
@@ -235,7 +235,7 @@ def test_no_numba_is_one_line_before_anything_is_measured(monkeypatch):
     )
 
 
-def test_on_a_gpu_it_is_measured_on_the_cpu_all_the_same(monkeypatch):
+def test_sparse_execution_is_measured_on_the_cpu_even_if_there_is_a_gpu(monkeypatch):
     devices = {}
 
     def module(path):

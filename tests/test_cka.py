@@ -146,7 +146,7 @@ def test_rbf_tends_to_linear_at_large_bandwidth():
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_matrix_holds_every_pair(estimator, kernel):
+def test_matrix_contains_every_pair(estimator, kernel):
     layers = features(dims=(6, 9, 4, 20))
     matrix = ckasr.cka_matrix(layers, estimator=estimator, kernel=kernel)
     single = (
@@ -323,7 +323,7 @@ def everywhere(layers, estimator):
 @pytest.mark.parametrize("n", [8, 80])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_broken_layer_has_no_similarity_at_all(bad, estimator, n):
+def test_a_layer_with_infinite_values_has_no_similarity(bad, estimator, n):
     """NaN with every layer, a dead one too; the other pairs keep their values."""
     x, broken, y = (f.float() for f in features(n))
     layers = [x, broken, y, torch.full((n, 3), 0.1)]
@@ -341,7 +341,7 @@ def test_a_broken_layer_has_no_similarity_at_all(bad, estimator, n):
 @pytest.mark.parametrize("n", [8, 80])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("scale", [1e-15, 1e-9, 1e11, 1e15])
-def test_scale_changes_nothing(scale, estimator, n):
+def test_cka_does_not_depend_on_scale(scale, estimator, n):
     layers = [f.float() for f in features(n)]
     scaled = [layers[0] * scale, layers[1] / scale, layers[2]]
     for matrix, same in zip(
@@ -360,7 +360,7 @@ def test_scale_changes_nothing(scale, estimator, n):
     ],
 )
 @pytest.mark.parametrize("n", [8, 80])
-def test_matrices_stand_any_scale_of_their_dtype(dtype, scale, n):
+def test_matrices_are_finite_for_any_scale_of_their_dtype(dtype, scale, n):
     layers = [f.to(dtype) for f in features(n)]
     scaled = [layers[0] * scale, *layers[1:]]
     for kernel in ("linear", "rbf"):
@@ -401,7 +401,7 @@ def all_equal_but_one(n, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [16, 200])
 @pytest.mark.parametrize("make", [equidistant, all_equal_but_one])
-def test_a_u_centred_gram_that_vanishes_is_dead_everywhere(make, n, dtype):
+def test_a_vanishing_u_centred_gram_matrix_counts_as_a_dead_layer_everywhere(make, n, dtype):
     """Such a layer varies, but to the unbiased estimator as the sum of two row effects does."""
     generator = torch.Generator().manual_seed(0)
     empty = make(n, dtype)
@@ -419,7 +419,7 @@ def test_a_u_centred_gram_that_vanishes_is_dead_everywhere(make, n, dtype):
     assert (empty.grad == 0).all()
 
 
-def test_rounding_of_many_samples_is_no_similarity():
+def test_rounding_errors_of_many_samples_do_not_count_as_similarity():
     """Sums over samples round by more than one number does: 20 layers of 700 samples, one apart."""
     generator = torch.Generator().manual_seed(8)
     layers = torch.full((20, 700, 3), 0.7, dtype=torch.float64)
@@ -473,7 +473,7 @@ def test_narrow_layers_need_no_gram_matrix(estimator):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool])
-def test_integers_are_taken_exactly(dtype):
+def test_integers_are_converted_exactly(dtype):
     generator = torch.Generator().manual_seed(6)
     counts = torch.randint(0, 2 if dtype == torch.bool else 100, (20, 7), generator=generator)
     y = torch.randn(20, 5, generator=generator).double()

@@ -106,7 +106,7 @@ def test_figures_of_all_folders_write_the_table_of_claims(results, tmp_path, mon
     assert "| CIFAR-100 at 99.8 %: 6 % or more (abstract) " in readme
 
 
-def test_records_travel(results, tmp_path):
+def test_records_can_be_exported_and_merged(results, tmp_path):
     lines = tmp_path / "all.jsonl"
     ckasr(f"records export {lines}", results)
     count = len(records.load_all(results))

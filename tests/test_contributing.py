@@ -46,7 +46,7 @@ def test_a_method_a_term_a_model_and_a_data_set_train_together(added, monkeypatc
     assert record["curves"]["term"][0] is not None
 
 
-def test_the_task_is_one(added):
+def test_the_added_task_is_a_task(added):
     assert isinstance(added["LABEL_SMOOTHING"], Task)
 
 
@@ -57,7 +57,7 @@ def test_every_file_that_it_names_is_there():
     assert [link for link in links if not (root / link).is_file()] == []
 
 
-def test_it_has_a_section_for_each_door():
+def test_there_is_a_section_for_each_kind_of_extension():
     titles = re.findall(r"^## (.*)$", GUIDE.read_text(), re.M)
     wanted = ("method", "term", "model", "data set", "task", "claim", "experiment", "device")
     assert all(any(word in title for title in titles) for word in wanted)

@@ -352,7 +352,7 @@ def test_a_new_data_set_is_one_entry(tiny, tmp_path, monkeypatch, packed):
 @pytest.mark.parametrize(
     "name", [files.name for files in image_sets.IMAGE_SETS if files.name != "digits"]
 )
-def test_missing_files_are_named_with_the_remedy(name, tmp_path):
+def test_missing_files_are_named_with_a_way_to_get_them(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         data.load(name, tmp_path)
     message = str(error.value)
@@ -530,7 +530,7 @@ def test_real_images_have_the_shapes_and_moments_of_the_recipe(name):
 
 
 @pytest.mark.cifar
-def test_cifar100_is_torchvisions(cifar):
+def test_cifar100_equals_that_of_torchvision(cifar):
     import torchvision
 
     theirs = torchvision.datasets.CIFAR100(os.environ["CKASR_DATA"], train=False)

@@ -104,7 +104,7 @@ def test_random_crops_lie_in_the_image_and_have_the_areas_and_ratios_of_the_reci
     assert torch.corrcoef(places)[0, 1].abs() < 0.1
 
 
-def test_what_is_missing_is_named(root):
+def test_missing_folders_are_named(root):
     with pytest.raises(FileNotFoundError, match=r"no imagenet: expected .*imagenet.train with a"):
         data.load("imagenet", root)
     (root / "small" / "val" / "grey").mkdir()

@@ -111,7 +111,7 @@ def toy(count: int = 40) -> texts.TextDataset:
     return text_dataset("toy", samples, samples, 2)
 
 
-def test_an_epoch_has_each_text_once_and_is_repeatable():
+def test_an_epoch_contains_each_text_once_and_is_repeatable():
     batches = toy().train_batches(torch.arange(40), batch_size=8, seed=3)
     first, again, other = (
         torch.cat([order for (order,) in batches.batch_indices(epoch)]) for epoch in (1, 1, 2)

@@ -28,14 +28,14 @@ def test_the_example_learns_the_digits():
     assert accuracy("--seeds", "1", "--epochs", "4") > 80
 
 
-def test_its_header_quotes_both_arms_as_the_script_prints_them():
+def test_its_header_contains_the_output_of_both_arms():
     quoted = re.findall(rf"^    (\S+) +(\S+) +{PRINTED}$", SCRIPT.read_text(), re.M)
     assert {(sparsity, beta) for sparsity, beta, _ in quoted} == {
         (sparsity, beta) for sparsity in ("0.95", "0.995") for beta in ("0", "1e-4")
     }
 
 
-def test_it_is_read_in_a_sitting():
+def test_it_has_at_most_90_lines():
     assert len(SCRIPT.read_text().splitlines()) <= 90
 
 

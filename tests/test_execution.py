@@ -163,7 +163,7 @@ def test_every_network_and_mask_gives_the_dense_numbers(data):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20_a", "lenet300"])
-def test_the_models_of_the_project_are_followed_wholly(name):
+def test_the_models_of_the_project_run_sparse_as_a_whole(name):
     torch.manual_seed(0)
     model = models.create(name, num_classes=10)
     masks = {n: torch.rand(w.shape) < 0.05 for n, w in prunable(model).items()}
@@ -224,7 +224,7 @@ class Decides(nn.Module):
     ("kind", "dense"),
     [(Depthwise, []), (Valid, ["valid.weight"]), (Decides, ["conv.weight"])],
 )
-def test_parts_that_cannot_be_followed_run_as_before(kind, dense):
+def test_parts_that_are_not_supported_run_as_before(kind, dense):
     torch.manual_seed(1)
     model = kind()
     masks = {n: torch.rand(w.shape) < 0.3 for n, w in prunable(model).items()}
@@ -353,7 +353,7 @@ def test_an_unknown_storage_is_refused():
         sparse_execution(model, masks, storage="int8")
 
 
-def test_masks_that_change_are_taken_over():
+def test_changed_masks_are_used():
     dense, masks = small()
     sparse = copy.deepcopy(dense)
     handle = sparse_execution(sparse, masks)
@@ -400,7 +400,7 @@ def test_another_type_and_new_parameters():
     assert_same(results(sparse, x, masks), results(dense, x, masks), EXACT)
 
 
-def test_between_units_nothing_is_copied(monkeypatch):
+def test_nothing_is_copied_between_sparse_units(monkeypatch):
     """Only the images come in, and the gradient behind the last unit."""
     model, masks = small()
     handle = sparse_execution(model, masks)
@@ -465,7 +465,7 @@ def test_two_forwards_before_one_backward_and_two_backwards_of_one():
         torch.testing.assert_close(ours * keep, theirs * keep, rtol=1e-9, atol=1e-10)
 
 
-def test_what_a_user_keeps_stays_as_it_was():
+def test_tensors_that_a_user_keeps_do_not_change():
     model, masks = small()
     sparse_execution(model, masks)
     kept = []
@@ -544,7 +544,7 @@ def test_an_output_changed_in_place_without_a_backward_leaves_no_trace(training)
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
-def test_a_hook_on_a_layer_inside_is_heeded():
+def test_a_hook_on_an_inner_layer_is_called():
     dense, masks = small()
     sparse = copy.deepcopy(dense)
     handle = sparse_execution(sparse, masks)
@@ -607,7 +607,7 @@ def test_wrong_masks_are_refused():
         sparse_execution(model, masks | {"nowhere.weight": masks["stem.0.weight"]})
 
 
-def test_the_rule_of_auto():
+def test_auto_follows_its_rule():
     model, masks = small(torch.float32)
     full = {n: torch.ones_like(m) for n, m in masks.items()}
     few = {n: torch.zeros_like(m) for n, m in masks.items()}

@@ -57,7 +57,7 @@ def test_both_executions_train_the_same_network(tmp_path: Path):
     assert sparse["sparsity"] == dense["sparsity"]
 
 
-def test_auto_is_said_and_recorded(tmp_path: Path):
+def test_the_choice_of_auto_is_printed_and_recorded(tmp_path: Path):
     lines: list[str] = []
     record = run(cell(epochs=1), tmp_path, device="cpu", progress=lines.append)
     assert record["execution"] == "sparse"
@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path):
     ("method", "options"),
     [("rigl", {"every": 4}), ("set", {"every": 4}), ("gmp", {"every": 3})],
 )
-def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
+def test_methods_that_change_masks_act_as_in_dense_execution(method, options):
     """Rounding may tip a few choices; a gradient of zeros, or masks of before, would tip most."""
     settings = cell(method=method, method_options=options, sparsity=0.9)
     dense, sparse = (trained(settings, execution) for execution in ("dense", "sparse"))
@@ -103,7 +103,7 @@ def test_methods_that_move_masks_do_as_in_dense_execution(method, options):
             assert not p[~sparse.state.masks[name]].any()
 
 
-def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path, monkeypatch):
+def test_arms_of_a_group_start_together_and_share_their_execution(tmp_path: Path, monkeypatch):
     # In this process: new ones would spend a minute on imports. Few samples: the order counts.
     monkeypatch.setattr("ckasr.experiments.sweeps.pool_of", Interleaved)
     small = {"epochs": 1, "validation": 1000}
@@ -122,7 +122,7 @@ def test_arms_of_a_group_begin_together_and_share_their_execution(tmp_path: Path
         sweep(cells, tmp_path, execution="quick")
 
 
-def test_arms_of_two_executions_are_no_pair(tmp_path: Path):
+def test_arms_of_different_executions_do_not_form_a_pair(tmp_path: Path):
     from ckasr.analysis.cells import cells as sorted_cells
 
     records = []

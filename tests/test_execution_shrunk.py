@@ -64,7 +64,7 @@ def test_exact_folded_and_smaller(name, sparsity, distribution):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20_a", "resmlp"])
-def test_in_float32_no_worse_than_folding_alone(name):
+def test_float32_error_is_not_larger_than_with_folding_alone(name):
     from torch.fx.experimental.optimization import fuse
 
     shape = MODELS[name]
@@ -141,7 +141,7 @@ def test_a_constant_filter_stays_as_the_border_shows_it():
         (nn.LayerNorm([4, 6, 6]), 0.0, True),
     ],
 )
-def test_a_filter_without_inputs_goes_where_it_gives_zero(activation, shift, stays):
+def test_a_filter_without_inputs_is_removed_if_its_output_is_zero(activation, shift, stays):
     model, masks = pair(activation)
     model[1].bias.data[1] = shift
     small = shrink(model.double(), masks, (1, 6, 6))
@@ -149,7 +149,7 @@ def test_a_filter_without_inputs_goes_where_it_gives_zero(activation, shift, sta
     assert widths(small) == {"0.weight": 4 if stays else 3, "3.weight": 2}
 
 
-def test_a_filter_that_only_takes_away_from_nothing_gives_zero():
+def test_a_filter_with_negative_weights_on_nonnegative_inputs_gives_zero():
     """Its inputs are at least 0, its weights and its shift at most 0: the ReLU leaves nothing."""
     model = nn.Sequential(
         nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
@@ -182,7 +182,7 @@ def test_signs_are_followed_through_layers_with_and_without_relu(seed):
     assert_same(shrink(model, ones(model)), model, torch.randn(99, 3).double())
 
 
-def test_a_filter_nobody_reads_goes_and_so_do_those_it_reads():
+def test_an_unused_filter_is_removed_with_the_filters_that_only_it_uses():
     model = nn.Sequential(
         nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 1), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 9, 3),
@@ -230,7 +230,7 @@ def stream() -> nn.Module:
         (("fc",), ("stem", "one"), 3),  # read only where it is zero
     ],
 )
-def test_a_channel_of_a_residual_stream_goes_where_all_agree(unread, silent, stays):
+def test_a_channel_of_a_residual_stream_is_removed_if_all_branches_allow_it(unread, silent, stays):
     model = stream()
     masks = ones(model)
     for name in unread:
@@ -400,7 +400,7 @@ def overwriting(method: bool) -> nn.Module:
         (nn.ReLU(), None, "give input_shape"),
     ],
 )
-def test_bad_input_is_told_in_one_line(model, shape, message):
+def test_bad_input_is_one_line(model, shape, message):
     with pytest.raises(ValueError, match=message) as error:
         shrink(model, ones(model), shape)
     assert "\n" not in str(error.value)

@@ -61,7 +61,7 @@ def test_names_of_the_methods_are_stable(method, options, name):
     assert name in COMMITTED
 
 
-def test_grasp_by_default_is_not_what_it_was():
+def test_the_default_of_grasp_has_another_id_than_before():
     """The first version scored in eval mode; its names are not given again."""
     retired = {"c91fcaec794f", "6b331178cdb0"}
     assert not retired & COMMITTED.keys()
@@ -80,7 +80,7 @@ def test_grasp_by_default_is_not_what_it_was():
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_a_record_holds_every_option(method):
+def test_a_record_contains_every_option(method):
     written = Settings(method=method).to_dict()["method_options"]
     assert written == {f.name: f.default for f in fields(methods.METHODS[method])}
 
@@ -137,7 +137,7 @@ def test_an_option_added_without_a_value_for_the_past_is_noticed(monkeypatch):
     assert Settings.from_dict(old).id == name
 
 
-def test_a_new_default_of_the_term_leaves_the_baselines_their_names(monkeypatch):
+def test_a_new_default_of_the_term_does_not_rename_baselines(monkeypatch):
     name = Settings().id
     monkeypatch.setattr(Settings, "samples", 16)  # what a run without the term is set to
     changed = Settings()

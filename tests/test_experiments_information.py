@@ -44,7 +44,7 @@ def test_the_first_layer_has_its_exact_information(distance, std, monkeypatch):
     assert exact <= bounds.upper <= math.log(2)
 
 
-def test_samples_far_apart_are_told_apart():
+def test_distant_samples_have_the_full_information():
     (bounds,) = information(channels(0.1), two_points(100.0))
     assert bounds.lower == pytest.approx(math.log(2))
     assert bounds.upper == pytest.approx(math.log(2))
@@ -89,7 +89,7 @@ def test_the_bounds_enclose_each_other_and_leave_model_and_random_numbers_alone(
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_what_has_no_noise_is_refused():
+def test_networks_without_noise_are_refused():
     model = models.create("resmlp", num_classes=10, input_shape=(1, 8, 8))
     with pytest.raises(ValueError, match="ResMLP has no noise in a layer: use model noisy_mlp"):
         information(model, torch.randn(4, 1, 8, 8))

@@ -203,7 +203,7 @@ def test_the_loss_and_the_metric_are_those_of_the_task(tmp_path):
         ({"augment": "crop"}, "texts have no augmentation"),
     ],
 )
-def test_what_does_not_fit_is_one_line_before_anything_is_written(changes, message, tmp_path):
+def test_an_unsuitable_model_is_one_line_before_anything_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         run(texts(**changes), tmp_path / "results", device="cpu", progress=None)
     assert "\n" not in str(caught.value)

@@ -239,7 +239,7 @@ class TestBetterThanRandom:
     @pytest.mark.parametrize(
         "method", [GMP(end=1.0, every=10_000), L1(finetune=0)], ids=["gmp", "l1"]
     )
-    def test_what_a_trained_network_keeps_is_worth_more_than_random_weights(self, method):
+    def test_weights_kept_after_training_are_better_than_random_ones(self, method):
         # One pruning, after the last step: as many weights a layer, chosen well or at random.
         running = engine(method, epochs=6, sparsity=0.7)
         spared = []
@@ -266,7 +266,7 @@ class TestBetterThanRandom:
                 weight.mul_(masks[name].flatten()[order].reshape(weight.shape))
         assert accuracy_of(running.context.model) > accuracy_of(spared[0]) + 0.2
 
-    def test_moving_beats_staying_where_masks_are_too_sparse_to_be_lucky(self, tmp_path):
+    def test_dynamic_masks_beat_static_masks_at_high_sparsity(self, tmp_path):
         def mean(name, options):
             runs = [
                 finished(
@@ -280,9 +280,9 @@ class TestBetterThanRandom:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-class TestThroughTheOneDoor:
+class TestThroughTheEngine:
     @pytest.mark.parametrize("beta", [0.0, 1e-3])
-    def test_killed_and_resumed_is_as_if_never_killed(self, name, beta, tmp_path):
+    def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(self, name, beta, tmp_path):
         settings = {"method": name, "method_options": OPTIONS[name], "beta": beta}
         whole = finished(tmp_path / "whole", **settings)
         parts, stops = killed(tmp_path / "parts", **settings)

@@ -113,7 +113,7 @@ class TestLevels:
             ({"levels": "many"}, "a list such as"),
         ],
     )
-    def test_the_impossible_in_one_line(self, options, words):
+    def test_impossible_options_are_one_line(self, options, words):
         with pytest.raises(ValueError, match=words) as error:
             counts(1000, 0.9, **options)
         assert "\n" not in str(error.value)
@@ -332,7 +332,7 @@ class TestGrowingL2:
         assert not all(seen)
 
     @pytest.mark.parametrize(("ceiling", "left"), [(10.0, (0, 0.05)), (1e-6, (0.5, 2))])
-    def test_empties_what_lies_outside_and_leaves_the_ticket(self, ceiling, left):
+    def test_drives_weights_outside_the_ticket_to_zero_and_keeps_the_ticket(self, ceiling, left):
         """Up to what the loss pulls against the L2; without an L2 to speak of, little goes."""
         trained = engine(DLTH(ceiling=ceiling, learning_rate=0.02, share=2.0), epochs=3)
         start = {n: w.detach().clone() for n, w in prunable(trained.context.model).items()}

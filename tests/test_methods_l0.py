@@ -200,9 +200,9 @@ class TestOutcome:
 
 
 @pytest.mark.parametrize("options", [{}, {"unit": "filter", "finetune": 0.5}])
-class TestThroughTheOneDoor:
+class TestThroughTheEngine:
     @pytest.mark.parametrize("beta", [0.0, 1e-3])
-    def test_killed_and_resumed_is_as_if_never_killed(self, options, beta, tmp_path):
+    def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(self, options, beta, tmp_path):
         settings = {"method": "l0", "method_options": options, "beta": beta}
         whole = finished(tmp_path / "whole", **settings)
         parts, stops = killed(tmp_path / "parts", **settings)

@@ -321,7 +321,7 @@ class TestWhatModelsDo:
             first = score(net, method, tokens)["layers.1.weight"]
             assert_close(first, weights[0] * weights[1].sum(0)[:, None])
 
-    def test_bytes_are_cast_by_the_model(self):
+    def test_uint8_inputs_are_cast_by_the_model(self):
         layers = nn.Linear(5, 6), nn.Linear(6, CLASSES)
         net = Net(lambda m, x: plain(m, x.float() / 255), *layers)
         x = torch.arange(40, dtype=torch.uint8).view(8, 5)
@@ -420,7 +420,7 @@ class TestLinearFlow:
         ],
         ids=str,
     )
-    def test_what_leaves_positive_values_as_they_are_is_as_relu(self, activation):
+    def test_functions_that_keep_positive_values_count_as_relu(self, activation):
         layers = nn.Linear(5, 600), nn.Linear(600, CLASSES)
         net, other = (
             nn.Sequential(copy.deepcopy(layers[0]), between, copy.deepcopy(layers[1]))
@@ -450,7 +450,7 @@ class TestLinearFlow:
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )
-    def test_what_breaks_the_flow_is_refused_by_layer(self, layer, message):
+    def test_layers_that_break_the_linear_flow_are_refused_by_name(self, layer, message):
         net = nn.Sequential(nn.Linear(5, 6), nn.Sequential(layer), nn.LazyLinear(CLASSES))
         net(torch.randn(2, 5))
         with pytest.raises(ValueError, match=f"layer '1.0' {message}") as error:
@@ -466,7 +466,7 @@ class TestLinearFlow:
             (lambda m, x: m[1](x + m[0].weight[0]), "uses add of a weight"),
         ],
     )
-    def test_what_the_forward_pass_itself_breaks_is_refused(self, forward, message):
+    def test_nonlinear_operations_in_the_forward_pass_are_refused(self, forward, message):
         net = Net(forward, nn.Linear(5, 5), nn.Linear(5, CLASSES))
         with pytest.raises(ValueError, match=message):
             score(net, "synflow", torch.zeros(1, 5))
@@ -498,7 +498,7 @@ class TestImpossible:
         with pytest.raises(ValueError, match="12 inputs but 11 targets"):
             score(network(), "snip", x, y[:-1])
 
-    def test_chunks_of_nothing(self):
+    def test_empty_chunks(self):
         with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
             score(network(), "snip", *batch(), chunk=0)
 

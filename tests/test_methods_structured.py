@@ -116,7 +116,7 @@ class TestRemoval:
         # A channel of the stream goes through at most 64 + 9 * 64 + 10 weights.
         assert asked - (64 + 9 * 64 + 10) < kept <= asked
 
-    def test_channels_go_by_importance_in_the_whole_network(self):
+    def test_channels_are_removed_by_their_importance_in_the_whole_network(self):
         original, _, method, seen = pruned("lenet300", 0.8, "l1")
         _, masks = method.counted(seen, {})
         gone, stayed = [], []
@@ -186,7 +186,7 @@ class TestPhases:
             ("finetune", {"finetune"}),
         ],
     )
-    def test_cka_sr_acts_where_it_is_told_to(self, term, acts, tmp_path):
+    def test_cka_sr_acts_in_the_chosen_phases_only(self, term, acts, tmp_path):
         record = finished(tmp_path, method="structured", beta=1e-3, method_options={"term": term})
         curves = record["curves"]
         assert curves["phase"] == ["pretrain", "pretrain", "finetune"]
@@ -243,9 +243,9 @@ class TestPhases:
                 torch.testing.assert_close(penalty, 0.1 * sum(m.weight.abs().sum() for m in norms))
 
 
-class TestThroughTheOneDoor:
+class TestThroughTheEngine:
     @pytest.mark.parametrize("beta", [0.0, 1e-3])
-    def test_killed_and_resumed_is_as_if_never_killed(self, beta, tmp_path):
+    def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(self, beta, tmp_path):
         settings = {"method": "structured", "beta": beta, "method_options": {"finetune": 1.0}}
         whole = finished(tmp_path / "whole", **settings)
         parts, stops = killed(tmp_path / "parts", **settings)

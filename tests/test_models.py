@@ -167,7 +167,7 @@ def test_weights_are_kaiming_normal_and_norms_neutral(name):
             assert (module.bias == 0).all()
 
 
-def test_the_seed_decides_the_weights():
+def test_the_weights_depend_on_the_seed():
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

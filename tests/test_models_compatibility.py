@@ -64,7 +64,7 @@ def test_refusals_come_before_the_training(model, method, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_outcomes_are_kept_and_the_table_is_made_of_them(tmp_path, monkeypatch):
+def test_outcomes_are_stored_and_the_table_is_made_from_them(tmp_path, monkeypatch):
     measured = []
 
     def refuse(name):

@@ -201,7 +201,7 @@ def test_models_of_other_libraries_learn(name, shape):
         ("tv:resnet18", (3, 32, 32), LookupError, "unknown model 'tv:resnet18'.*torchvision:NAME"),
     ],
 )
-def test_what_other_libraries_cannot_do_is_refused_in_one_line(name, shape, kind, message):
+def test_unsupported_models_of_other_libraries_are_refused_in_one_line(name, shape, kind, message):
     if name.startswith("timm"):
         pytest.importorskip("timm")
     with pytest.raises(kind, match=message) as error:

@@ -206,7 +206,7 @@ def test_the_hsic_term_is_added_to_the_term():
     assert build_engine(digits(beta=0.0), load("digits"), CPU).make_term is None
 
 
-def test_models_that_cannot_have_them_are_refused_in_one_line():
+def test_models_without_a_place_for_noise_or_dropout_are_refused_in_one_line():
     no_stage = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
     with pytest.raises(ValueError, match=r"^setting noise needs a model with stages: "):
         Noise(no_stage, 0, dropout=0.0, noise=0.1)

@@ -7,7 +7,7 @@ from types import ModuleType
 import ckasr
 
 
-def test_no_module_hides_behind_a_function_of_its_name():
+def test_no_module_has_the_name_of_a_function_in_its_package():
     """A function ``ckasr.experiments.runs`` would make the module of this name hard to reach."""
     hidden = []
     for found in pkgutil.walk_packages(ckasr.__path__, "ckasr."):

@@ -93,7 +93,7 @@ def test_declared_wants_exactly_one_tagged_cell(tmp_path):
         declared(path)
 
 
-def test_declared_names_what_is_missing_or_no_notebook(tmp_path):
+def test_declared_names_the_file_that_is_missing_or_not_a_notebook(tmp_path):
     with pytest.raises(FileNotFoundError, match="no notebook"):
         declared(tmp_path / "absent.ipynb")
     (tmp_path / "bad.ipynb").write_text("[1, 2]")
@@ -164,7 +164,7 @@ def test_execute_passes_the_parameters_and_keeps_the_executed_copy(tmp_path, cap
     assert json.loads(path.read_text())["cells"][1]["outputs"] == []
 
 
-def test_kernels_talk_over_private_sockets(tmp_path):
+def test_kernels_use_private_sockets(tmp_path):
     """Neither over TCP, which others on the machine can read, nor in a folder that runs share."""
     path = write_notebook(
         tmp_path / "a.ipynb",
@@ -205,9 +205,7 @@ def test_unknown_parameter_names_the_nearest_and_runs_nothing(tmp_path):
         ),
     ],
 )
-def test_values_that_no_run_could_have_are_refused_at_the_door(
-    tmp_path, cell, given, error, message
-):
+def test_impossible_values_are_refused_before_the_execution(tmp_path, cell, given, error, message):
     path = write_notebook(tmp_path / "a.ipynb", cell)
     with pytest.raises(error, match=message):
         execute(path, tmp_path / "out" / "a.ipynb", given)
@@ -256,7 +254,7 @@ def test_the_kernel_is_this_python_whatever_is_installed_or_named(tmp_path, monk
     assert (tmp_path / "said").read_text() == sys.executable
 
 
-def test_no_short_folder_for_sockets_is_said(tmp_path, monkeypatch):
+def test_a_missing_short_folder_for_sockets_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks.tempfile, "tempdir", "/x" * 60)
     monkeypatch.setattr(notebooks.os, "access", lambda path, mode: False)
     path = write_notebook(tmp_path / "a.ipynb", "n: int = 0  # none")
@@ -343,7 +341,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_reproduce_runs_the_profile_and_says_where_things_lie(project, capsys):
+def test_reproduce_runs_the_profile_and_names_the_written_files(project, capsys):
     profile = write_profile(
         project / "p.toml", about="test", datasets=["digits"], notebooks={"01_a": {"n": 7}}
     )

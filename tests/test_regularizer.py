@@ -128,7 +128,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize("tapped", ["left", "right"])
-def test_gradients_that_branches_share_stay_apart(batch, tapped):
+def test_gradients_shared_by_branches_are_not_mixed(batch, tapped):
     """Backward takes the branch that ran last first, so one of the two would see a change."""
     net = Shared().double()
     reference = copy.deepcopy(net)
@@ -205,7 +205,7 @@ def test_beta_may_be_a_tensor_changed_in_place(net, batch):
     assert reg().item() == pytest.approx(2 * first, rel=1e-6)
 
 
-def test_holds_nothing_after_the_step(net, batch):
+def test_keeps_no_activation_after_the_step(net, batch):
     reg = CKASR(net, 1.0)
     seen = []
     net.layer1[0].conv.register_forward_hook(lambda m, a, o: seen.append(weakref.ref(o)))
@@ -473,7 +473,7 @@ def test_a_copy_of_the_model_neither_feeds_nor_disturbs_the_term(net, batch, cop
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copied_together_both_go_on_by_themselves(net, batch, copied):
+def test_a_model_and_its_term_that_are_copied_together_are_independent(net, batch, copied):
     x, _ = batch
     reg = CKASR(net, 1.0, every=2)
     net(x)
@@ -537,7 +537,7 @@ def test_scoring_a_model_leaves_its_term_alone(net, batch):
     assert reg().item() == pytest.approx(term(net, batch[0]), rel=1e-12)
 
 
-def test_two_of_a_model_do_not_meet(net, batch):
+def test_two_terms_of_one_model_are_independent(net, batch):
     first, second = CKASR(net, 1.0, samples=8), CKASR(net, 2.0, samples=None)
     net(batch[0])
     values = first().item(), second().item()
@@ -547,7 +547,7 @@ def test_two_of_a_model_do_not_meet(net, batch):
     assert values == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_term_that_is_gone_reads_nothing(net, batch):
+def test_a_deleted_term_reads_no_features(net, batch):
     seen = []
     net.layer1[0].conv.register_forward_hook(lambda m, a, o: seen.append(weakref.ref(o)))
     CKASR(net, 1.0)
@@ -613,7 +613,7 @@ def test_the_input_may_be_a_keyword_and_be_changed(batch):
     reg.remove()
 
 
-def test_shared_modules_go_by_any_of_their_names(net, batch):
+def test_shared_modules_are_found_by_any_of_their_names(net, batch):
     net.again = nn.ModuleList([net.layer1[0], net.layer1[1]])
     names = ["again.0", "again.1"]
     expected = term(net, batch[0], layers=BLOCKS[0])
@@ -644,7 +644,7 @@ def encoder(batch_first: bool) -> nn.Module:
     return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).double()
 
 
-def test_sequence_first_layers_are_known_by_themselves(batch):
+def test_sequence_first_layers_are_recognised(batch):
     x = batch[0].flatten(2).reshape(16, 24, 8)
     expected = term(encoder(True), x)
     assert term(encoder(False), x.transpose(0, 1)) == pytest.approx(expected, rel=1e-9)
@@ -652,7 +652,7 @@ def test_sequence_first_layers_are_known_by_themselves(batch):
         term(encoder(False), x[0])
 
 
-def test_a_sample_dimension_that_is_unclear_is_asked_for(batch):
+def test_an_unclear_sample_dimension_is_refused_with_a_hint_to_batch_dim(batch):
     x = batch[0].flatten(2).reshape(16, 24, 8).transpose(0, 1)
     inner = {"layers": ["layers.0.linear2", "layers.1.linear2"]}
     with pytest.raises(ValueError, match=r"batch_first=False.*batch_dim=0"):
@@ -742,7 +742,7 @@ def test_repr_names_what_is_compared(net):
     assert text.endswith("\n  layer1.0, layer1.1\n  layer2.0, layer2.1")
 
 
-def test_a_model_that_was_compiled_and_run_before_is_told(net, batch):
+def test_a_model_that_was_compiled_and_run_before_is_refused(net, batch):
     compiled = torch.compile(net, backend="eager")
     compiled(batch[0])
     reg = CKASR(net)

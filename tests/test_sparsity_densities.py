@@ -74,7 +74,7 @@ def test_erk_fills_one_layer_after_the_other():
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("density", [0, 1])
-def test_nothing_and_everything(density, distribution):
+def test_densities_of_0_and_1(density, distribution):
     shapes = {"tiny": (1, 1), "conv": (64, 64, 3, 3)}
     assert layer_densities(shapes, density, distribution) == {"tiny": density, "conv": density}
 

@@ -138,7 +138,7 @@ class TestRandomMasks:
             for name, mask in masks.items()
         )
 
-    def test_the_same_seed_gives_the_same_masks_whatever_was_drawn_before(self):
+    def test_masks_of_a_seed_do_not_depend_on_earlier_random_numbers(self):
         first = random_masks(SHAPES, dict.fromkeys(SHAPES, 0.3), 7)
         torch.manual_seed(123)
         state = torch.random.get_rng_state()
@@ -162,7 +162,7 @@ class TestRandomMasks:
         assert all((sparse[name] & ~dense[name]).sum() == 0 for name in SHAPES)
         assert (sparse["block.conv"] & ~other["block.conv"]).any()
 
-    def test_every_weight_is_drawn_equally_often(self):
+    def test_every_weight_is_kept_equally_often(self):
         shapes, draws, density = {"a": (5, 8)}, 4000, 0.25
         times = sum(random_masks(shapes, {"a": density}, s)["a"].double() for s in range(draws))
         # Standardised by the binomial spread; beyond 4.5 standard deviations in 40 weights is a
@@ -170,7 +170,7 @@ class TestRandomMasks:
         z = (times - draws * density) / (draws * density * (1 - density)) ** 0.5
         assert z.abs().max() < 4.5
 
-    def test_the_draw_itself_never_changes(self):
+    def test_the_masks_of_a_seed_never_change(self):
         # Records name their masks by the seed alone: another draw would break every pair.
         mask = random_masks({"fc.weight": (4, 8)}, {"fc.weight": 0.25}, 0)["fc.weight"]
         assert mask.flatten().nonzero().flatten().tolist() == [0, 6, 7, 8, 9, 16, 22, 24]
@@ -298,7 +298,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-    def test_pruned_places_become_zero_whatever_they_held(self, value, dtype):
+    def test_pruned_weights_become_zero_even_if_they_are_not_finite(self, value, dtype):
         model = network().to(dtype)
         masks = Masks(model, masks_of(model))
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -321,7 +321,7 @@ class TestMasks:
         masks.apply()
         assert model.weight.tolist() == [[torch.inf, 0]]
 
-    def test_a_replaced_parameter_is_held_to_its_mask(self):
+    def test_a_replaced_parameter_is_masked(self):
         model = network()
         masks = Masks(model, masks_of(model))
         addresses = [tensor.data_ptr() for tensor in [*masks.values(), *masks._factors.values()]]

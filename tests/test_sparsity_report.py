@@ -277,12 +277,12 @@ def test_a_dense_network_is_all_alive(name):
         ("lenet300", (1, 28, 28), (784,)),
     ],
 )
-def test_without_a_shape_the_first_layer_tells_it(name, images, told):
+def test_without_a_shape_it_follows_from_the_first_layer(name, images, told):
     model = models.create(name, num_classes=10, input_shape=images)
     assert report(model, ones(model)) == report(model, ones(model), told)
 
 
-def test_a_first_layer_that_does_not_tell_the_shape():
+def test_a_first_layer_from_which_the_shape_does_not_follow():
     line = nn.Conv1d(1, 2, 3)
     with pytest.raises(ValueError, match="give input_shape: it cannot be told from a Conv1d"):
         report(line, ones(line))
@@ -300,7 +300,7 @@ def test_multiply_adds_of_resnet20():
     assert expected - report(model, half, (3, 32, 32))["macs"] == 36864 // 2 * 64
 
 
-def test_at_998_per_mille_most_classes_of_cifar100_have_no_weight():
+def test_at_99_8_percent_most_classes_of_cifar100_have_no_weight():
     """The published expectation: 553 weights, 52 of them in the classifier, 59 empty classes."""
     model = models.create("resnet20", num_classes=100)
     shapes = shapes_of(model)
@@ -406,7 +406,7 @@ def test_the_number_of_paths_does_not_overflow(dead):
 @pytest.mark.parametrize(
     "last", [nn.ReLU6(), nn.Sigmoid(), nn.Softmax(1), nn.LogSoftmax(1), nn.Dropout(0.9)]
 )
-def test_activations_that_saturate_normalise_or_drop_hide_no_path(last):
+def test_saturating_activations_norms_and_dropout_do_not_hide_paths(last):
     model = nn.Sequential(nn.Linear(9, 3), nn.ReLU6(), nn.Dropout(0.9), nn.Linear(3, 2), last)
     found = report(model, ones(model), (9,))
     assert found["effective_kept"] == found["weights"]
@@ -434,7 +434,7 @@ def test_a_shared_weight_counts_once_and_is_used_twice():
         ),
     ],
 )
-def test_what_cannot_be_followed_is_refused(model, shape, message):
+def test_unsupported_networks_are_refused(model, shape, message):
     with pytest.raises(ValueError, match=message):
         report(model, ones(model), shape)
 
@@ -531,7 +531,7 @@ def test_other_uses_of_a_weight_that_are_followed():
 
 
 @pytest.mark.parametrize("last", [functional.log_softmax, functional.softmax])
-def test_a_softmax_at_the_end_brings_no_dead_class_to_life(last):
+def test_a_softmax_at_the_end_does_not_revive_dead_classes(last):
     model = Written(lambda m, x: last(m.fc(m.two(m.one(x))), 1), **linears())
     masks = ones(model)
     masks["fc.weight"][1] = False

@@ -415,7 +415,7 @@ def test_stages_that_were_found_are_checked_also_if_they_are_passed():
         "block or stage",
     ],
 )
-def test_what_cannot_be_told_is_refused(model, message):
+def test_unclear_stages_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         find_stages(model())
 

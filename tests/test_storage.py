@@ -43,7 +43,7 @@ def test_marks_that_are_not_there_once_each_are_refused(tmp_path, text):
     assert target.read_text() == text
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     target = tmp_path / "a.txt"
     with replacing(target) as one:
         one.write_text("first to start, last to end")
@@ -145,7 +145,7 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_new_one(tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, where nothing can be made")
-def test_a_folder_of_proc_is_an_error_not_a_wait():
+def test_a_folder_that_cannot_be_made_is_an_error_and_does_not_block():
     with (
         pytest.raises(OSError, match=r"cannot write /proc/none/run\.lock"),
         claim(Path("/proc/none/run.lock")),

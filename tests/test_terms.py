@@ -58,7 +58,7 @@ def term_of(name: str, model: nn.Module, **options) -> terms.Term:
 
 
 @pytest.mark.parametrize("what", ["name", "label", "summary"])
-def test_a_term_that_would_pass_for_another_is_refused(what):
+def test_a_term_with_the_label_of_another_is_refused(what):
     own = {"name": "mine", "label": "my term", "summary": "mine"}
     inherits = type("Mine", (CKASRTerm,), {k: v for k, v in own.items() if k != what})
     with pytest.raises(TypeError, match=f"Mine must define its own {what}"):
@@ -103,7 +103,7 @@ def test_an_unknown_term_is_one_clear_line():
 # ---- names of records
 
 
-def test_the_term_is_part_of_the_name_and_cka_sr_is_what_it_was():
+def test_the_term_is_part_of_the_id_and_ids_of_cka_sr_do_not_change():
     assert Settings(beta=1e-3).id == Settings(beta=1e-3, term="cka_sr").id == "dc9ae8c51472"
     assert Settings(beta=1e-3, term="shuffled").id == "554b50e08129"
     old = Settings(beta=1e-3).to_dict()
@@ -117,7 +117,7 @@ def test_the_term_is_part_of_the_name_and_cka_sr_is_what_it_was():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_papers_numbers_answer_for_cka_sr_only(name):
+def test_the_papers_numbers_are_compared_with_cka_sr_only(name):
     label = terms.TERMS[name].label
     assert "CKA-SR" not in label
     own = [record(s, **PAPER, term=t)["settings"] for s, t in ((0.5, "cka_sr"), (0.5, name))]

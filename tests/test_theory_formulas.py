@@ -63,7 +63,7 @@ def test_bijections_keep_all_points_apart():
     assert nats == pytest.approx([np.log(32)] * 9)
 
 
-def test_norm_needed_by_hand():
+def test_required_norm_by_hand():
     assert residual_reversal.norm_needed(1.0) == 0
     assert residual_reversal.norm_needed(0.0) == pytest.approx(2**0.5 - 1)
     t = residual_reversal.norm_needed(0.5)

@@ -49,7 +49,7 @@ def test_a_row_keeps_its_columns_and_follows_its_verdict():
     assert "**inconclusive** | open |" in row(verdict(2))
 
 
-def test_the_table_replaces_itself_and_nothing_else():
+def test_only_the_table_is_replaced():
     text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", [verdict()])
     assert text == f"before\n{BEGIN}\n{table([verdict()])}\n{END}\nafter\n"
     assert with_table(text, [verdict()]) == text

@@ -53,7 +53,7 @@ def test_docstring_becomes_the_words_of_the_verdict():
 
 
 @pytest.mark.parametrize("value", [2.0, math.inf, math.nan])
-def test_one_failing_condition_takes_the_verdict_back_and_is_named(value):
+def test_one_failing_condition_changes_the_verdict_and_is_named(value):
     first, second = at_most("first", 0, 1), at_most("second", value, 1)
     for failing, expected in ((second, INCONCLUSIVE), (*decisive([second]), FALSE)):
         v = result(first, failing)
@@ -80,7 +80,7 @@ def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p):
     assert [a for _, a in sorted(zip(p, adjusted, strict=True))] == sorted(adjusted)
 
 
-def test_correction_takes_back_evidence_and_never_grants_a_fit():
+def test_correction_can_withdraw_a_rejection_and_never_adds_one():
     weak = result(rejects("p", 0.6 * ALPHA))
     suite = corrected([weak, weak])
     assert weak.verdict == PROVED
@@ -90,7 +90,7 @@ def test_correction_takes_back_evidence_and_never_grants_a_fit():
     assert corrected(suite) == suite
 
 
-def test_json_is_strict_and_comes_back():
+def test_json_is_strict_and_can_be_read_back():
     v = result(at_most("a", math.nan, 1), rejects("p", 1e-5))
     text = as_json(corrected([v]))
     assert "NaN" not in text
@@ -102,7 +102,7 @@ def test_json_is_strict_and_comes_back():
     assert math.isnan(back.conditions[0].value)
 
 
-def test_plain_refuses_what_json_cannot_hold():
+def test_plain_refuses_values_that_json_cannot_represent():
     with pytest.raises(TypeError, match="object"):
         plain({"x": object()})
 

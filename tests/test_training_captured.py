@@ -75,7 +75,7 @@ def trained(running: Engine) -> dict[str, torch.Tensor]:
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_replayed_kernels_end_where_the_plain_step_does(changes):
+def test_replayed_kernels_give_the_weights_of_the_plain_step(changes):
     plain, replayed = engine(**changes), engine(**changes)
     plain.capture, replayed.capture = None, recorded
     expected, found = trained(plain), trained(replayed)

@@ -49,7 +49,7 @@ class Empties(Method):
 
 
 @pytest.mark.parametrize("when", [("first", "first"), ("first", "last"), ("last", "last")])
-def test_every_collapse_is_said_once_whenever_it_happens(when):
+def test_every_layer_collapse_is_reported_once(when):
     method = Empties()
     method.when = when
     with warnings.catch_warnings(record=True) as caught:
@@ -122,7 +122,7 @@ class Watching(Method):
         self.note("end", state)
 
 
-def test_hooks_see_a_whole_state_in_order():
+def test_method_hooks_get_a_complete_state_in_order():
     Watching.seen.clear()
     made = train(engine(Watching()))
     n = made.context.steps_per_epoch

@@ -48,7 +48,7 @@ def test_dry_run_finds_the_cells_of_the_profile(tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_leave_the_records_of_the_one_door(tmp_path):
+def test_cells_write_the_same_records_as_the_command_line(tmp_path):
     text = snakemake(tmp_path / "results")
     assert "45 of 45 steps" in text
     made = records.load_all(tmp_path / "results")

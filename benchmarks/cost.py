@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, save, styled
+from ckasr.analysis.style import blank, save, styled
 from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.storage import write_text
 
@@ -90,7 +90,7 @@ def figure(rows: Iterable[Memory]) -> "Figure":
     drawn = blank(1.2 + 2 * len(panels), 2.9)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, what in zip(axes, panels, strict=True):
-        for name, look in zip(LOSSES, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
+        for name, look in figures.LOOKS.items():
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
             axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)

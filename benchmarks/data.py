@@ -18,10 +18,7 @@ MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
     """Time a random crop after padding, a random flip and normalisation, in the main process.
 
-    Args:
-        device: device of this package's images.
-        rounds: number of measured rounds, which is multiplied by ten.
-        images: number of images in the data set.
+    The number of rounds is multiplied by ten, because a batch takes only milliseconds.
     """
     ours = batches(images, device)
     indices = next(ours.batch_indices(0))
@@ -35,7 +32,6 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
             next(iterator)
 
     variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(indices)}
-    # A batch takes only milliseconds.
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
@@ -50,14 +46,8 @@ def batches(
     count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
 ) -> ImageBatches:
     """Batches of ``count`` random images on the device."""
-    return ImageBatches(
-        *random_images(count),
-        mean=MEAN,
-        std=STD,
-        batch_size=batch_size,
-        augment=augment,
-        device=device,
-    )
+    how = {"batch_size": batch_size, "augment": augment, "device": device}
+    return ImageBatches(*random_images(count), mean=MEAN, std=STD, **how)
 
 
 def pil_dataset(count: int, augment: bool = True) -> Dataset:

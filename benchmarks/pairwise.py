@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ckasr.terms import Term
+
 
 def pairwise_term(stages: Sequence[Sequence[Tensor]], dtype: torch.dtype = torch.float64) -> Tensor:
     """Sum of the unbiased CKA over all ordered pairs of layers of each stage, with the diagonal.
@@ -44,16 +46,18 @@ def _hollow_gram(features: Tensor, dtype: torch.dtype) -> Tensor:
     return gram - torch.diag(torch.diag(gram))
 
 
-class PairwiseTerm:
-    """The term in a training loop. Hooks store the outputs; each call uses the first samples.
+class PairwiseTerm(Term):
+    """The term of every step of a training loop. Hooks store the outputs of the layers.
 
     Args:
         model: network.
         beta: strength of the term.
         stages: names of the modules of each stage.
-        samples: number of samples; None for the whole batch.
+        samples: number of samples, the first of the batch; None for the whole batch.
         dtype: type of the Gram matrices.
     """
+
+    term, active = None, True
 
     def __init__(
         self,
@@ -74,3 +78,5 @@ class PairwiseTerm:
         stages = [[self._outputs[name][: self.samples] for name in s] for s in self.stages]
         self._outputs = {}
         return self.beta * pairwise_term(stages, self.dtype)
+
+    compute = __call__

@@ -14,12 +14,7 @@ from .data import pil_dataset
 class PlainLoop:
     """A network at sparsity 0.95, with data loaders in the main process (the default of PyTorch).
 
-    Args:
-        name: name of the network.
-        device: device of the network.
-        images: number of training images.
-        batch_size: batch size of training.
-        test: number of test images.
+    ``images`` and ``test`` are the numbers of training and of test images.
     """
 
     def __init__(
@@ -31,9 +26,8 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
-        self.loader = DataLoader(
-            pil_dataset(images), batch_size=batch_size, shuffle=True, drop_last=True
-        )
+        how = {"batch_size": batch_size, "shuffle": True, "drop_last": True}
+        self.loader = DataLoader(pil_dataset(images), **how)
         self.test = DataLoader(pil_dataset(test, augment=False), batch_size=1000)
         self.weights = [p for p in self.model.parameters() if p.dim() > 1]
         self.masks = [(torch.rand_like(w) < 0.05).float() for w in self.weights]

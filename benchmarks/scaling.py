@@ -31,14 +31,7 @@ def measure(
 
     For different numbers of layers (with 8 samples) and of samples (with 9 layers), the term runs
     alone, on features with the shapes of a ResNet's three stages. For different batch sizes, it
-    runs in a network of 9 layers.
-
-    Args:
-        device: device of the features.
-        rounds: number of measured rounds.
-        layers: numbers of layers, each a multiple of 3.
-        samples: numbers of samples, each at least 4.
-        batches: batch sizes.
+    runs in a network of 9 layers. See `features` for what is allowed.
     """
     timings = []
     for what, x, stages in alone(layers, samples, device):
@@ -62,28 +55,19 @@ def alone(
 def features(depth: int, samples: int, device: torch.device) -> list[list[Tensor]]:
     """Random features with gradients and the shapes of a ResNet's three stages, by stage.
 
-    Args:
-        depth: number of layers, a multiple of 3.
-        samples: number of samples, at least 4.
-        device: device of the features.
-
-    Raises:
-        ValueError: for another number of layers, or too few samples.
+    Raises ValueError if ``depth``, the number of layers, is no multiple of 3, and below 4 samples.
     """
-    if depth < 1 or depth % len(STAGES):
+    if depth < 1 or depth % 3:
         raise ValueError(
-            f"{depth} layers cannot be divided equally among {len(STAGES)} stages: "
-            f"choose a multiple of {len(STAGES)}"
+            f"{depth} layers cannot be divided equally among 3 stages: choose a multiple of 3"
         )
     check_samples(samples, "unbiased")
     generator = torch.Generator().manual_seed(0)
-    return [
-        [
-            torch.randn(samples, *shape, generator=generator).to(device).requires_grad_()
-            for _ in range(depth // len(STAGES))
-        ]
-        for shape in STAGES
-    ]
+
+    def feature(*shape: int) -> Tensor:
+        return torch.randn(samples, *shape, generator=generator).to(device).requires_grad_()
+
+    return [[feature(*shape) for _ in range(depth // 3)] for shape in STAGES]
 
 
 def _alone(
@@ -101,7 +85,7 @@ def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
         OURS: lambda model: CKASR(model, 1e-4, every=1, stages=_one_stage(model)),
     }
     calls = {name: _network(batch, device, term) for name, term in terms.items()}
-    seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS) / CALLS, warmup=2)
+    seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS), warmup=2)
     bare = seconds.pop("none")
     added = {n: [v - b for v, b in zip(s, bare, strict=True)] for n, s in seconds.items()}
     return summary("scaling batch", added, clock=clock_of(device), x=batch)

@@ -40,21 +40,17 @@ def measure(
     return inference.measure("shrink", networks, device, rounds, names, sparsities, batch_sizes)
 
 
-def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:
+def networks(name: str, sparsity: float, images: Tensor) -> dict[str, nn.Module]:
     """Networks by variant. The first is dense; all others are masked and have the same outputs.
 
-    Args:
-        name: name of the network.
-        sparsity: fraction of weights that are zero.
-        images: images of the batch norm statistics, shape (n, 3, 32, 32).
-        seed: seed of the weights and masks.
+    ``images``, of shape (n, 3, 32, 32), determine the statistics of the batch norm.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(images.device)
     model.to(memory_format=torch.channels_last)
     folded = shrink(model, dense_masks(model))
     shapes = {key: weight.shape for key, weight in prunable(model).items()}
-    masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed)
+    masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed=0)
     Masks(model, masks).apply()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:

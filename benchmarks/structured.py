@@ -6,7 +6,7 @@ weights. A trained network can lose other channels.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ckasr import models
@@ -33,10 +33,10 @@ def measure(
     The sparsity is the fraction of the weights that are removed together with channels.
     """
 
-    def make(name: str, sparsity: float, images: Tensor) -> dict[str, nn.Module]:
-        return networks(name, sparsity, images.device)
-
-    return inference.measure("structured", make, device, rounds, names, sparsities, batch_sizes)
+    return inference.measure(
+        "structured", lambda name, sparsity, images: networks(name, sparsity, images.device),
+        device, rounds, names, sparsities, batch_sizes,
+    )  # fmt: skip
 
 
 def networks(name: str, sparsity: float, device: torch.device) -> dict[str, nn.Module]:

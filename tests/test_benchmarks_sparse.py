@@ -108,7 +108,7 @@ def test_every_cell_has_both_executions_and_the_work_of_a_step(timings):
     cells = ["", "", "", "", ", CKA-SR", ", CKA-SR", ", evaluation", ", evaluation"]
     sparsities = [0.9, 0.9, *[0.998] * 6]
     titles = [f"sparse resnet20, sparsity {s}{c}" for s, c in zip(sparsities, cells, strict=True)]
-    assert [t.benchmark for t in timings if t.variant != sparse.SPARSEPROP] == titles
+    assert [t.benchmark for t in timings] == titles
     assert [t.rounds for t in timings if "CKA-SR" in t.benchmark] == [4, 4]
     assert all(t.images == 8 and t.milliseconds > 0 for t in timings)
     dense, ours = (t for t in timings if t.benchmark == titles[2] and t.variant in EXECUTIONS)
@@ -133,10 +133,10 @@ def test_dense_and_sparse_train_the_same_network():
     pytest.importorskip("numba")
     data = sparse.batches(16, CPU, 8)
     weights = []
-    for bind in (lambda model, masks: None, sparse.sparse_execution):
-        step, (model, _), _ = sparse._step(("resnet20", 0.9), data, bind)
+    for execution in EXECUTIONS:
+        step = sparse._step(("resnet20", 0.9), data, execution)
         step()
-        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+        weights.append(torch.cat([p.flatten() for p in step.model.parameters()]))
         assert torch.equal(weights[-1] != 0, weights[0] != 0)
     assert (weights[1] - weights[0]).norm() < 1e-3 * weights[0].norm()
 
@@ -182,9 +182,8 @@ def test_the_term_may_add_a_twentieth():
 
 
 def test_every_measured_step_has_its_target_and_evaluation_none(timings):
-    assert {(n, s) for n, all_of in sparse.CELLS.items() for s in all_of} == set(
-        targets.SPARSE_SPEEDS
-    )
+    titles = {sparse.title(name, s) for name, all_of in sparse.CELLS.items() for s in all_of}
+    assert titles == set(targets.SPARSE_SPEEDS)
     found = targets.targets(timings, "cpu")
     assert len(found) == 3
     assert not any("evaluation" in t.what for t in found)
@@ -242,8 +241,13 @@ def test_on_a_gpu_it_is_measured_on_the_cpu_all_the_same(monkeypatch):
         name = path.removeprefix("benchmarks.")
         return SimpleNamespace(measure=lambda device, _: devices.update({name: device.type}) or [])
 
+    def record(name, timings, device):
+        return {"benchmark": name, "device": device.type}
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(command, "import_module", module)
-    monkeypatch.setattr(command.store, "record", lambda name, *_: {"benchmark": name})
-    result = CliRunner().invoke(command.app, ["data", "sparse", "--json"])
+    monkeypatch.setattr(command.store, "record", record)
+    monkeypatch.setattr(command.store, "report", lambda found: f"{len(found)} record")
+    result = CliRunner().invoke(command.app, ["data", "sparse"])
     assert (result.exit_code, devices) == (0, {"data": "cuda", "sparse": "cpu"})
+    assert result.stdout.split() == ["1", "record"] * 2, "a report for each device"

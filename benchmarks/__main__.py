@@ -36,14 +36,14 @@ def main(
 
     Ratios compare variants within one run. Times depend on the machine and its load.
     """
-    for name in names or ():
+    chosen = list(dict.fromkeys(names or NAMES))
+    for name in chosen:
         if name not in NAMES:
             _stop(f"unknown benchmark {name!r}{nearest(name, NAMES)}")
     try:
         found_device = devices.find(device)
     except ValueError as error:
         _stop(str(error))
-    chosen = list(dict.fromkeys(names or NAMES))
     if "sparse" in chosen and find_spec("numba") is None:
         _stop("sparse execution needs numba: pip install 'ckasr[sparse]'")
     torch.set_num_threads(1)

@@ -57,29 +57,22 @@ def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
 
     None if the measured peak does not rise with our term.
     """
-    found = _by_size(rows)
-    return {size: of[PAIRWISE] / of[OURS] if of[OURS] > 0 else None for size, of in found.items()}
+    sizes = {(row.what, row.x, row.variant): row.megabytes for row in rows}
+    ours = {(what, x): size for (what, x, variant), size in sizes.items() if variant == OURS}
+    return {at: sizes[*at, PAIRWISE] / size if size > 0 else None for at, size in ours.items()}
 
 
 def table(rows: Iterable[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
     rows = list(rows)
-    columns = (NO_TERM, *LOSSES)
     titles = ("step without the term, MB", *(f"{name}, MB" for name in LOSSES))
+    sizes = {(row.what, row.x, row.variant): f"{row.megabytes:,.4g}" for row in rows}
     lines = []
     for (what, x), ratio in ratios(rows).items():
-        sizes = _by_size(rows)[what, x]
-        numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
+        numbers = (sizes.get((what, x, name), NOTHING) for name in (NO_TERM, *LOSSES))
         label = what if what in figures.LABELS else f"batch size, {what}"
         lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
     return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
-
-
-def _by_size(rows: Iterable[Memory]) -> dict[tuple[str, int], dict[str, float]]:
-    found: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        found.setdefault((row.what, row.x), {})[row.variant] = row.megabytes
-    return found
 
 
 @styled

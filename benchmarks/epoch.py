@@ -9,15 +9,15 @@ from functools import partial
 
 import torch
 
-from ckasr import devices, models
+from ckasr import devices
 from ckasr.devices import GPU_JOBS
 from ckasr.experiments.build import EVALUATION_BATCH
-from ckasr.methods import Context, create
+from ckasr.methods import create
 from ckasr.training import Engine, Recipe
 
 from . import plain, workers
 from .data import IMAGES, batches
-from .step import MODELS
+from .step import MODELS, context_of
 from .timing import Timing
 from .workers import Variant
 
@@ -29,7 +29,6 @@ def measure(
     rounds: int,
     names: tuple[str, ...] = MODELS,
     images: int = IMAGES,
-    test: int = TEST,
 ) -> list[Timing]:
     """Time an epoch with batches of 128 augmented images at sparsity 0.95.
 
@@ -55,7 +54,7 @@ def measure(
         timings += workers.measure(
             f"epoch {name}", variants, workers.together, rounds=-(-rounds // 4), warmup=1,
             clock="wall", per_call=images,
-            name=name, device=str(device), images=images, test=test,
+            name=name, device=str(device), images=images, test=TEST,
         )  # fmt: skip
     return timings
 
@@ -93,11 +92,8 @@ def _epochs(
     name: str, device: torch.device, images: int, test: int, precision: str
 ) -> Iterator[object]:
     """The epochs of an engine. The engine is made on the current stream and trains on it."""
-    torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
     training = batches(images, device)
     validation = batches(test, device, EVALUATION_BATCH, augment="none")
-    context = Context(model, 0.95, "erk", 0, 100, training.in_order, len(training))
-    recipe = Recipe(epochs=1_000_000, precision=precision)
+    context, recipe = context_of(name, 0.95, training), Recipe(1_000_000, precision=precision)
     engine = Engine(context, create("random"), recipe, training, 0, validation)
     yield from engine.queued_epochs()

@@ -71,7 +71,11 @@ def _bars(groups: Groups) -> "Figure":
     timings = [t for group in groups.values() for t in group]
     start = 0 if min(t.ratio for t in timings) < FASTER else 1
     if start and max(t.ratio for t in timings) > LOG_FROM:
-        _logarithmic(axes.flat[0])
+        axes.flat[0].set_xscale("log")
+        ticks = axes.flat[0].xaxis
+        ticks.get_major_locator().set_params(subs=(1, 2, 5))
+        ticks.set_major_formatter("{x:g}")
+        ticks.set_minor_formatter("")
     for index, (name, group) in enumerate(groups.items()):
         _draw_bars(axes.flat[index], name, group, start, labelled=index % columns == 0)
     for axis in axes.flat[len(groups) :]:
@@ -106,15 +110,6 @@ def _title(name: str) -> str:
     kind, _, rest = name.partition(" ")
     words = ", ".join(filter(None, [TITLES.get(kind, kind), rest])).replace("resnet", "ResNet")
     return re.sub(r"sparsity (\d\.\d+)", lambda m: f"sparsity {percent(float(m[1]))}", words)
-
-
-def _logarithmic(axis: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _numbers(t: Timing, reference: bool) -> str:
@@ -158,11 +153,7 @@ def growth(x: Sequence[float], y: Sequence[float]) -> float | None:
 def _curve(
     axis: "Axes", x: Sequence[float], points: Sequence[Timing], look: Look, unit: float = 1
 ) -> None:
-    """Draw the times of one variant, with their smallest and largest values.
-
-    Args:
-        unit: number that the milliseconds are multiplied by.
-    """
+    """Draw the times of one variant, with their smallest and largest values, times ``unit``."""
     y = [unit * t.milliseconds for t in points]
     below = [unit * (t.milliseconds - t.lowest) for t in points]
     above = [unit * (t.highest - t.milliseconds) for t in points]
@@ -187,7 +178,7 @@ def _epochs(groups: Groups) -> "Figure":
     shares = [0.8 + len({t.work["sparsity"] for t in timings}) for timings in networks.values()]
     axes = figure.subplots(1, len(networks), squeeze=False, sharey=True, width_ratios=shares)[0]
     for axis, (name, timings) in zip(axes, networks.items(), strict=True):
-        _draw_epochs(axis, timings)
+        _draw_epochs(axis, sorted(timings, key=lambda t: t.work["sparsity"]))
         axis.set_title(name.replace("resnet", "ResNet"), loc="left", fontweight="bold")
     axes[0].set_ylabel(f"seconds per epoch of {EPOCH:,} images")
     # Matplotlib lists lines with error bars last.
@@ -200,28 +191,28 @@ def _epochs(groups: Groups) -> "Figure":
 def _draw_epochs(axis: "Axes", timings: Sequence[Timing]) -> None:
     """Draw the time of both executions, and the ideal time in proportion to the multiply-adds."""
     unit = EPOCH / (1e3 * timings[0].images)  # from milliseconds per step to seconds per epoch
-    timings = sorted(timings, key=lambda t: t.work["sparsity"])
-    dense, ours = ([t for t in timings if t.variant == v] for v in (sparse.DENSE, sparse.SPARSE))
-    kept = [1 - t.work["sparsity"] for t in ours]
-    look = ARM_LOOKS[4] | {"linestyle": "-", "label": "sparse execution"}
-    _curve(axis, kept, dense, BASELINE_LOOK | {"markersize": 4, "label": "dense execution"}, unit)
-    _curve(axis, kept, ours, look | {"markersize": 4}, unit)
-    adds = sparse.MULTIPLY_ADDS
-    pairs = zip(dense, ours, strict=True)
+    looks = {sparse.DENSE: BASELINE_LOOK, sparse.SPARSE: ARM_LOOKS[4] | {"linestyle": "-"}}
+    for variant, look in looks.items():
+        points = [t for t in timings if t.variant == variant]
+        x = [1 - t.work["sparsity"] for t in points]
+        label = f"{sparse.EXECUTIONS[variant]} execution"
+        _curve(axis, x, points, look | {"markersize": 4, "label": label}, unit)
+    adds, dense = sparse.MULTIPLY_ADDS, [t for t in timings if t.variant == sparse.DENSE]
+    pairs = zip(dense, points, strict=True)
     ideal = [unit * d.milliseconds * t.work[adds] / d.work[adds] for d, t in pairs]
     label = "ideal: in proportion to the multiply-adds"
-    axis.plot(kept, ideal, color="0.5", linestyle=":", label=label)
-    for x, t in zip(kept, ours, strict=True):
+    axis.plot(x, ideal, color="0.5", linestyle=":", label=label)
+    for kept, t in zip(x, points, strict=True):
         axis.annotate(
-            f"{1 / t.ratio:.1f} x", (x, unit * t.milliseconds), xytext=(0, -6),
+            f"{1 / t.ratio:.1f} x", (kept, unit * t.milliseconds), xytext=(0, -6),
             textcoords="offset points", ha="center", va="top", fontsize=7, color=OURS,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xticks(kept, [f"{100 * t.work['sparsity']:g}" for t in ours])
+    axis.set_xticks(x, [f"{100 * t.work['sparsity']:g}" for t in points])
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_xlim(1.25 * kept[0], kept[-1] / 1.25)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xlim(1.25 * x[0], x[-1] / 1.25)
     axis.set_xlabel("sparsity (%)")
 
 

@@ -1,6 +1,7 @@
 """A common training loop in float32 with a DataLoader of PIL images, as a reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +55,11 @@ class PlainLoop:
                 correct += (predicted == y.to(self.device)).sum().item()
         return correct / len(self.test.dataset)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, in a new random order for each epoch."""
-        while True:
-            yield from self.loader
 
-
-def step(name: str, device: str, images: int, batch_size: int) -> Callable[[], None]:
+def step(name: str, device: str, images: int, batch_size: int = 128) -> Callable[[], None]:
     """Make a callable that loads a batch and takes one training step; see `PlainLoop`."""
     loop = PlainLoop(name, device, images, batch_size)
-    batches = loop.batches()
+    batches = chain.from_iterable(repeat(loop.loader))
     return lambda: loop.step(*next(batches))
 
 

@@ -1,6 +1,7 @@
 """Time of the term, forward and backward, against numbers of layers and samples and batch size."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,6 @@ from .timing import Timing, clock_of, in_turn, interleaved, once, summary
 
 PAIRWISE, OURS = "authors' way", "ckasr"
 LOSSES = {PAIRWISE: pairwise_term, OURS: cka_sr_loss}
-LAYERS = (9, 18, 27, 36, 45, 54)
-SAMPLES = (4, 8, 16, 32, 64, 128)
-BATCHES = (64, 128, 256, 512)
 STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))  # shapes of the stages of the CIFAR ResNets
 CALLS = 8  # Number of calls per round; one call is too short for the accuracy of the clock.
 
@@ -23,9 +21,9 @@ CALLS = 8  # Number of calls per round; one call is too short for the accuracy o
 def measure(
     device: torch.device,
     rounds: int,
-    layers: Sequence[int] = LAYERS,
-    samples: Sequence[int] = SAMPLES,
-    batches: Sequence[int] = BATCHES,
+    layers: Sequence[int] = (9, 18, 27, 36, 45, 54),
+    samples: Sequence[int] = (4, 8, 16, 32, 64, 128),
+    batches: Sequence[int] = (64, 128, 256, 512),
 ) -> list[Timing]:
     """Time the term against the number of layers, the number of samples and the batch size.
 
@@ -35,7 +33,7 @@ def measure(
     """
     timings = []
     for what, x, stages in alone(layers, samples, device):
-        variants = {name: _alone(loss, stages) for name, loss in LOSSES.items()}
+        variants = {name: partial(_gradients, loss, stages) for name, loss in LOSSES.items()}
         timings += interleaved(f"scaling {what}", variants, rounds=rounds, device=device, x=x)
     for batch in batches:
         timings += _in_network(device, rounds, batch)
@@ -70,29 +68,23 @@ def features(depth: int, samples: int, device: torch.device) -> list[list[Tensor
     return [[feature(*shape) for _ in range(depth // 3)] for shape in STAGES]
 
 
-def _alone(
-    loss: Callable[[list[list[Tensor]]], Tensor], stages: list[list[Tensor]]
-) -> Callable[[], object]:
-    features = [feature for stage in stages for feature in stage]
-    return lambda: torch.autograd.grad(loss(stages), features)
+def _gradients(loss: Callable[..., Tensor], stages: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(stages), [feature for stage in stages for feature in stage])
 
 
 def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
     """Time the term in a network: the time with the term minus that of the same round without."""
+    one_stage = [[str(number) for number in range(9)]]
     terms = {
         "none": None,
-        PAIRWISE: lambda model: PairwiseTerm(model, 1e-4, _one_stage(model)),
-        OURS: lambda model: CKASR(model, 1e-4, every=1, stages=_one_stage(model)),
+        PAIRWISE: lambda model: PairwiseTerm(model, 1e-4, one_stage),
+        OURS: lambda model: CKASR(model, 1e-4, every=1, stages=one_stage),
     }
     calls = {name: _network(batch, device, term) for name, term in terms.items()}
     seconds = in_turn(calls, rounds, lambda call: once(call, device, CALLS), warmup=2)
     bare = seconds.pop("none")
     added = {n: [v - b for v, b in zip(s, bare, strict=True)] for n, s in seconds.items()}
     return summary("scaling batch", added, clock=clock_of(device), x=batch)
-
-
-def _one_stage(model: nn.Module) -> list[list[str]]:
-    return [[name for name, _ in model.named_children()]]
 
 
 def _network(

@@ -20,7 +20,6 @@ from . import inference
 from .step import MODELS
 from .timing import Timing
 
-SPARSITIES = (0.99, 0.995, 0.998)
 FOLDED = "dense, batch norm folded"
 MASKED, SPARSE, SHRUNK = INFERENCE
 
@@ -29,7 +28,7 @@ def measure(
     device: torch.device,
     rounds: int,
     names: tuple[str, ...] = MODELS,
-    sparsities: tuple[float, ...] = SPARSITIES,
+    sparsities: tuple[float, ...] = (0.99, 0.995, 0.998),
     batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
 ) -> list[Timing]:
     """Time inference, see `inference.measure`.

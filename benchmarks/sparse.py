@@ -4,7 +4,7 @@ Both use the engine's own step with the same random ERK masks, in one process wi
 the allocator settings of a sweep's workers. Dense execution uses channels_last.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -13,39 +13,36 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ckasr import CKASR, devices
 from ckasr.data import ImageBatches
-from ckasr.execution import sparse_execution
 from ckasr.experiments.build import evaluation_batch
 from ckasr.sparsity import report
 from ckasr.training.step import accuracy
 
 from .data import IMAGES, batches
-from .step import OurStep, warmup
+from .step import MakeTerm, OurStep, warmup
 from .term import BETA
 from .timing import Timing, interleaved, once
 from .work import work
 
-CELLS = {
-    "resnet20": (0.8, 0.9, 0.95, 0.98, 0.995, 0.998),
-    "resnet32": (0.995, 0.998),
-}
-"""Networks and their sparsities. The option `auto` chooses sparse execution from 0.8 on."""
+Cell = tuple[str, float]
+"""Network and sparsity."""
+# The option `auto` chooses sparse execution from 0.8 on.
+CELLS = [("resnet20", sparsity) for sparsity in (0.8, 0.9, 0.95, 0.98, 0.995, 0.998)]
+CELLS += [("resnet32", sparsity) for sparsity in (0.995, 0.998)]
 DENSE, SPARSE = "dense", "ckasr, sparse"
+EXECUTIONS = {DENSE: "dense", SPARSE: "sparse"}
 NO_TERM, TERM = "ckasr, sparse, no term", "ckasr, sparse, CKA-SR every fifth step"
 MULTIPLY_ADDS = "million multiply-adds"
-HELD_OUT = 5_000
 COPIED = 1 << 26  # Number of float32 values: 268 MB, larger than the caches.
-
-Cell = tuple[str, float]
 
 
 def measure(
     device: torch.device,
     rounds: int,
-    cells: Mapping[str, tuple[float, ...]] = CELLS,
+    cells: Sequence[Cell] = CELLS,
     term: Cell = ("resnet20", 0.995),
     evaluation: Cell = ("resnet20", 0.998),
     images: int = IMAGES,
-    held_out: int = HELD_OUT,
+    held_out: int = 5_000,
     batch_size: int = 128,
 ) -> list[Timing]:
     """Time training steps in float32 with augmentation, the cost of CKA-SR, and an evaluation.
@@ -54,26 +51,20 @@ def measure(
     of CKA-SR is small and is measured in four times as many rounds of five steps each, because the
     term is computed on every fifth step.
 
-    Args:
-        device: device of the models, a CPU.
-        rounds: number of measured rounds.
-        cells: networks and their sparsities.
-        term, evaluation: network and sparsity for the cost of CKA-SR, and for the evaluation.
-        images, held_out: number of images of the training, and of the evaluation.
-        batch_size: batch size of training.
+    ``term`` and ``evaluation`` are the cells for the cost of CKA-SR and for the evaluation;
+    ``images`` and ``held_out`` are the numbers of images of training and evaluation.
     """
     data = batches(images, device, batch_size)
-    timings = []
-    for name, sparsities in cells.items():
-        for sparsity in sparsities:
-            timings += _steps((name, sparsity), data, rounds)
+    timings = [timing for cell in cells for timing in _steps(cell, data, rounds)]
     terms = {NO_TERM: None, TERM: lambda model: CKASR(model, BETA, every=5)}
-    steps = {key: _step(term, data, SPARSE, make) for key, make in terms.items()}
+    steps = {key: _step(term, data, "sparse", make) for key, make in terms.items()}
     timings += interleaved(
         title(*term, "CKA-SR"), steps, rounds=4 * rounds, device=device, calls=5, untimed=5,
         warmup=warmup(device), images=batch_size,
     )  # fmt: skip
-    evaluations = {key: _evaluation(evaluation, data, held_out, key) for key in (DENSE, SPARSE)}
+    evaluations = {
+        key: _evaluation(evaluation, data, held_out, how) for key, how in EXECUTIONS.items()
+    }
     return timings + interleaved(
         title(*evaluation, "evaluation"), evaluations, rounds=rounds, device=device, warmup=1,
         images=held_out,
@@ -85,23 +76,18 @@ def title(name: str, sparsity: float, what: str = "") -> str:
     return f"sparse {name}, sparsity {sparsity:g}" + (f", {what}" if what else "")
 
 
-def _step(
-    cell: Cell,
-    data: ImageBatches,
-    execution: str,
-    term: Callable[[torch.nn.Module], CKASR] | None = None,
-) -> OurStep:
-    bind = sparse_execution if execution == SPARSE else None
-    return OurStep(cell[0], data, "fp32", term, cell[1], bind)
+def _step(cell: Cell, data: ImageBatches, execution: str, term: MakeTerm = None) -> OurStep:
+    name, sparsity = cell
+    return OurStep(name, data, "fp32", term, sparsity, execution)
 
 
 def _steps(cell: Cell, data: ImageBatches, rounds: int) -> list[Timing]:
     """Time a step with both executions, and count the operations and bytes of both."""
-    steps = {execution: _step(cell, data, execution) for execution in (DENSE, SPARSE)}
+    steps = {key: _step(cell, data, execution) for key, execution in EXECUTIONS.items()}
     dense, sparse = steps.values()
     with FlopCounterMode(display=False) as counter:
         dense()
-    done, known = work(sparse.bound, sparse), report(dense.model, dense.masks)
+    done, known = work(sparse.sparse, sparse), report(dense.model, dense.masks)
     timings = interleaved(
         title(*cell), steps, rounds=rounds, device=data.device, calls=4, untimed=1,
         warmup=warmup(data.device), images=data.batch_size,
@@ -135,8 +121,7 @@ def _evaluation(cell: Cell, data: ImageBatches, images: int, execution: str) -> 
     step = _step(cell, data, execution)
     for _ in range(2):
         step()
-    name = "sparse" if execution == SPARSE else "dense"
-    size = evaluation_batch(name, devices.of(data.device))
+    size = evaluation_batch(execution, devices.of(data.device))
     held_out = batches(images, data.device, size, "none")
     return lambda: accuracy(step.model, held_out.in_order(), "fp32")
 

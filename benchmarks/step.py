@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from ckasr import devices, models
 from ckasr.data import ImageBatches
+from ckasr.execution import sparse_execution
 from ckasr.methods import Context, Phase, TrainingState, create
 from ckasr.sparsity import Masks
 from ckasr.terms import Term
@@ -21,6 +21,8 @@ from .data import IMAGES, batches
 from .timing import Timing, clock_of
 from .workers import Variant
 
+MakeTerm = Callable[[nn.Module], Term] | None
+"""Function that makes a term for a network, or None for no term."""
 MODELS = ("resnet20", "resnet32")
 
 
@@ -37,7 +39,6 @@ def measure(
     rounds: int,
     names: tuple[str, ...] = MODELS,
     images: int = IMAGES,
-    batch_size: int = 128,
 ) -> list[Timing]:
     """Time one step with augmentation. Each variant runs in its own process with one thread."""
     variants = {
@@ -48,33 +49,32 @@ def measure(
     timings = []
     for name in names:
         timings += workers.measure(
-            f"step {name}", variants, workers.alone, rounds=rounds,
-            warmup=warmup(device), clock=clock_of(device), per_call=batch_size,
-            name=name, device=str(device), images=images, batch_size=batch_size,
+            f"step {name}", variants, lambda found: found[0].start().result(), rounds=rounds,
+            warmup=warmup(device), clock=clock_of(device), per_call=128,
+            name=name, device=str(device), images=images,
         )  # fmt: skip
     return timings
 
 
 def step(
-    name: str, device: str, images: int, batch_size: int, precision: str
+    name: str, device: str, images: int, precision: str, batch_size: int = 128
 ) -> Callable[[], None]:
     """Make a callable that loads a batch and takes one step of this package's training loop."""
     return OurStep(name, batches(images, torch.device(device), batch_size), precision)
 
 
+def context_of(name: str, sparsity: float, data: ImageBatches) -> Context:
+    """The context of a run with a network with random weights, on the device of the data."""
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=100).to(data.device, memory_format=torch.channels_last)
+    return Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
+
+
 class OurStep:
     """A callable that loads a batch and takes one step of the engine with random ERK masks.
 
-    On a GPU the step is captured in a CUDA graph, as in the engine.
-
-    Args:
-        name: name of the network.
-        data: training batches.
-        precision: ``"fp32"`` or ``"bf16"``.
-        term: function that makes a term for the network; None for no term.
-        sparsity: fraction of weights that are zero.
-        bind: function that is called with the model and its masks before the optimiser is made. Its
-            result is the attribute ``bound``.
+    On a GPU the step is captured in a CUDA graph, as in the engine. ``term`` makes a term for the
+    network. Sparse execution is the attribute ``sparse``, which is None if it is dense.
     """
 
     def __init__(
@@ -82,18 +82,16 @@ class OurStep:
         name: str,
         data: ImageBatches,
         precision: str,
-        term: Callable[[nn.Module], Term] | None = None,
+        term: MakeTerm = None,
         sparsity: float = 0.95,
-        bind: Callable[[nn.Module, Masks], Any] | None = None,
+        execution: str = "dense",
     ) -> None:
-        torch.manual_seed(0)
-        self.model = models.create(name, num_classes=100)
-        self.model.to(data.device, memory_format=torch.channels_last)
-        context = Context(self.model, sparsity, "erk", 0, 100, data.in_order, len(data))
-        method = create("random")
+        context, method = context_of(name, sparsity, data), create("random")
+        self.model = context.model
         self.masks = Masks(self.model, method.prepare(context))
         self.masks.apply()
-        self.bound = bind(self.model, self.masks) if bind else None
+        is_sparse = execution == "sparse"
+        self.sparse = sparse_execution(self.model, self.masks) if is_sparse else None
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
             fused=True,

@@ -6,17 +6,7 @@ from typing import NamedTuple
 
 from ckasr.analysis.tables import markdown
 
-from .imports import BOTH, TORCH
-from .sparse import TERM
-from .term import (
-    AUTHORS,
-    AUTHORS_FLOAT32,
-    CONVOLUTIONS,
-    EVERY_FIFTH,
-    EVERY_STEP,
-    NO_TERM,
-    WHOLE_BATCH,
-)
+from . import imports, sparse, term
 from .timing import Timing
 
 SPARSE_SPEEDS = {  # speed relative to dense execution
@@ -29,6 +19,7 @@ SPARSE_SPEEDS = {  # speed relative to dense execution
     "sparse resnet32, sparsity 0.995": 6.0,
     "sparse resnet32, sparsity 0.998": 14.0,
 }
+OVERHEADS = {term.EVERY_STEP: 0.05, term.EVERY_FIFTH: 0.02, sparse.TERM: 0.05}
 FULL_EPOCH = 50_000  # number of training images of CIFAR
 
 
@@ -57,20 +48,19 @@ def _target(t: Timing, group: dict[str, Timing], device_kind: str) -> Target | N
     """
     on_cpu = device_kind == "cpu"
     kind, what = t.benchmark.split()[0], f"{t.benchmark}: {t.variant}"
-    overheads = {EVERY_STEP: 0.05, EVERY_FIFTH: 0.02, CONVOLUTIONS: 0.10 if on_cpu else 0.05}
-    if limit := (overheads | {TERM: 0.05}).get(t.variant):
+    overheads = OVERHEADS | {term.CONVOLUTIONS: 0.10 if on_cpu else 0.05}
+    if limit := overheads.get(t.variant):
         measured = f"{t.ratio - 1:+.1%} ({t.ratio_low - 1:+.1%} to {t.ratio_high - 1:+.1%})"
         return Target(what, f"<= +{limit:.0%}", measured, round(t.ratio - 1, 6) <= limit)
-    if WHOLE_BATCH in group and t.variant in (AUTHORS, AUTHORS_FLOAT32):
-        plain, ours = (one.ratio - group[NO_TERM].ratio for one in (t, group[WHOLE_BATCH]))
-        what = f"{t.benchmark}: {WHOLE_BATCH}, against {t.variant}"
+    if term.WHOLE_BATCH in group and t.variant in (term.AUTHORS, term.AUTHORS_FLOAT32):
+        plain, ours = (each.ratio - 1 for each in (t, group[term.WHOLE_BATCH]))
+        what = f"{t.benchmark}: {term.WHOLE_BATCH}, against {t.variant}"
         cheaper = round(plain / ours, 6) if ours > 0 else math.inf  # inf if ours is below the noise
         return Target(what, ">= 5 x cheaper", f"{cheaper:.1f} x", cheaper >= 5)
-    if t.variant == BOTH:
-        added = round((t.ratio - 1) * group[TORCH].milliseconds / 1e3, 6)
-        return Target(
-            "import ckasr beside import torch", "<= 0.3 s", f"{added:.2f} s", added <= 0.3
-        )
+    if t.variant == imports.BOTH:
+        added = round((t.ratio - 1) * group[imports.TORCH].milliseconds / 1e3, 6)
+        what = "import ckasr beside import torch"
+        return Target(what, "<= 0.3 s", f"{added:.2f} s", added <= 0.3)
     if not t.variant.startswith("ckasr"):
         return None
     whole_step = kind in ("step", "epoch") and on_cpu

@@ -58,10 +58,7 @@ def interleaved(
 
     Args:
         benchmark, fields: name and other fields of each `Timing`.
-        variants: callables by name.
-        rounds: number of measured rounds.
-        device: device that the variants use.
-        warmup: number of rounds before the measured ones.
+        rounds, warmup: number of measured rounds, and of rounds before these.
         calls: number of calls per variant and round; the result is their mean time.
         untimed: number of calls before these that are not timed. They fill the caches with the data
             of the variant, as in a training run, whose steps are all of one kind.

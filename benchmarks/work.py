@@ -14,10 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from ckasr.execution import SparseExecution
-from ckasr.execution.back import Back
 from ckasr.execution.bound import BoundUnit
 from ckasr.execution.forward import Frame
-from ckasr.execution.plan import Plan
 from ckasr.execution.planes import Grid
 
 
@@ -32,14 +30,9 @@ class Work:
 
 
 def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
-    """Count the operations and bytes of one training step.
+    """Count the operations and bytes of one training step of a model with sparse execution.
 
-    Args:
-        handle: sparse execution of the model.
-        step: function that takes one training step.
-
-    Raises:
-        RuntimeError: if a part of the network does not run on the sparse kernels.
+    Raises RuntimeError if a part of the network does not run on the sparse kernels.
     """
     total = Work()
     for bound in handle.units:
@@ -58,27 +51,18 @@ def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
 def _counted_backward(
     total: Work, bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Run the backward pass of a unit, and add both of its passes to the total."""
-    images = grad[:, :, None, None] if bound.unit.linear else grad
-    known = bound.workspace.find(images, frame.arguments.plan.out)
-    back, _ = frame.arguments.back(None if known is None else known.alive)
-    packed = [lent is None for _, lent in frame.inputs]
-    _count(total, frame.arguments.plan, back, packed, wanted, foreign=known is None)
+    """Run the backward pass of a unit, and add the work of both of its passes to the total."""
+    _count(total, bound, frame, grad, wanted)
     return BoundUnit.backward(bound, frame, grad, wanted)
 
 
-def _count(
-    total: Work, plan: Plan, back: Back, packed: list[bool], wanted: list[bool], foreign: bool
-) -> None:
-    """Add the operations and bytes of one unit, in the order in which its kernels are called.
-
-    Args:
-        total: sums that are increased.
-        plan, back: plans of the forward and of the backward pass of the unit.
-        packed: for each input, whether it comes from outside the kernels and is copied into planes.
-        wanted: for each input, whether its gradient is computed.
-        foreign: whether the gradient of the output comes from outside the kernels.
-    """
+def _count(total: Work, bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]) -> None:
+    """Add the operations and bytes of one unit, in the order in which its kernels are called."""
+    images = grad[:, :, None, None] if bound.unit.linear else grad
+    plan = frame.arguments.plan
+    known = bound.workspace.find(images, plan.out)
+    foreign = known is None  # The gradient of the output comes from outside the kernels.
+    back, _ = frame.arguments.back(None if known is None else known.alive)
     unit, grid = plan.unit, plan.grid
 
     def move(read: int, written: int, planes: Grid = grid) -> None:
@@ -87,7 +71,7 @@ def _count(
         total.written += int(written) * size
 
     for i, (source, whole) in enumerate(zip(plan.sources, plan.inputs, strict=True)):
-        if packed[i]:
+        if frame.inputs[i][1] is None:  # from outside the kernels
             move(whole.channels, whole.channels, whole.grid)
         if source.stride > 1:  # The kernel splits the input into phases.
             move(len(np.unique(source.channel)), 0, whole.grid)

@@ -64,12 +64,6 @@ def _run(device: torch.device) -> float:
     return once(_call, device)
 
 
-def alone(workers: Sequence[Worker]) -> float:
-    """Make one call in the only worker and return its seconds."""
-    (worker,) = workers
-    return worker.start().result()
-
-
 def together(workers: Sequence[Worker]) -> float:
     """Make one call in every worker at once and return the wall time per model in seconds."""
     begin = time.perf_counter()
@@ -92,8 +86,8 @@ def measure(
     """Time variants in their own processes, which start together, see `timing.interleaved`.
 
     Args:
-        timer: `alone` or `together`.
-        clock: clock of its seconds.
+        timer: function that makes one call in the workers of a variant and returns the seconds.
+        clock: clock of these seconds.
         per_call: number of images per call.
         arguments: arguments of the functions that make the callables. Their errors are raised.
     """

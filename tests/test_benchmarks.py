@@ -184,7 +184,9 @@ def test_workers_compute_on_demand_and_end(monkeypatch):
     small = {**SMALL, "images": 8, "batch_size": 8}
     asleep = Variant(settings_of_process, processes=2, threads=3, models=4, allocator=False)
     how = {"rounds": 1, "warmup": 0, "clock": "CPU", "per_call": 8}
-    (timing,) = workers.measure("step", {"ours": ours}, workers.alone, **how, **small)
+    (timing,) = workers.measure(
+        "step", {"ours": ours}, lambda found: found[0].start().result(), **how, **small
+    )
     assert (timing.images, timing.ratio) == (8, 1)
     assert timing.milliseconds > 0
     both = {"asleep": asleep}
@@ -199,7 +201,9 @@ def test_a_worker_that_fails_says_so():
     small = {**SMALL, "name": "nothing", "batch_size": 8}
     how = {"rounds": 1, "warmup": 0, "clock": "CPU", "per_call": 8}
     with pytest.raises(LookupError, match="model 'nothing'"):
-        workers.measure("step", {"ours": nothing}, workers.alone, **how, **small)
+        workers.measure(
+            "step", {"ours": nothing}, lambda found: found[0].start().result(), **how, **small
+        )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import figures, sparse, store, targets, timing
+from benchmarks import step as step_benchmark
 from benchmarks.timing import Timing, summary
 from benchmarks.work import work
 from ckasr import CKASR, models
@@ -18,7 +19,7 @@ from ckasr.execution import SparseExecution, sparse_execution
 from ckasr.sparsity import dense_masks, report
 
 CPU = torch.device("cpu")
-EXECUTIONS = sparse.DENSE, sparse.SPARSE
+EXECUTIONS = tuple(sparse.EXECUTIONS)
 
 
 def recording(make: Callable[..., object], made: list[object]) -> Callable[..., object]:
@@ -36,12 +37,14 @@ def measured() -> tuple[list[Timing], list[CKASR], list[SparseExecution]]:
     cell = "resnet20", 0.998
     terms, executions = [], []
     with pytest.MonkeyPatch.context() as patch:
-        for name, made in (("CKASR", terms), ("sparse_execution", executions)):
-            make = getattr(sparse, name)
-            patch.setattr(sparse, name, recording(make, made))
+        for module, name, made in (
+            (sparse, "CKASR", terms),
+            (step_benchmark, "sparse_execution", executions),
+        ):
+            patch.setattr(module, name, recording(getattr(module, name), made))
         patch.setattr(sparse, "warmup", lambda device: 0)
         patch.setattr(sparse, "COPIED", 1 << 10)
-        timings = sparse.measure(CPU, 1, {"resnet20": (0.9, 0.998)}, cell, cell, 16, 8, 8)
+        timings = sparse.measure(CPU, 1, [("resnet20", 0.9), cell], cell, cell, 16, 8, 8)
     return timings, terms, executions
 
 
@@ -133,8 +136,8 @@ def test_dense_and_sparse_train_the_same_network():
     pytest.importorskip("numba")
     data = sparse.batches(16, CPU, 8)
     weights = []
-    for execution in EXECUTIONS:
-        step = sparse._step(("resnet20", 0.9), data, execution)
+    for execution in sparse.EXECUTIONS.values():
+        step = step_benchmark.OurStep("resnet20", data, "fp32", sparsity=0.9, execution=execution)
         step()
         weights.append(torch.cat([p.flatten() for p in step.model.parameters()]))
         assert torch.equal(weights[-1] != 0, weights[0] != 0)
@@ -182,7 +185,7 @@ def test_the_term_may_add_a_twentieth():
 
 
 def test_every_measured_step_has_its_target_and_evaluation_none(timings):
-    titles = {sparse.title(name, s) for name, all_of in sparse.CELLS.items() for s in all_of}
+    titles = {sparse.title(*cell) for cell in sparse.CELLS}
     assert titles == set(targets.SPARSE_SPEEDS)
     found = targets.targets(timings, "cpu")
     assert len(found) == 3

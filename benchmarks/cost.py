@@ -5,7 +5,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MEMORY = Path("timings/memory.json")
 
 
-def keep(rows: Iterable[Memory], folder: Path) -> None:
+def keep(rows: Sequence[Memory], folder: Path) -> None:
     """Write the memory to ``timings/memory.json`` of a folder of results."""
     text = json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
     write_text(folder / MEMORY, text + "\n")
@@ -52,7 +52,7 @@ def write_all(folder: Path) -> list[Path]:
     return written
 
 
-def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
+def ratios(rows: Sequence[Memory]) -> dict[tuple[str, int], float | None]:
     """Memory of the pairwise code divided by ours, by what varies and its value.
 
     None if the measured peak does not rise with our term.
@@ -62,9 +62,8 @@ def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
     return {at: sizes[*at, PAIRWISE] / size if size > 0 else None for at, size in ours.items()}
 
 
-def table(rows: Iterable[Memory]) -> str:
+def table(rows: Sequence[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
-    rows = list(rows)
     titles = ("step without the term, MB", *(f"{name}, MB" for name in LOSSES))
     sizes = {(row.what, row.x, row.variant): f"{row.megabytes:,.4g}" for row in rows}
     lines = []
@@ -76,9 +75,8 @@ def table(rows: Iterable[Memory]) -> str:
 
 
 @styled
-def figure(rows: Iterable[Memory]) -> "Figure":
+def figure(rows: Sequence[Memory]) -> "Figure":
     """Draw the memory of both implementations, one panel for each quantity that varies."""
-    rows = list(rows)
     panels = list(dict.fromkeys(row.what for row in rows))
     drawn = blank(1.2 + 2 * len(panels), 2.9)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]

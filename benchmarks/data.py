@@ -25,11 +25,8 @@ def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Tim
     ours = batches(images, device)
     indices = next(ours.batch_indices(0))
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
-    theirs = chain.from_iterable(repeat(loader))
-    variants = {
-        "torchvision on PIL images": lambda: next(theirs),
-        "ckasr": lambda: ours.batch(indices),
-    }
+    pil = chain.from_iterable(repeat(loader))
+    variants = {"torchvision on PIL images": pil.__next__, "ckasr": lambda: ours.batch(indices)}
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
@@ -49,10 +46,7 @@ def batches(
 
 
 def pil_dataset(count: int, augment: bool = True) -> Dataset:
-    """A data set of ``count`` random PIL images with torchvision's transforms.
-
-    Its items are normalised images (3, 32, 32) and labels.
-    """
+    """A data set of ``count`` normalised images (3, 32, 32) and labels, with torchvision."""
     from PIL import Image
     from torchvision import transforms
 

@@ -4,7 +4,6 @@ The time is the wall time divided by the number of models that train at the same
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,29 +20,25 @@ from .step import MODELS, context_of
 from .timing import Timing
 from .workers import Variant
 
-TEST = 2_000  # number of images of the evaluation
-
 
 def measure(
-    device: torch.device,
-    rounds: int,
-    names: tuple[str, ...] = MODELS,
-    images: int = IMAGES,
+    device: torch.device, rounds: int, names: tuple[str, ...] = MODELS, images: int = IMAGES
 ) -> list[Timing]:
     """Time an epoch with batches of 128 augmented images at sparsity 0.95.
 
     The number of rounds is divided by four, because an epoch takes seconds.
     """
-    plain_loop = Variant(plain.epoch, threads=2, allocator=False)
     # The first variant is the reference of the ratios.
     variants = {
-        "plain loop, fp32, 1 process of 2 threads": plain_loop,
+        "plain loop, fp32, 1 process of 2 threads": Variant(
+            plain.epoch, threads=2, allocator=False
+        ),
         "ckasr, fp32, 2 processes of 1 thread": _ours("fp32", processes=2),
         "ckasr, bf16, 2 processes of 1 thread": _ours("bf16", processes=2),
     }
     if device.type == "cuda":
         variants = {
-            "plain loop, fp32": replace(plain_loop, threads=1),
+            "plain loop, fp32": Variant(plain.epoch, allocator=False),
             "ckasr, fp32": _ours("fp32"),
             "ckasr, bf16": _ours("bf16"),
             f"ckasr, fp32, {GPU_JOBS} models side by side": _ours("fp32", models=GPU_JOBS),
@@ -54,7 +49,7 @@ def measure(
         timings += workers.measure(
             f"epoch {name}", variants, workers.together, rounds=-(-rounds // 4), warmup=1,
             clock="wall", per_call=images,
-            name=name, device=str(device), images=images, test=TEST,
+            name=name, device=str(device), images=images, test=2_000,
         )  # fmt: skip
     return timings
 

@@ -1,16 +1,14 @@
 """Memory of the term against layers, samples, batch size and network, beside the pairwise code.
 
-Two quantities are meant by memory. The first is counted: the bytes of the storages that autograd
-keeps for the backward pass of the term, in addition to the features themselves
-(``ckasr.training.memory.kept_bytes``). It is the same on every device, and it includes neither
-intermediate results nor the buffers of kernels. The second is measured, in a training step on a
-GPU: the peak of ``torch.cuda.max_memory_allocated`` above what was allocated before the step. On a
-CPU the memory of a training step is counted too.
+The memory of the term alone, and of a training step on a CPU, is counted: the bytes of the storages
+that autograd keeps for the backward pass, in addition to the features themselves
+(``ckasr.training.memory.kept_bytes``). They include neither intermediate results nor the buffers of
+kernels. On a GPU, the memory of a training step is measured: the peak of
+``torch.cuda.max_memory_allocated`` above what was allocated before the step.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -21,6 +19,7 @@ from ckasr.training.memory import kept_bytes
 from . import scaling
 from .pairwise import PairwiseTerm
 from .scaling import LOSSES, OURS, PAIRWISE
+from .step import MakeTerm
 from .term import BETA, NO_TERM
 
 CPU = torch.device("cpu")
@@ -59,7 +58,7 @@ def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[in
     """
     check_count("number of networks", len(names), 1)
     terms = {
-        NO_TERM: lambda model: lambda: torch.zeros((), device=device),
+        NO_TERM: None,
         PAIRWISE: lambda model: PairwiseTerm(model, BETA, find_stages(model)),
         OURS: lambda model: CKASR(model, BETA, every=1),
     }
@@ -75,13 +74,14 @@ def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[in
     return rows
 
 
-def _step_bytes(network: str, batch: int, term: Any, device: torch.device) -> int:
+def _step_bytes(network: str, batch: int, term: MakeTerm, device: torch.device) -> int:
     model = models.create(network, num_classes=100).to(device, memory_format=torch.channels_last)
-    penalty = term(model)
+    penalty = term(model) if term else None
     x = torch.zeros(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
 
     def step() -> None:
-        (model(x).logsumexp(1).mean() + penalty()).backward()
+        loss = model(x).logsumexp(1).mean()
+        (loss + penalty.compute() if penalty else loss).backward()
 
     if device.type == "cpu":
         return kept_bytes(step, model.parameters())

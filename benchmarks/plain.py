@@ -13,10 +13,7 @@ from .data import pil_dataset
 
 
 class PlainLoop:
-    """A network at sparsity 0.95, with data loaders in the main process (the default of PyTorch).
-
-    ``images`` and ``test`` are the numbers of training and of test images.
-    """
+    """A network at sparsity 0.95, with data loaders in the main process (PyTorch's default)."""
 
     def __init__(
         self, name: str, device: str, images: int, batch_size: int = 128, test: int = 0

@@ -10,6 +10,7 @@ from ckasr import CKASR, cka_sr_loss
 from ckasr.cka.inputs import check_samples
 
 from .pairwise import PairwiseTerm, pairwise_term
+from .step import MakeTerm
 from .timing import Timing, clock_of, in_turn, interleaved, once, summary
 
 PAIRWISE, OURS = "authors' way", "ckasr"
@@ -87,9 +88,7 @@ def _in_network(device: torch.device, rounds: int, batch: int) -> list[Timing]:
     return summary("scaling batch", added, clock=clock_of(device), x=batch)
 
 
-def _network(
-    batch: int, device: torch.device, term: Callable[[nn.Module], Callable[[], Tensor]] | None
-) -> Callable[[], None]:
+def _network(batch: int, device: torch.device, term: MakeTerm) -> Callable[[], None]:
     model = nn.Sequential(*(nn.ReLU() for _ in range(9)))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 16, 16, 16, generator=generator).to(device)
@@ -98,6 +97,6 @@ def _network(
 
     def call() -> None:
         loss = model(x).square().mean()
-        torch.autograd.grad(loss + penalty() if penalty else loss, x)
+        torch.autograd.grad(loss + penalty.compute() if penalty else loss, x)
 
     return call

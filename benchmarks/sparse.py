@@ -23,8 +23,7 @@ from .term import BETA
 from .timing import Timing, interleaved, once
 from .work import work
 
-Cell = tuple[str, float]
-"""Network and sparsity."""
+Cell = tuple[str, float]  # network and sparsity
 # The option `auto` chooses sparse execution from 0.8 on.
 CELLS = [("resnet20", sparsity) for sparsity in (0.8, 0.9, 0.95, 0.98, 0.995, 0.998)]
 CELLS += [("resnet32", sparsity) for sparsity in (0.995, 0.998)]

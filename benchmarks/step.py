@@ -21,24 +21,17 @@ from .data import IMAGES, batches
 from .timing import Timing, clock_of
 from .workers import Variant
 
-MakeTerm = Callable[[nn.Module], Term] | None
-"""Function that makes a term for a network, or None for no term."""
+MakeTerm = Callable[[nn.Module], Term] | None  # None: the loss has no term
 MODELS = ("resnet20", "resnet32")
 
 
 def warmup(device: torch.device) -> int:
-    """Number of warm-up rounds.
-
-    On a GPU there are enough rounds to capture the CUDA graphs of steps with and without the term.
-    """
+    """Number of warm-up rounds. On a GPU, they capture the CUDA graphs of a step."""
     return 8 if devices.of(device).can_capture else 2
 
 
 def measure(
-    device: torch.device,
-    rounds: int,
-    names: tuple[str, ...] = MODELS,
-    images: int = IMAGES,
+    device: torch.device, rounds: int, names: tuple[str, ...] = MODELS, images: int = IMAGES
 ) -> list[Timing]:
     """Time one step with augmentation. Each variant runs in its own process with one thread."""
     variants = {
@@ -92,10 +85,8 @@ class OurStep:
         self.masks.apply()
         is_sparse = execution == "sparse"
         self.sparse = sparse_execution(self.model, self.masks) if is_sparse else None
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
-            fused=True,
-        )  # fmt: skip
+        how = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "fused": True}
+        optimizer = torch.optim.SGD(self.model.parameters(), **how)
         state = TrainingState(self.masks, optimizer, Phase("train", 1), len(data))
         parts = context, state, method, term(self.model) if term else None, precision, data
         self.indices = itertools.chain.from_iterable(map(data.batch_indices, itertools.count()))

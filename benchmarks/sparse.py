@@ -83,10 +83,10 @@ def _step(cell: Cell, data: ImageBatches, execution: str, term: MakeTerm = None)
 def _steps(cell: Cell, data: ImageBatches, rounds: int) -> list[Timing]:
     """Time a step with both executions, and count the operations and bytes of both."""
     steps = {key: _step(cell, data, execution) for key, execution in EXECUTIONS.items()}
-    dense, sparse = steps.values()
+    dense, ours = steps.values()
     with FlopCounterMode(display=False) as counter:
         dense()
-    done, known = work(sparse.sparse, sparse), report(dense.model, dense.masks)
+    done, known = work(ours.sparse, ours), report(dense.model, dense.masks)
     timings = interleaved(
         title(*cell), steps, rounds=rounds, device=data.device, calls=4, untimed=1,
         warmup=warmup(data.device), images=data.batch_size,

@@ -21,10 +21,7 @@ WHAT = {
 }
 """What each benchmark measures, with the default sizes."""
 NAMES = tuple(WHAT)
-MODULES = {"import": "imports"}
-"""Benchmarks whose module has another name, and the name of the module."""
-ON_CPU = ("sparse",)
-"""Benchmarks that always run on the CPU."""
+MODULES = {"import": "imports"}  # benchmarks whose module has another name
 COUNTED = (
     "Multiply-adds are those of convolutions and linear layers, forward and backward; for sparse "
     "execution, those of the weights that the kernels use. Planes are the computed channels of a "

@@ -5,12 +5,12 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckasr.analysis.style import ARM_LOOKS, BASELINE_LOOK, blank, save, styled
+from ckasr.analysis.style import blank, save, styled
 from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.storage import write_text
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MEMORY = Path("timings/memory.json")
 
 
-def keep(rows: Iterable[Memory], folder: Path) -> None:
+def keep(rows: Sequence[Memory], folder: Path) -> None:
     """Write the memory to ``timings/memory.json`` of a folder of results."""
     text = json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
     write_text(folder / MEMORY, text + "\n")
@@ -52,45 +52,36 @@ def write_all(folder: Path) -> list[Path]:
     return written
 
 
-def ratios(rows: Iterable[Memory]) -> dict[tuple[str, int], float | None]:
+def ratios(rows: Sequence[Memory]) -> dict[tuple[str, int], float | None]:
     """Memory of the pairwise code divided by ours, by what varies and its value.
 
     None if the measured peak does not rise with our term.
     """
-    found = _by_size(rows)
-    return {size: of[PAIRWISE] / of[OURS] if of[OURS] > 0 else None for size, of in found.items()}
+    sizes = {(row.what, row.x, row.variant): row.megabytes for row in rows}
+    ours = {(what, x): size for (what, x, variant), size in sizes.items() if variant == OURS}
+    return {at: sizes[*at, PAIRWISE] / size if size > 0 else None for at, size in ours.items()}
 
 
-def table(rows: Iterable[Memory]) -> str:
+def table(rows: Sequence[Memory]) -> str:
     """Return the memory as a Markdown table, with the ratio of the pairwise code to ours."""
-    rows = list(rows)
-    columns = (NO_TERM, *LOSSES)
     titles = ("step without the term, MB", *(f"{name}, MB" for name in LOSSES))
+    sizes = {(row.what, row.x, row.variant): f"{row.megabytes:,.4g}" for row in rows}
     lines = []
     for (what, x), ratio in ratios(rows).items():
-        sizes = _by_size(rows)[what, x]
-        numbers = (f"{sizes[name]:,.4g}" if name in sizes else NOTHING for name in columns)
+        numbers = (sizes.get((what, x, name), NOTHING) for name in (NO_TERM, *LOSSES))
         label = what if what in figures.LABELS else f"batch size, {what}"
         lines.append((label, str(x), *numbers, NOTHING if ratio is None else f"{ratio:.3g}"))
     return "\n".join(markdown(("varies", "value", *titles, "ratio"), lines))
 
 
-def _by_size(rows: Iterable[Memory]) -> dict[tuple[str, int], dict[str, float]]:
-    found: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        found.setdefault((row.what, row.x), {})[row.variant] = row.megabytes
-    return found
-
-
 @styled
-def figure(rows: Iterable[Memory]) -> "Figure":
+def figure(rows: Sequence[Memory]) -> "Figure":
     """Draw the memory of both implementations, one panel for each quantity that varies."""
-    rows = list(rows)
     panels = list(dict.fromkeys(row.what for row in rows))
     drawn = blank(1.2 + 2 * len(panels), 2.9)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, what in zip(axes, panels, strict=True):
-        for name, look in zip(LOSSES, (BASELINE_LOOK, ARM_LOOKS[4]), strict=True):
+        for name, look in figures.LOOKS.items():
             points = [row for row in rows if (row.what, row.variant) == (what, name)]
             x = [row.x for row in points]
             axis.plot(x, [row.megabytes for row in points], **look, markersize=3.5, label=name)

@@ -3,6 +3,8 @@
 The images are random bytes in the shape of CIFAR images. The cost does not depend on their content.
 """
 
+from itertools import chain, repeat
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,24 +20,13 @@ MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 def measure(device: torch.device, rounds: int, images: int = IMAGES) -> list[Timing]:
     """Time a random crop after padding, a random flip and normalisation, in the main process.
 
-    Args:
-        device: device of this package's images.
-        rounds: number of measured rounds, which is multiplied by ten.
-        images: number of images in the data set.
+    The number of rounds is multiplied by ten, because a batch takes only milliseconds.
     """
     ours = batches(images, device)
     indices = next(ours.batch_indices(0))
     loader = DataLoader(pil_dataset(images), batch_size=128, shuffle=True, drop_last=True)
-    iterator = iter(loader)
-
-    def pil() -> None:
-        nonlocal iterator
-        if next(iterator, None) is None:
-            iterator = iter(loader)
-            next(iterator)
-
-    variants = {"torchvision on PIL images": pil, "ckasr": lambda: ours.batch(indices)}
-    # A batch takes only milliseconds.
+    pil = chain.from_iterable(repeat(loader))
+    variants = {"torchvision on PIL images": pil.__next__, "ckasr": lambda: ours.batch(indices)}
     return interleaved("data", variants, rounds=10 * rounds, device=device, images=128)
 
 
@@ -50,21 +41,12 @@ def batches(
     count: int, device: torch.device, batch_size: int = 128, augment: str = "crop-flip"
 ) -> ImageBatches:
     """Batches of ``count`` random images on the device."""
-    return ImageBatches(
-        *random_images(count),
-        mean=MEAN,
-        std=STD,
-        batch_size=batch_size,
-        augment=augment,
-        device=device,
-    )
+    how = {"batch_size": batch_size, "augment": augment, "device": device}
+    return ImageBatches(*random_images(count), mean=MEAN, std=STD, **how)
 
 
 def pil_dataset(count: int, augment: bool = True) -> Dataset:
-    """A data set of ``count`` random PIL images with torchvision's transforms.
-
-    Its items are normalised images (3, 32, 32) and labels.
-    """
+    """A data set of ``count`` normalised images (3, 32, 32) and labels, with torchvision."""
     from PIL import Image
     from torchvision import transforms
 

@@ -20,13 +20,9 @@ print(middle - start, perf_counter() - start)
 
 def measure(device: torch.device, rounds: int, warmup: int = 1) -> list[Timing]:
     """Time both imports in one new process per round. The device has no effect."""
-    pairs = [_run() for _ in range(warmup + rounds)][warmup:]
-    seconds = zip(*pairs, strict=True)
-    return summary("import", dict(zip((TORCH, BOTH), seconds, strict=True)), clock="wall")
-
-
-def _run() -> list[float]:
-    output = subprocess.run(
-        [sys.executable, "-c", CODE], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    return [float(word) for word in output.split()]
+    seconds: dict[str, list[float]] = {TORCH: [], BOTH: []}
+    for _ in range(warmup + rounds):
+        output = subprocess.check_output([sys.executable, "-c", CODE], text=True)
+        for found, word in zip(seconds.values(), output.split(), strict=True):
+            found.append(float(word))
+    return summary("import", {n: s[warmup:] for n, s in seconds.items()}, clock="wall")

@@ -1,17 +1,17 @@
 """Time of inference with several networks in turn, at several batch sizes."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .data import batches
 from .step import warmup
-from .timing import Call, Timing, interleaved
+from .timing import Timing, interleaved
 
 BATCH_SIZES = (128, 1)
-IMAGES_PER_ROUND = 32
-"""Smallest number of images per variant and round; one image takes only milliseconds."""
+IMAGES_PER_ROUND = 32  # smallest number per variant; one image takes only milliseconds
 
 
 def measure(
@@ -25,15 +25,8 @@ def measure(
 ) -> list[Timing]:
     """Time networks in float32, without augmentation.
 
-    Args:
-        benchmark: name of the benchmark.
-        make: function that returns networks in eval mode by variant, the reference first. Its
-            arguments are a name of ``names``, a sparsity, and images of shape (n, 3, 32, 32).
-        device: device of the networks.
-        rounds: number of measured rounds.
-        names: names of the networks.
-        sparsities: fractions of weights that are zero.
-        batch_sizes: numbers of images.
+    ``make`` returns networks in eval mode by variant, the reference first. Its arguments are a name
+    of ``names``, a sparsity of ``sparsities``, and images of shape (n, 3, 32, 32).
     """
     count = max(batch_sizes)
     images = next(batches(count, device, count, augment="none").in_order())[0]
@@ -45,19 +38,13 @@ def measure(
                 x = images[:size].contiguous(memory_format=torch.channels_last)
                 timings += interleaved(
                     f"{benchmark} {name}, sparsity {sparsity:g}, batch {size}",
-                    {label: _forward(network, x) for label, network in networks.items()},
-                    rounds=rounds,
-                    device=device,
-                    warmup=warmup(device),
-                    calls=max(1, IMAGES_PER_ROUND // size),
-                    images=size,
-                )
+                    {label: partial(_forward, network, x) for label, network in networks.items()},
+                    rounds=rounds, device=device, warmup=warmup(device),
+                    calls=max(1, IMAGES_PER_ROUND // size), images=size,
+                )  # fmt: skip
     return timings
 
 
-def _forward(network: nn.Module, x: Tensor) -> Call:
-    def call() -> object:
-        with torch.no_grad():
-            return network(x)
-
-    return call
+@torch.no_grad()
+def _forward(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x)

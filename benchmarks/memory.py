@@ -1,18 +1,16 @@
 """Memory of the term against layers, samples, batch size and network, beside the pairwise code.
 
-Two quantities are meant by memory. The first is counted: the bytes of the storages that autograd
-keeps for the backward pass of the term, in addition to the features themselves
-(``ckasr.training.memory.kept_bytes``). It is the same on every device, and it includes neither
-intermediate results nor the buffers of kernels. The second is measured, in a training step on a
-GPU: the peak of ``torch.cuda.max_memory_allocated`` above what was allocated before the step. On a
-CPU the memory of a training step is counted too.
+The memory of the term alone, and of a training step on a CPU, is counted: the bytes of the storages
+that autograd keeps for the backward pass, in addition to the features themselves
+(``ckasr.training.memory.kept_bytes``). They include neither intermediate results nor the buffers of
+kernels. On a GPU, the memory of a training step is measured: the peak of
+``torch.cuda.max_memory_allocated`` above what was allocated before the step.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from ckasr import CKASR, devices, find_stages, models
 from ckasr.choices import check_count
@@ -21,6 +19,7 @@ from ckasr.training.memory import kept_bytes
 from . import scaling
 from .pairwise import PairwiseTerm
 from .scaling import LOSSES, OURS, PAIRWISE
+from .step import MakeTerm
 from .term import BETA, NO_TERM
 
 CPU = torch.device("cpu")
@@ -28,20 +27,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one implementation of the term.
-
-    Args:
-        what: quantity that varies: ``layers`` (with 8 samples), ``samples`` (with 9 layers), or the
-            name of a network, in which the batch size varies (with 8 samples).
-        x: its value.
-        variant: name of the implementation; ``no term`` for the training step of a network.
-        megabytes: memory in units of 10^6 bytes: of the step without the term, or added by it.
-    """
+    """Memory of one implementation of the term, or of the step of a network without the term."""
 
     what: str
-    x: int
-    variant: str
-    megabytes: float
+    """Quantity that varies: ``layers`` (with 8 samples), ``samples`` (with 9 layers), or the name
+    of a network, in which the batch size varies (with 8 samples)."""
+    x: int  # its value
+    variant: str  # name of the implementation, or ``no term``
+    megabytes: float  # in units of 10^6 bytes
 
 
 def alone(layers: Sequence[int], samples: Sequence[int]) -> list[Memory]:
@@ -64,8 +57,8 @@ def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[in
     Raises LookupError for an unknown network, and ValueError for no network and batches below 8.
     """
     check_count("number of networks", len(names), 1)
-    terms: dict[str, Callable[[nn.Module], Callable[[], Tensor]]] = {
-        NO_TERM: lambda model: lambda: torch.zeros((), device=device),
+    terms = {
+        NO_TERM: None,
         PAIRWISE: lambda model: PairwiseTerm(model, BETA, find_stages(model)),
         OURS: lambda model: CKASR(model, BETA, every=1),
     }
@@ -73,25 +66,22 @@ def in_networks(device: torch.device, names: Sequence[str], batches: Sequence[in
     for network in names:
         for batch in batches:
             check_count("batch size", batch, 8)  # The term reads 8 samples.
-            found = {key: _step_bytes(network, batch, make, device) for key, make in terms.items()}
-            bare = found[NO_TERM]
-            added = {key: total - (0 if key == NO_TERM else bare) for key, total in found.items()}
-            rows += [Memory(network, batch, key, size / 1e6) for key, size in added.items()]
+            bare = 0
+            for key, make in terms.items():
+                size = _step_bytes(network, batch, make, device)
+                rows.append(Memory(network, batch, key, (size - bare) / 1e6))
+                bare = bare or size
     return rows
 
 
-def _step_bytes(
-    network: str,
-    batch: int,
-    term: Callable[[nn.Module], Callable[[], Tensor]],
-    device: torch.device,
-) -> int:
+def _step_bytes(network: str, batch: int, term: MakeTerm, device: torch.device) -> int:
     model = models.create(network, num_classes=100).to(device, memory_format=torch.channels_last)
-    penalty = term(model)
+    penalty = term(model) if term else None
     x = torch.zeros(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
 
     def step() -> None:
-        (model(x).logsumexp(1).mean() + penalty()).backward()
+        loss = model(x).logsumexp(1).mean()
+        (loss + penalty.compute() if penalty else loss).backward()
 
     if device.type == "cpu":
         return kept_bytes(step, model.parameters())

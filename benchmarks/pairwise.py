@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ckasr.terms import Term
+
 
 def pairwise_term(stages: Sequence[Sequence[Tensor]], dtype: torch.dtype = torch.float64) -> Tensor:
     """Sum of the unbiased CKA over all ordered pairs of layers of each stage, with the diagonal.
 
-    Args:
-        stages: outputs of the layers of each stage, each of shape (n, ...).
-        dtype: type of the Gram matrices.
+    ``stages`` are the outputs of the layers of each stage, each of shape (n, ...).
     """
     terms = [_cka(x, y, dtype) for stage in stages for x in stage for y in stage]
     return torch.stack(terms).sum()
@@ -44,16 +44,14 @@ def _hollow_gram(features: Tensor, dtype: torch.dtype) -> Tensor:
     return gram - torch.diag(torch.diag(gram))
 
 
-class PairwiseTerm:
-    """The term in a training loop. Hooks store the outputs; each call uses the first samples.
+class PairwiseTerm(Term):
+    """The term of every step of a training loop. Hooks store the outputs of the layers.
 
-    Args:
-        model: network.
-        beta: strength of the term.
-        stages: names of the modules of each stage.
-        samples: number of samples; None for the whole batch.
-        dtype: type of the Gram matrices.
+    ``stages`` are the names of the modules of each stage. The term uses the first ``samples``
+    samples of a batch, or all of them if it is None.
     """
+
+    term, active = None, True
 
     def __init__(
         self,
@@ -74,3 +72,5 @@ class PairwiseTerm:
         stages = [[self._outputs[name][: self.samples] for name in s] for s in self.stages]
         self._outputs = {}
         return self.beta * pairwise_term(stages, self.dtype)
+
+    compute = __call__

@@ -1,6 +1,7 @@
 """A common training loop in float32 with a DataLoader of PIL images, as a reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,7 @@ from .data import pil_dataset
 
 
 class PlainLoop:
-    """A network at sparsity 0.95, with data loaders in the main process (the default of PyTorch).
-
-    Args:
-        name: name of the network.
-        device: device of the network.
-        images: number of training images.
-        batch_size: batch size of training.
-        test: number of test images.
-    """
+    """A network at sparsity 0.95, with data loaders in the main process (PyTorch's default)."""
 
     def __init__(
         self, name: str, device: str, images: int, batch_size: int = 128, test: int = 0
@@ -31,9 +24,8 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
-        self.loader = DataLoader(
-            pil_dataset(images), batch_size=batch_size, shuffle=True, drop_last=True
-        )
+        how = {"batch_size": batch_size, "shuffle": True, "drop_last": True}
+        self.loader = DataLoader(pil_dataset(images), **how)
         self.test = DataLoader(pil_dataset(test, augment=False), batch_size=1000)
         self.weights = [p for p in self.model.parameters() if p.dim() > 1]
         self.masks = [(torch.rand_like(w) < 0.05).float() for w in self.weights]
@@ -60,16 +52,11 @@ class PlainLoop:
                 correct += (predicted == y.to(self.device)).sum().item()
         return correct / len(self.test.dataset)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, in a new random order for each epoch."""
-        while True:
-            yield from self.loader
 
-
-def step(name: str, device: str, images: int, batch_size: int) -> Callable[[], None]:
+def step(name: str, device: str, images: int, batch_size: int = 128) -> Callable[[], None]:
     """Make a callable that loads a batch and takes one training step; see `PlainLoop`."""
     loop = PlainLoop(name, device, images, batch_size)
-    batches = loop.batches()
+    batches = chain.from_iterable(repeat(loop.loader))
     return lambda: loop.step(*next(batches))
 
 

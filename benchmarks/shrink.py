@@ -20,7 +20,6 @@ from . import inference
 from .step import MODELS
 from .timing import Timing
 
-SPARSITIES = (0.99, 0.995, 0.998)
 FOLDED = "dense, batch norm folded"
 MASKED, SPARSE, SHRUNK = INFERENCE
 
@@ -29,7 +28,7 @@ def measure(
     device: torch.device,
     rounds: int,
     names: tuple[str, ...] = MODELS,
-    sparsities: tuple[float, ...] = SPARSITIES,
+    sparsities: tuple[float, ...] = (0.99, 0.995, 0.998),
     batch_sizes: tuple[int, ...] = inference.BATCH_SIZES,
 ) -> list[Timing]:
     """Time inference, see `inference.measure`.
@@ -40,21 +39,17 @@ def measure(
     return inference.measure("shrink", networks, device, rounds, names, sparsities, batch_sizes)
 
 
-def networks(name: str, sparsity: float, images: Tensor, seed: int = 0) -> dict[str, nn.Module]:
+def networks(name: str, sparsity: float, images: Tensor) -> dict[str, nn.Module]:
     """Networks by variant. The first is dense; all others are masked and have the same outputs.
 
-    Args:
-        name: name of the network.
-        sparsity: fraction of weights that are zero.
-        images: images of the batch norm statistics, shape (n, 3, 32, 32).
-        seed: seed of the weights and masks.
+    ``images``, of shape (n, 3, 32, 32), determine the statistics of the batch norm.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = models.create(name, num_classes=100).to(images.device)
     model.to(memory_format=torch.channels_last)
     folded = shrink(model, dense_masks(model))
     shapes = {key: weight.shape for key, weight in prunable(model).items()}
-    masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed)
+    masks = random_masks(shapes, layer_densities(shapes, 1 - sparsity, "erk"), seed=0)
     Masks(model, masks).apply()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:

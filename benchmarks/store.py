@@ -1,9 +1,9 @@
-"""Records of benchmarks, ``<folder>/<device>/<name>.json``, and the table of their results."""
+"""Records of benchmarks, ``<folder>/<device>/<name>.json``, and the tables of their results."""
 
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from ckasr.experiments.provenance import environment
 from ckasr.storage import write_text
 
 from . import COUNTED, NAMES, WHAT, targets, timing
-from .timing import Timing, consistent
+from .timing import Timing
 
 FOLDER = Path("results/benchmarks")
 Record = dict[str, Any]
@@ -44,11 +44,10 @@ def record(name: str, timings: Iterable[Timing], device: torch.device) -> Record
 
 
 def save(found: Record, folder: Path) -> Path:
-    """Write one record atomically and return its path.
-
-    It replaces the record of the same benchmark and device.
-    """
-    path = folder / slug(found["device"]) / f"{found['benchmark']}.json"
+    """Write a record atomically, in place of that of the same benchmark and device."""
+    device = re.sub(r"\((r|tm)\)", "", found["device"].lower())
+    device = re.sub(r"[^a-z0-9]+", "-", device).strip("-")  # for example intel-xeon-processor
+    path = folder / device / f"{found['benchmark']}.json"
     write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path
 
@@ -61,39 +60,35 @@ def load(folder: Path) -> list[Record]:
 
 def timings_of(found: Record) -> list[Timing]:
     """The timings of a record, with times that agree with the ratios (see `timing.consistent`)."""
-    return consistent(Timing(**values) for values in found["timings"])
+    return timing.consistent(Timing(**values) for values in found["timings"])
 
 
 def write_table(folder: Path) -> Path:
-    """Write ``table.md`` with the targets and timings of one device, from its records."""
-    found = load(folder)
-    kind = found[0]["device_kind"]
+    """Write the `report` of the records of one device to ``table.md`` in their folder."""
+    write_text(folder / "table.md", report(load(folder)))
+    return folder / "table.md"
+
+
+def report(found: Sequence[Record]) -> str:
+    """Markdown: the targets and the timings in the records of one device."""
     timings = [t for each in found for t in timings_of(each)]
     lines = [f"# Benchmarks on {found[0]['device']}", "", HOW_TO_READ, ""]
-    if met := targets.targets(timings, kind):
+    if met := targets.targets(timings, found[0]["device_kind"]):
         lines += [targets.table(met), ""]
     for each in found:
-        name = each["benchmark"]
-        lines += [f"## {name}", "", f"{WHAT[name]} {measured(each)}", ""]
+        name, timings = each["benchmark"], timings_of(each)
+        clocks, rounds = (sorted({getattr(t, key) for t in timings}) for key in ("clock", "rounds"))
+        how = f"{' and '.join(clocks)} time, {' to '.join(map(str, rounds))} rounds."
+        lines += [f"## {name}", "", f"{WHAT[name]} {how}", ""]
         lines += [f"{where(each)}.", "", f"![{name}]({name}.png)", ""]
-        lines += [timing.table(ends(timings_of(each))), ""]
-        if counted := timing.work_table(timings_of(each)):
+        lines += [timing.table(ends(timings)), ""]
+        if counted := timing.work_table(timings):
             lines += [counted, "", COUNTED, ""]
-    path = folder / "table.md"
-    write_text(path, "\n".join(lines))
-    return path
+    return "\n".join(lines)
 
 
-def measured(found: Record) -> str:
-    """Clock and number of rounds, in one sentence."""
-    rounds = sorted({t["rounds"] for t in found["timings"]})
-    clocks = sorted({t["clock"] for t in found["timings"]})
-    return f"{' and '.join(clocks)} time, {' to '.join(map(str, rounds))} rounds."
-
-
-def ends(timings: Iterable[Timing]) -> list[Timing]:
+def ends(timings: Sequence[Timing]) -> list[Timing]:
     """The timings without the inner points of the curves of scaling benchmarks."""
-    timings = list(timings)
     points: dict[str, list[float | None]] = {}
     for t in timings:
         points.setdefault(t.benchmark, []).append(t.x)
@@ -107,9 +102,3 @@ def where(found: Record) -> str:
     threads = f", threads unless stated otherwise: {found['threads']}" if on_cpu else ""
     release = found["versions"]["torch"]
     return f"{place}{threads}; torch {release}; {found['date']}; commit {found['commit']}"
-
-
-def slug(device: str) -> str:
-    """The name of the folder of a device, for example ``intel-xeon-processor``."""
-    plain = re.sub(r"\((r|tm)\)", "", device.lower())
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")

@@ -6,16 +6,16 @@ weights. A trained network can lose other channels.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ckasr import models
 from ckasr.execution import INFERENCE
-from ckasr.methods import Context, Phase, TrainingState, create
+from ckasr.methods import Phase, TrainingState, create
 from ckasr.sparsity import dense_masks
 
 from . import inference
 from .data import batches
+from .step import context_of
 from .timing import Timing
 
 DENSE, MASKED, SMALL = "dense", "masked", "small network"
@@ -32,11 +32,10 @@ def measure(
 
     The sparsity is the fraction of the weights that are removed together with channels.
     """
-
-    def make(name: str, sparsity: float, images: Tensor) -> dict[str, nn.Module]:
-        return networks(name, sparsity, images.device)
-
-    return inference.measure("structured", make, device, rounds, names, sparsities, batch_sizes)
+    return inference.measure(
+        "structured", lambda name, sparsity, images: networks(name, sparsity, images.device),
+        device, rounds, names, sparsities, batch_sizes,
+    )  # fmt: skip
 
 
 def networks(name: str, sparsity: float, device: torch.device) -> dict[str, nn.Module]:
@@ -45,22 +44,17 @@ def networks(name: str, sparsity: float, device: torch.device) -> dict[str, nn.M
     The network ``dense`` has all its weights. In ``masked`` the weights of the removed channels are
     zero, and ``small network`` does not have these channels. The last two have the same outputs.
     """
-    torch.manual_seed(0)
-    model = models.create(name, num_classes=100).to(device, memory_format=torch.channels_last)
-    data = batches(8, device, 4, "none")
-    context = Context(model, sparsity, "erk", 0, 100, data.in_order, len(data))
-    method = create("structured")
+    data, method = batches(8, device, 4, "none"), create("structured")
+    context = context_of(name, sparsity, data)
+    model = context.model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainingState(dense_masks(model), optimizer, Phase("pretrain", 1), len(data))
     method.end_phase(context, state)  # This removes channels of the model.
     original, masks = method.counted(context, state.masks)
     original.to(device, memory_format=torch.channels_last).eval()
     on_device = {key: mask.to(device) for key, mask in masks.items()}
-    return {
-        DENSE: original,
-        MASKED: INFERENCE["masked"](original, on_device),
-        SMALL: model.eval(),
-    }
+    masked = INFERENCE["masked"](original, on_device)
+    return {DENSE: original, MASKED: masked, SMALL: model.eval()}
 
 
 def multiply_adds(network: nn.Module, device: torch.device) -> int:

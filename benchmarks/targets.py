@@ -1,48 +1,30 @@
 """Targets of the benchmarks, and whether timings meet them."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from ckasr.analysis.tables import markdown
 
-from .imports import BOTH, TORCH
-from .sparse import TERM
-from .sparse import title as sparse_title
-from .term import (
-    AUTHORS,
-    AUTHORS_FLOAT32,
-    CONVOLUTIONS,
-    EVERY_FIFTH,
-    EVERY_STEP,
-    NO_TERM,
-    WHOLE_BATCH,
-)
+from . import imports, sparse, term
 from .timing import Timing
 
 SPARSE_SPEEDS = {  # speed relative to dense execution
-    ("resnet20", 0.8): 1.0,
-    ("resnet20", 0.9): 2.2,
-    ("resnet20", 0.95): 3.0,
-    ("resnet20", 0.98): 4.0,
-    ("resnet20", 0.995): 7.0,
-    ("resnet20", 0.998): 18.0,
-    ("resnet32", 0.995): 6.0,
-    ("resnet32", 0.998): 14.0,
+    "sparse resnet20, sparsity 0.8": 1.0,
+    "sparse resnet20, sparsity 0.9": 2.2,
+    "sparse resnet20, sparsity 0.95": 3.0,
+    "sparse resnet20, sparsity 0.98": 4.0,
+    "sparse resnet20, sparsity 0.995": 7.0,
+    "sparse resnet20, sparsity 0.998": 18.0,
+    "sparse resnet32, sparsity 0.995": 6.0,
+    "sparse resnet32, sparsity 0.998": 14.0,
 }
+OVERHEADS = {term.EVERY_STEP: 0.05, term.EVERY_FIFTH: 0.02, sparse.TERM: 0.05}
 FULL_EPOCH = 50_000  # number of training images of CIFAR
 
 
-@dataclass(frozen=True)
-class Target:
-    """A limit and the measured value.
-
-    Args:
-        what: benchmark and variant.
-        limit: limit, as text.
-        measured: measured value, as text.
-        met: whether the measured value is within the limit.
-    """
+class Target(NamedTuple):
+    """Benchmark and variant, limit and measured value as text, and whether the limit is met."""
 
     what: str
     limit: str
@@ -51,82 +33,44 @@ class Target:
 
 
 def targets(timings: Iterable[Timing], device_kind: str) -> list[Target]:
-    """The targets for which there are timings.
-
-    Args:
-        timings: timings of one device.
-        device_kind: ``"cpu"`` or ``"cuda"``.
-    """
+    """The targets for which there are timings of a device, ``"cpu"`` or ``"cuda"``."""
     groups: dict[str, dict[str, Timing]] = {}
-    for timing in timings:
-        groups.setdefault(timing.benchmark, {})[timing.variant] = timing
-    found = []
-    for name, group in groups.items():
-        kind = name.split()[0]
-        if kind == "term":
-            convolutions = 0.10 if device_kind == "cpu" else 0.05
-            limits = {EVERY_STEP: 0.05, EVERY_FIFTH: 0.02, CONVOLUTIONS: convolutions}
-            found += _overheads(name, group, limits) + _whole_batch(name, group)
-        elif kind == "sparse":
-            found += _overheads(name, group, {TERM: 0.05})
-            limits = {sparse_title(*cell): limit for cell, limit in SPARSE_SPEEDS.items()}
-            if name in limits:
-                found += _speeds(name, group, limits[name])
-        elif kind in ("step", "epoch") and device_kind == "cpu":
-            found += _speeds(name, group, 2.4)
-        elif kind == "epoch" and name.endswith("resnet20"):
-            found += _model_epochs(name, group)
-        elif kind == "import":
-            added = round((group[BOTH].ratio - 1) * group[TORCH].milliseconds / 1e3, 6)
-            found.append(
-                Target(
-                    "import ckasr beside import torch", "<= 0.3 s", f"{added:.2f} s", added <= 0.3
-                )
-            )
-    return found
+    for t in timings:
+        groups.setdefault(t.benchmark, {})[t.variant] = t
+    judged = (_target(t, group, device_kind) for group in groups.values() for t in group.values())
+    return [target for target in judged if target]
 
 
-def _overheads(name: str, group: dict[str, Timing], limits: Mapping[str, float]) -> list[Target]:
-    found = []
-    for variant, limit in limits.items():
-        if variant in group:
-            t = group[variant]
-            measured = f"{t.ratio - 1:+.1%} ({t.ratio_low - 1:+.1%} to {t.ratio_high - 1:+.1%})"
-            # Rounding removes floating-point errors: 1.05 - 1 is not exactly 0.05.
-            met = round(t.ratio - 1, 6) <= limit
-            found.append(Target(f"{name}: {variant}", f"<= +{limit:.0%}", measured, met))
-    return found
+def _target(t: Timing, group: dict[str, Timing], device_kind: str) -> Target | None:
+    """The target of a variant, or None. ``group`` has all variants of its benchmark.
 
-
-def _whole_batch(name: str, group: dict[str, Timing]) -> list[Target]:
-    found = []
-    for reference in (AUTHORS, AUTHORS_FLOAT32) if WHOLE_BATCH in group else ():
-        plain, ours = (group[v].ratio - group[NO_TERM].ratio for v in (reference, WHOLE_BATCH))
-        what = f"{name}: {WHOLE_BATCH}, against {reference}"
+    Numbers are rounded to the digits of the ratios, because 1.05 - 1 is not exactly 0.05.
+    """
+    on_cpu = device_kind == "cpu"
+    kind, what = t.benchmark.split()[0], f"{t.benchmark}: {t.variant}"
+    overheads = OVERHEADS | {term.CONVOLUTIONS: 0.10 if on_cpu else 0.05}
+    if limit := overheads.get(t.variant):
+        measured = f"{t.ratio - 1:+.1%} ({t.ratio_low - 1:+.1%} to {t.ratio_high - 1:+.1%})"
+        return Target(what, f"<= +{limit:.0%}", measured, round(t.ratio - 1, 6) <= limit)
+    if term.WHOLE_BATCH in group and t.variant in (term.AUTHORS, term.AUTHORS_FLOAT32):
+        plain, ours = (each.ratio - 1 for each in (t, group[term.WHOLE_BATCH]))
+        what = f"{t.benchmark}: {term.WHOLE_BATCH}, against {t.variant}"
         cheaper = round(plain / ours, 6) if ours > 0 else math.inf  # inf if ours is below the noise
-        found.append(Target(what, ">= 5 x cheaper", f"{cheaper:.1f} x", cheaper >= 5))
-    return found
-
-
-def _speeds(name: str, group: dict[str, Timing], limit: float) -> list[Target]:
-    found = []
-    for variant, t in group.items():
-        if variant.startswith("ckasr"):
-            speed = 1 / t.ratio
-            measured = f"{speed:.2f} x ({1 / t.ratio_high:.2f} to {1 / t.ratio_low:.2f})"
-            met = round(speed, 3) >= limit  # Ratios have five digits.
-            found.append(Target(f"{name}: {variant}", f">= {limit:g} x", measured, met))
-    return found
-
-
-def _model_epochs(name: str, group: dict[str, Timing]) -> list[Target]:
-    found = []
-    for variant, t in group.items():
-        if variant.startswith("ckasr"):
-            seconds = t.milliseconds / 1e3 * FULL_EPOCH / t.images
-            what = f"{name}: {variant}, 50,000 images"
-            found.append(Target(what, "<= 0.35 s", f"{seconds:.2f} s", seconds <= 0.35))
-    return found
+        return Target(what, ">= 5 x cheaper", f"{cheaper:.1f} x", cheaper >= 5)
+    if t.variant == imports.BOTH:
+        added = round((t.ratio - 1) * group[imports.TORCH].milliseconds / 1e3, 6)
+        what = "import ckasr beside import torch"
+        return Target(what, "<= 0.3 s", f"{added:.2f} s", added <= 0.3)
+    if not t.variant.startswith("ckasr"):
+        return None
+    whole_step = kind in ("step", "epoch") and on_cpu
+    if limit := 2.4 if whole_step else SPARSE_SPEEDS.get(t.benchmark):
+        measured = f"{1 / t.ratio:.2f} x ({1 / t.ratio_high:.2f} to {1 / t.ratio_low:.2f})"
+        return Target(what, f">= {limit:g} x", measured, round(1 / t.ratio, 3) >= limit)
+    if t.benchmark == "epoch resnet20":
+        seconds = t.milliseconds / 1e3 * FULL_EPOCH / t.images
+        return Target(f"{what}, 50,000 images", "<= 0.35 s", f"{seconds:.2f} s", seconds <= 0.35)
+    return None
 
 
 def table(found: Iterable[Target]) -> str:

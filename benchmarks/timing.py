@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Literal
+from typing import Any
 
 import torch
 
@@ -18,41 +18,25 @@ from ckasr.analysis.tables import NOTHING, markdown
 from ckasr.choices import check_count
 
 Call = Callable[[], object]
-Clock = Literal["CPU", "wall"]
-"""CPU time of the process, or wall time."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one variant, summarised over all rounds.
+    """Times of one variant, summarised over all rounds."""
 
-    Args:
-        benchmark: name of the group of variants that are compared.
-        variant: name of the variant.
-        milliseconds: time per call.
-        lowest, highest: smallest and largest time of a round, in milliseconds.
-        ratio: time relative to the first variant.
-        ratio_low, ratio_high: quartiles of the ratios of all rounds.
-        rounds: number of rounds.
-        clock: CPU or wall time.
-        images: number of images per call; 0 if not applicable.
-        x: value of the quantity that a scaling benchmark varies; None if not applicable.
-        work: operations and bytes per call, by the name of the column; empty if not counted.
-    """
-
-    benchmark: str
+    benchmark: str  # name of the group of variants that are compared
     variant: str
-    milliseconds: float
-    lowest: float
+    milliseconds: float  # per call
+    lowest: float  # smallest and largest time of a round, in milliseconds
     highest: float
-    ratio: float
+    ratio: float  # time relative to the first variant, and the quartiles over all rounds
     ratio_low: float
     ratio_high: float
     rounds: int
-    clock: str = "CPU"
-    images: int = 0
-    x: float | None = None
-    work: dict[str, float] = field(default_factory=dict)
+    clock: str = "CPU"  # CPU time of the process, or wall time
+    images: int = 0  # number of images per call; 0 if not applicable
+    x: float | None = None  # value of the quantity that a scaling benchmark varies
+    work: dict[str, float] = field(default_factory=dict)  # counts per call, by name of the column
 
     @property
     def images_per_second(self) -> float:
@@ -68,58 +52,34 @@ def interleaved(
     warmup: int = 2,
     calls: int = 1,
     untimed: int = 0,
-    images: int = 0,
-    x: float | None = None,
+    **fields: Any,
 ) -> list[Timing]:
     """Time all variants in every round. The first variant is the reference of the ratios.
 
     Args:
-        benchmark, images, x: see `Timing`.
-        variants: callables by name.
-        rounds: number of measured rounds.
-        device: device that the variants use; a GPU is synchronised around each measurement.
-        warmup: number of rounds before the measured ones.
+        benchmark, fields: name and other fields of each `Timing`.
+        rounds, warmup: number of measured rounds, and of rounds before these.
         calls: number of calls per variant and round; the result is their mean time.
         untimed: number of calls before these that are not timed. They fill the caches with the data
             of the variant, as in a training run, whose steps are all of one kind.
-
-    Returns:
-        One timing per variant.
     """
 
     def timer(call: Call) -> float:
         for _ in range(untimed):
             call()
-        return once(call, device, calls) / calls
+        return once(call, device, calls)
 
-    seconds = in_turn(variants, rounds, timer, warmup=warmup)
-    return summary(benchmark, seconds, clock=clock_of(device), images=images, x=x)
-
-
-def clock_of(device: torch.device) -> Clock:
-    """The clock that `once` uses on a device."""
-    return "wall" if device.type == "cuda" else "CPU"
+    seconds = in_turn(variants, rounds, timer, warmup)
+    return summary(benchmark, seconds, clock=clock_of(device), **fields)
 
 
 def in_turn(
-    variants: Mapping[str, Call], rounds: int, timer: Callable[[Call], float], warmup: int
+    variants: Mapping[str, Any], rounds: int, timer: Callable[[Any], float], warmup: int
 ) -> dict[str, list[float]]:
-    """Measure the seconds of every variant in every round.
+    """Measure the seconds of every variant in every round with ``timer(variant)``.
 
     Every second round runs in reverse order, so that the order of the variants has no effect on
-    average.
-
-    Args:
-        variants: callables by name.
-        rounds: number of measured rounds.
-        timer: function that calls a variant and returns the seconds.
-        warmup: number of rounds before the measured ones.
-
-    Returns:
-        The seconds of the measured rounds, by the name of the variant.
-
-    Raises:
-        ValueError: if ``rounds`` is below 1.
+    average. Raises ValueError if ``rounds`` is below 1.
     """
     check_count("rounds", rounds, 1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -131,21 +91,25 @@ def in_turn(
     return seconds
 
 
-def summary(
-    benchmark: str,
-    seconds: Mapping[str, Sequence[float]],
-    *,
-    clock: Clock,
-    images: int = 0,
-    x: float | None = None,
-) -> list[Timing]:
-    """Compute the timings of variants from their seconds per round.
+def clock_of(device: torch.device) -> str:
+    """The clock that `once` uses on a device."""
+    return "wall" if device.type == "cuda" else "CPU"
 
-    Args:
-        benchmark, images, x: see `Timing`.
-        seconds: seconds per round of each variant; the first variant is the reference.
-        clock: clock of the seconds.
-    """
+
+def once(call: Call, device: torch.device, calls: int = 1) -> float:
+    """Mean seconds of ``calls`` calls: CPU time, or wall time between synchronisations on a GPU."""
+    clock = time.perf_counter if clock_of(device) == "wall" else time.process_time
+    synchronize = devices.of(device).synchronize  # On a CPU it does nothing.
+    synchronize()
+    start = clock()
+    for _ in range(calls):
+        call()
+    synchronize()
+    return (clock() - start) / calls
+
+
+def summary(benchmark: str, seconds: Mapping[str, Sequence[float]], **fields: Any) -> list[Timing]:
+    """Compute the timings from the seconds per round. The first variant is the reference."""
     reference = next(iter(seconds.values()))
     timings = []
     for name, values in seconds.items():
@@ -153,7 +117,7 @@ def summary(
         times = (1e3 * pick(values) for pick in (median, min, max))
         spread = median(ratios), ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
         numbers = (float(f"{number:.5g}") for number in (*times, *spread))
-        timings.append(Timing(benchmark, name, *numbers, len(values), clock, images, x))
+        timings.append(Timing(benchmark, name, *numbers, len(values), **fields))
     return consistent(timings)
 
 
@@ -173,21 +137,6 @@ def consistent(timings: Iterable[Timing]) -> list[Timing]:
     return found
 
 
-def once(call: Call, device: torch.device, calls: int = 1) -> float:
-    """Seconds of ``calls`` calls: CPU time, or wall time between two synchronisations on a GPU."""
-    if device.type != "cpu":
-        devices.of(device).synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        devices.of(device).synchronize()
-        return time.perf_counter() - start
-    start = time.process_time()
-    for _ in range(calls):
-        call()
-    return time.process_time() - start
-
-
 def table(timings: Iterable[Timing]) -> str:
     """The timings as a Markdown table."""
     rows = []
@@ -196,19 +145,16 @@ def table(timings: Iterable[Timing]) -> str:
         speed = f"{t.images_per_second:,.0f}" if t.images else NOTHING
         ratio = f"{t.ratio:.3f} ({t.ratio_low:.3f}-{t.ratio_high:.3f})"
         rows.append((t.benchmark, name, ratio, f"{t.milliseconds:.4g}", speed))
-    return "\n".join(
-        markdown(("benchmark", "variant", "ratio (quartiles)", "ms", "images/s"), rows)
-    )
+    header = ("benchmark", "variant", "ratio (quartiles)", "ms", "images/s")
+    return "\n".join(markdown(header, rows))
 
 
 def work_table(timings: Iterable[Timing]) -> str:
     """Operations and bytes per call as a Markdown table; an empty text if nothing was counted."""
     counted = [t for t in timings if t.work]
-    if not counted:
-        return ""
     columns = list(dict.fromkeys(name for t in counted for name in t.work))
     rows = []
     for t in counted:
         numbers = (f"{t.work[name]:,.5g}" if name in t.work else NOTHING for name in columns)
         rows.append((t.benchmark, t.variant, *numbers))
-    return "\n".join(markdown(("benchmark", "variant", *columns), rows))
+    return "\n".join(markdown(("benchmark", "variant", *columns), rows)) if counted else ""

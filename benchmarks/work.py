@@ -14,29 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from ckasr.execution import SparseExecution
-from ckasr.execution.back import Back, BackLists
 from ckasr.execution.bound import BoundUnit
 from ckasr.execution.forward import Frame
-from ckasr.execution.plan import Plan
 from ckasr.execution.planes import Grid
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Forward and backward pass of one unit in one training step.
-
-    Args:
-        plan, back: plans of its forward and of its backward pass.
-        packed: for each input, whether it comes from outside the kernels and is copied into planes.
-        wanted: for each input, whether its gradient is computed.
-        foreign: whether the gradient of the output comes from outside the kernels.
-    """
-
-    plan: Plan
-    back: Back
-    packed: list[bool]
-    wanted: list[bool]
-    foreign: bool
 
 
 @dataclass
@@ -50,52 +30,40 @@ class Work:
 
 
 def work(handle: SparseExecution, step: Callable[[], object]) -> Work:
-    """Count the operations and bytes of one training step.
+    """Count the operations and bytes of one training step of a model with sparse execution.
 
-    Args:
-        handle: sparse execution of the model.
-        step: function that takes one training step.
-
-    Raises:
-        RuntimeError: if a part of the network does not run on the sparse kernels.
+    Raises RuntimeError if a part of the network does not run on the sparse kernels.
     """
     total = Work()
-    for one in _passes(handle, step):
-        _count(total, one)
+    for bound in handle.units:
+        bound.backward = partial(_counted_backward, total, bound)
+    try:
+        step()
+    finally:
+        for bound in handle.units:
+            del bound.backward
     late = [bound.unit.name for bound in handle.units if bound.plain_calls]
     if handle.dense or late or not handle.units:
         raise RuntimeError(f"not all of the network runs on the sparse kernels:\n{handle}")
     return total
 
 
-def _passes(handle: SparseExecution, step: Callable[[], object]) -> list[Pass]:
-    """Take one training step and return the passes of all units with a backward pass."""
-    seen: list[Pass] = []
-    for bound in handle.units:
-        bound.backward = partial(_watch, seen, bound)
-    try:
-        step()
-    finally:
-        for bound in handle.units:
-            del bound.backward
-    return seen
-
-
-def _watch(
-    seen: list[Pass], bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
+def _counted_backward(
+    total: Work, bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    images = grad[:, :, None, None] if bound.unit.linear else grad
-    plan = frame.arguments.plan
-    known = bound.workspace.find(images, plan.out)
-    back, _ = frame.arguments.back(None if known is None else known.alive)
-    packed = [lent is None for _, lent in frame.inputs]
-    seen.append(Pass(plan, back, packed, wanted, known is None))
+    """Run the backward pass of a unit, and add the work of both of its passes to the total."""
+    _count(total, bound, frame, grad, wanted)
     return BoundUnit.backward(bound, frame, grad, wanted)
 
 
-def _count(total: Work, one: Pass) -> None:
+def _count(total: Work, bound: BoundUnit, frame: Frame, grad: Tensor, wanted: list[bool]) -> None:
     """Add the operations and bytes of one unit, in the order in which its kernels are called."""
-    plan, back, unit, grid = one.plan, one.back, one.plan.unit, one.plan.grid
+    images = grad[:, :, None, None] if bound.unit.linear else grad
+    plan = frame.arguments.plan
+    known = bound.workspace.find(images, plan.out)
+    foreign = known is None  # The gradient of the output comes from outside the kernels.
+    back, _ = frame.arguments.back(None if known is None else known.alive)
+    unit, grid = plan.unit, plan.grid
 
     def move(read: int, written: int, planes: Grid = grid) -> None:
         size = planes.images * planes.image * planes.numpy.itemsize
@@ -103,7 +71,7 @@ def _count(total: Work, one: Pass) -> None:
         total.written += int(written) * size
 
     for i, (source, whole) in enumerate(zip(plan.sources, plan.inputs, strict=True)):
-        if one.packed[i]:
+        if frame.inputs[i][1] is None:  # from outside the kernels
             move(whole.channels, whole.channels, whole.grid)
         if source.stride > 1:  # The kernel splits the input into phases.
             move(len(np.unique(source.channel)), 0, whole.grid)
@@ -119,18 +87,18 @@ def _count(total: Work, one: Pass) -> None:
     terms = [plan.lists[k].slot_y if k >= 0 else plan.residual[-1 - k] for k in unit.terms]
     move(sum(map(_exist, terms)), len(plan.outs))  # norm, sum and ReLU
 
-    if one.foreign:
+    if foreign:
         move(plan.out.channels, plan.out.channels)
         if unit.relu:
             move(2 * len(plan.outs), len(plan.outs))
     for k, c in enumerate(unit.convolutions):
         lists = back.lists[k]
         inner = c.source >= 0
-        products = 2 if inner or one.wanted[-1 - c.source] else 1
+        products = 2 if inner or wanted[-1 - c.source] else 1
         total.multiply_adds += products * len(lists.where) * grid.pixels
         if k in unit.terms and (c.norm is not None or c.layer.bias is not None):
             # Sums of the gradient. A gradient of our kernels already has its sums over channels.
-            move((len(lists.chosen) if one.foreign else _exist(lists.y)) + _exist(lists.y), 0)
+            move((len(lists.chosen) if foreign else _exist(lists.y)) + _exist(lists.y), 0)
         # The gradient before the norm is computed from that after it and the convolution's output.
         move(_exist(lists.y) * (1 if c.norm is None else 2), 0)
         if inner:
@@ -138,8 +106,9 @@ def _count(total: Work, one: Pass) -> None:
             move(_exist(before.y), len(before.g))
     for i, (source, found) in enumerate(zip(plan.sources, back.inputs, strict=True)):
         readers = [k for k, c in enumerate(unit.convolutions) if c.source == -1 - i]
-        if not one.wanted[i]:
-            move(sum(_read(back.lists[k]) for k in readers), 0)
+        if not wanted[i]:
+            # The planes of the source that at least one kept weight reads.
+            move(sum((np.diff(back.lists[k].start) > 0).sum() for k in readers), 0)
             continue
         move(len(found.base) + _exist(found.residual), len(found.target))
         if source.stride > 1:  # The kernel merges the phases.
@@ -150,8 +119,3 @@ def _count(total: Work, one: Pass) -> None:
 def _exist(base: np.ndarray) -> int:
     """Number of planes that exist; an entry of -1 means that there is no plane."""
     return int((base >= 0).sum())
-
-
-def _read(lists: BackLists) -> int:
-    """Number of planes of the source that are read by at least one kept weight."""
-    return int((np.diff(lists.start) > 0).sum())

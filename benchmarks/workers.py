@@ -1,102 +1,75 @@
-"""Variants in their own processes, with their own number of threads and allocator settings.
+"""Variants in their own processes, with their own number of threads and allocator settings."""
 
-All workers start together. A worker computes on request only and waits for a line of input between
-requests.
-"""
-
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from ckasr.experiments.pools import ALLOCATOR
 
-from .timing import Clock, Timing, in_turn, once, summary
+from .timing import Call, Timing, in_turn, once, summary
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Processes that make the same callable.
+    """Processes that make the same callable."""
 
-    Args:
-        make: function that makes the callable, ``module:function`` of this package.
-        processes: number of processes.
-        threads: number of threads of each process.
-        arguments: arguments of the function.
-    """
-
-    make: str
+    make: Callable[..., Call]  # function that makes the callable in the process
     processes: int = 1
-    threads: int = 1
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1  # of each process
+    models: int = 1  # number of models that a callable trains
+    allocator: bool = True  # whether the memory allocator has the settings of a sweep's workers
 
 
 class Worker:
-    """A process that makes the callable of a variant and calls it on request.
+    """A process that makes the callable of a variant and calls it on request."""
 
-    The plain loop has the allocator settings of the system, and everything else has those of a
-    sweep's workers.
-    """
+    def __init__(self, variant: Variant, **arguments: Any) -> None:
+        self.device, self.models = torch.device(arguments["device"]), variant.models
+        # Spawn, not fork: the allocator reads the environment only when a process starts.
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+        outside = dict(os.environ)
+        for name in ALLOCATOR:
+            os.environ.pop(name, None)
+        os.environ.update(ALLOCATOR if variant.allocator else {})
+        os.environ["OMP_NUM_THREADS"] = str(variant.threads)
+        make = partial(variant.make, **arguments)
+        self.made = self.pool.submit(_make, make, variant.threads)  # This starts the process.
+        os.environ.clear()
+        os.environ.update(outside)
 
-    def __init__(self, variant: Variant, **common: Any) -> None:
-        arguments = {**common, **variant.arguments}
-        environment = {k: v for k, v in os.environ.items() if k not in ALLOCATOR}
-        environment |= {} if variant.make.startswith("plain:") else ALLOCATOR
-        environment |= {"OMP_NUM_THREADS": str(variant.threads)}
-        self.make, self.models = variant.make, arguments.get("models", 1)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.workers", self.make, json.dumps(arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).resolve().parents[1],
-        )
+    def start(self) -> Future[float]:
+        """Request one call. The result is its seconds, see `once`."""
+        return self.pool.submit(_run, self.device)
 
-    def start(self) -> None:
-        """Request one call."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
 
-    def result(self) -> float:
-        """Wait for the end of the call and return its seconds: CPU time, or wall time on a GPU.
+_call: Call  # the callable of a worker process
 
-        Raises:
-            RuntimeError: if the process has ended.
-        """
-        if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"worker {self.make} ended with status {self.process.wait()}")
-        return float(line)
 
-    def __call__(self) -> float:
-        """Make one call and return its seconds, see `result`."""
-        self.start()
-        return self.result()
+def _make(make: Callable[[], Call], threads: int) -> None:
+    global _call
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # so that fp32 is the same precision in both loops
+    _call = make()
 
-    def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+
+def _run(device: torch.device) -> float:
+    return once(_call, device)
 
 
 def together(workers: Sequence[Worker]) -> float:
     """Make one call in every worker at once and return the wall time per model in seconds."""
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.result()
-    return (time.perf_counter() - start) / sum(worker.models for worker in workers)
+    begin = time.perf_counter()
+    for call in [worker.start() for worker in workers]:
+        call.result()
+    return (time.perf_counter() - begin) / sum(worker.models for worker in workers)
 
 
 def measure(
@@ -106,44 +79,27 @@ def measure(
     *,
     rounds: int,
     warmup: int,
-    clock: Clock,
+    clock: str,
     per_call: int,
-    **common: Any,
+    **arguments: Any,
 ) -> list[Timing]:
-    """Time variants in their own processes, see `timing.interleaved`.
+    """Time variants in their own processes, which start together, see `timing.interleaved`.
 
     Args:
-        benchmark, rounds, warmup: see `timing.interleaved`.
-        variants: variants by name; the first is the reference.
         timer: function that makes one call in the workers of a variant and returns the seconds.
         clock: clock of these seconds.
         per_call: number of images per call.
-        common: arguments that all variants have.
+        arguments: arguments of the functions that make the callables. Their errors are raised.
     """
+    workers = {
+        name: [Worker(variant, **arguments) for _ in range(variant.processes)]
+        for name, variant in variants.items()
+    }
+    every = [worker for found in workers.values() for worker in found]
     with ExitStack() as stack:
-        workers = {
-            label: [stack.enter_context(closing(Worker(v, **common))) for _ in range(v.processes)]
-            for label, v in variants.items()
-        }
-        seconds = in_turn(workers, rounds, timer, warmup=warmup)
+        for worker in every:
+            stack.enter_context(worker.pool)
+        for worker in every:
+            worker.made.result()
+        seconds = in_turn(workers, rounds, timer, warmup)
     return summary(benchmark, seconds, clock=clock, images=per_call)
-
-
-def serve(make: str, arguments: str) -> None:
-    """The loop of the worker process: for each line of input, make one call and print its seconds.
-
-    Args:
-        make: function that makes the callable, ``module:function`` of this package.
-        arguments: arguments of the function, as JSON.
-    """
-    values = json.loads(arguments)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    torch.backends.cudnn.allow_tf32 = False  # so that fp32 is the same precision in both loops
-    module, function = make.split(":")
-    call = getattr(import_module(f"benchmarks.{module}"), function)(**values)
-    for _ in sys.stdin:
-        print(once(call, torch.device(values["device"])), flush=True)
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])

@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
-import io
 import json
+import multiprocessing
+import os
 import shutil
-from contextlib import closing
+import time
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from typer.testing import CliRunner
 
-from benchmarks import MODULES, NAMES, WHAT, figures, pairwise, store, targets, timing
+from benchmarks import MODULES, NAMES, WHAT, figures, pairwise, store, targets, timing, workers
 from benchmarks import data as data_benchmark
 from benchmarks import epoch as epoch_benchmark
 from benchmarks import imports as import_benchmark
@@ -25,7 +28,7 @@ from benchmarks import step as step_benchmark
 from benchmarks import term as term_benchmark
 from benchmarks.__main__ import app
 from benchmarks.timing import Timing, in_turn, interleaved, summary
-from benchmarks.workers import Variant, Worker, together
+from benchmarks.workers import Variant
 from ckasr import CKASR, cka_sr_loss, find_stages, models
 
 CPU = torch.device("cpu")
@@ -135,12 +138,12 @@ def test_step_and_epoch_train(precision):
         handle.remove()
 
 
-@pytest.mark.parametrize("variants", ["_few_samples", "_whole_batch"])
-def test_no_variant_of_the_term_waits_for_the_device(variants):
+@pytest.mark.parametrize("terms", [term_benchmark.FEW_SAMPLES, term_benchmark.ALL_SAMPLES])
+def test_no_variant_of_the_term_waits_for_the_device(terms):
     """On a GPU they are captured, and a capture fails where the host reads a number."""
     data = data_benchmark.batches(32, CPU, 8)
-    for name, make in getattr(term_benchmark, variants)(CPU).items():
-        call = make("resnet20", data)
+    for name, term in terms.items():
+        call = step_benchmark.OurStep("resnet20", data, "fp32", term)
         call()
         with torch.profiler.profile(acc_events=True) as profile:
             call()
@@ -168,19 +171,39 @@ def test_plain_and_our_epoch_count_the_same_images(monkeypatch):
     assert seen == 2 * plain
 
 
-def test_workers_compute_on_request_and_exit():
-    arguments = {**SMALL, "images": 8, "batch_size": 8, "precision": "fp32"}
-    with closing(Worker(Variant("step:step", arguments=arguments))) as worker:
-        assert worker() > 0
-        assert together([worker]) > 0
-    assert worker.process.returncode == 0
+def settings_of_process(device: str) -> Callable[[], None]:
+    """A callable of a worker that takes a second of wall time and little of the CPU."""
+    assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (3, "3")
+    assert not workers.ALLOCATOR.keys() & os.environ.keys()
+    return partial(time.sleep, 1)
 
 
-def test_a_worker_that_fails_says_so(capfd):
-    worker = Worker(Variant("step:nothing"), device="cpu")
-    with pytest.raises(RuntimeError, match="worker step:nothing ended with status 1"):
-        worker.result()
-    assert "no attribute 'nothing'" in capfd.readouterr().err
+def test_workers_compute_on_request_and_exit(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    ours = Variant(partial(step_benchmark.step, precision="fp32"))
+    small = {**SMALL, "images": 8, "batch_size": 8}
+    asleep = Variant(settings_of_process, processes=2, threads=3, models=4, allocator=False)
+    how = {"rounds": 1, "warmup": 0, "clock": "CPU", "per_call": 8}
+    (timing,) = workers.measure(
+        "step", {"ours": ours}, lambda found: found[0].start().result(), **how, **small
+    )
+    assert (timing.images, timing.ratio) == (8, 1)
+    assert timing.milliseconds > 0
+    both = {"asleep": asleep}
+    (timing,) = workers.measure("epoch", both, workers.together, **how, device="cpu")
+    assert 1000 / 8 <= timing.milliseconds < 3000 / 8, "wall time per model"
+    assert not multiprocessing.active_children()
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
+
+
+def test_a_worker_that_fails_says_so():
+    nothing = Variant(partial(step_benchmark.step, precision="fp32"))
+    small = {**SMALL, "name": "nothing", "batch_size": 8}
+    how = {"rounds": 1, "warmup": 0, "clock": "CPU", "per_call": 8}
+    with pytest.raises(LookupError, match="model 'nothing'"):
+        workers.measure(
+            "step", {"ours": nothing}, lambda found: found[0].start().result(), **how, **small
+        )
 
 
 @pytest.mark.slow
@@ -399,11 +422,12 @@ def test_a_record_overwrites_its_own_file_only(tmp_path):
 
 def test_command_line_keeps_what_it_measured(tmp_path):
     arguments = ["data", "--rounds", "1", "--device", "cpu", "--save", "--folder", str(tmp_path)]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    (printed,) = json.load(io.StringIO(result.stdout))
     (path,) = Path(tmp_path).glob("*/data.json")
-    assert json.loads(path.read_text()) == printed
+    kept = json.loads(path.read_text())
+    assert [t["variant"] for t in kept["timings"]] == ["torchvision on PIL images", "ckasr"]
+    assert result.stdout.strip() == (path.parent / "table.md").read_text().strip()
     assert {p.name for p in path.parent.iterdir()} == {
         "data.json",
         "data.png",
@@ -411,8 +435,8 @@ def test_command_line_keeps_what_it_measured(tmp_path):
         "table.md",
     }
     assert "![data](data.png)" in (path.parent / "table.md").read_text()
-    assert printed["threads"] == 1
-    assert {"torch", "python"} <= printed["versions"].keys()
+    assert kept["threads"] == 1
+    assert {"torch", "python"} <= kept["versions"].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The benchmark of sparse execution: what it counts, what it measures, and what it draws."""
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import figures, sparse, store, targets, timing
+from benchmarks import step as step_benchmark
 from benchmarks.timing import Timing, summary
 from benchmarks.work import work
 from ckasr import CKASR, models
@@ -18,7 +20,7 @@ from ckasr.execution import SparseExecution, sparse_execution
 from ckasr.sparsity import dense_masks, report
 
 CPU = torch.device("cpu")
-EXECUTIONS = sparse.DENSE, sparse.SPARSE
+EXECUTIONS = tuple(sparse.EXECUTIONS)
 
 
 def recording(make: Callable[..., object], made: list[object]) -> Callable[..., object]:
@@ -36,12 +38,14 @@ def measured() -> tuple[list[Timing], list[CKASR], list[SparseExecution]]:
     cell = "resnet20", 0.998
     terms, executions = [], []
     with pytest.MonkeyPatch.context() as patch:
-        for name, made in (("CKASR", terms), ("sparse_execution", executions)):
-            make = getattr(sparse, name)
-            patch.setattr(sparse, name, recording(make, made))
+        for module, name, made in (
+            (sparse, "CKASR", terms),
+            (step_benchmark, "sparse_execution", executions),
+        ):
+            patch.setattr(module, name, recording(getattr(module, name), made))
         patch.setattr(sparse, "warmup", lambda device: 0)
         patch.setattr(sparse, "COPIED", 1 << 10)
-        timings = sparse.measure(CPU, 1, {"resnet20": (0.9, 0.998)}, cell, cell, 16, 8, 8)
+        timings = sparse.measure(CPU, 1, [("resnet20", 0.9), cell], cell, cell, 16, 8, 8)
     return timings, terms, executions
 
 
@@ -120,6 +124,24 @@ def test_every_cell_has_both_executions_and_the_work_of_a_step(timings):
     assert done["floor / time"] == pytest.approx(floor / ours.milliseconds, rel=1e-3)
 
 
+def test_sparseprop_is_measured_beside_if_it_is_installed(monkeypatch):
+    pytest.importorskip("numba")
+    swapped = []
+
+    def swap_modules_with_sparse(model, shape, inplace):
+        swapped.append((next(model.parameters()).is_contiguous(), shape, inplace))
+
+    utils = SimpleNamespace(swap_modules_with_sparse=swap_modules_with_sparse)
+    monkeypatch.setitem(sys.modules, "sparseprop", SimpleNamespace(utils=utils))
+    monkeypatch.setitem(sys.modules, "sparseprop.utils", utils)
+    monkeypatch.setattr(sparse.sparseprop, "INSTALLED", True)
+    data = sparse.batches(16, CPU, 8)
+    timings = sparse._steps(("resnet20", 0.998), data, 1)
+    assert [t.variant for t in timings] == [sparse.DENSE, sparse.SPARSE, sparse.SPARSEPROP]
+    assert timings[2].work == {"sparsity": 0.998}
+    assert swapped == [(True, (8, 3, 32, 32), True)]
+
+
 def test_the_term_and_sparse_execution_are_active_in_the_variants_that_name_them(measured):
     _, terms, executions = measured
     assert [term.every for term in terms] == [5]
@@ -133,10 +155,10 @@ def test_dense_and_sparse_train_the_same_network():
     pytest.importorskip("numba")
     data = sparse.batches(16, CPU, 8)
     weights = []
-    for bind in (lambda model, masks: None, sparse.sparse_execution):
-        step, (model, _), _ = sparse._step(("resnet20", 0.9), data, bind)
+    for execution in sparse.EXECUTIONS.values():
+        step = step_benchmark.OurStep("resnet20", data, "fp32", sparsity=0.9, execution=execution)
         step()
-        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+        weights.append(torch.cat([p.flatten() for p in step.model.parameters()]))
         assert torch.equal(weights[-1] != 0, weights[0] != 0)
     assert (weights[1] - weights[0]).norm() < 1e-3 * weights[0].norm()
 
@@ -182,9 +204,8 @@ def test_the_term_may_add_a_twentieth():
 
 
 def test_every_measured_step_has_its_target_and_evaluation_none(timings):
-    assert {(n, s) for n, all_of in sparse.CELLS.items() for s in all_of} == set(
-        targets.SPARSE_SPEEDS
-    )
+    titles = {sparse.title(*cell) for cell in sparse.CELLS}
+    assert titles == set(targets.SPARSE_SPEEDS)
     found = targets.targets(timings, "cpu")
     assert len(found) == 3
     assert not any("evaluation" in t.what for t in found)
@@ -242,8 +263,13 @@ def test_sparse_execution_is_measured_on_the_cpu_even_if_there_is_a_gpu(monkeypa
         name = path.removeprefix("benchmarks.")
         return SimpleNamespace(measure=lambda device, _: devices.update({name: device.type}) or [])
 
+    def record(name, timings, device):
+        return {"benchmark": name, "device": device.type}
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(command, "import_module", module)
-    monkeypatch.setattr(command.store, "record", lambda name, *_: {"benchmark": name})
-    result = CliRunner().invoke(command.app, ["data", "sparse", "--json"])
+    monkeypatch.setattr(command.store, "record", record)
+    monkeypatch.setattr(command.store, "report", lambda found: f"{len(found)} record")
+    result = CliRunner().invoke(command.app, ["data", "sparse"])
     assert (result.exit_code, devices) == (0, {"data": "cuda", "sparse": "cpu"})
+    assert result.stdout.split() == ["1", "record"] * 2, "a report for each device"

@@ -156,7 +156,7 @@ class TestOutcome:
         running = started(method, sparsity=0.9)
         assert method._multiplier > 0
         with torch.no_grad():
-            for layer in method._gated.values():
+            for layer in method._gated_layers.values():
                 layer.log_alpha.fill_(-4)
         method.after_step(running.context, running.state)
         assert method._multiplier == 0
@@ -165,7 +165,7 @@ class TestOutcome:
     def test_the_multiplier_gains_the_same_over_a_phase_of_any_length(self, unit, steps):
         method = L0(unit=unit, dual_rate=2.0)
         started(method, sparsity=0.8)
-        gates = sum(layer.log_alpha.numel() for layer in method._gated.values())
+        gates = sum(layer.log_alpha.numel() for layer in method._gated_layers.values())
         for density, share in [(1.0, 1.0), (0.41, 1.0), (0.3, 0.5)]:  # asked: 0.2
             gained = steps * method.gain(torch.tensor(density - 0.2), 0.2, steps)
             assert gained.item() == pytest.approx(2 * math.sqrt(gates) * share, rel=1e-5)
@@ -194,7 +194,8 @@ class TestOutcome:
         running = engine(method, sparsity=0.9, epochs=20)
         for _ in running.epochs():
             density = sum(
-                int((l0.test_gate(layer.log_alpha) > 0).sum()) for layer in method._gated.values()
+                int((l0.test_gate(layer.log_alpha) > 0).sum())
+                for layer in method._gated_layers.values()
             )
         assert density < 1.5 * running.context.kept
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -11,7 +12,7 @@ from . import words
 from .cells import BASELINE, Arm, Cell, Record, cells, percent, recipe_title
 from .failures import SECONDS
 from .mechanism import SIMILARITY, Quantity, difference, difference_text
-from .statistics import CONFIDENCE, Comparison, compare, holm
+from .statistics import CONFIDENCE, Comparison, compare
 from .tables import (
     DIFFERENCE,
     INTERVAL,
@@ -19,8 +20,8 @@ from .tables import (
     PAIRS,
     SPARSITY,
     VERDICT,
+    corrected_table,
     interval_text,
-    markdown,
     p_text,
     points_text,
 )
@@ -141,7 +142,14 @@ def architectures_title(study: Sequence[Effect]) -> str:
 
 def architectures_table(studies: Iterable[Sequence[Effect]]) -> str:
     """Markdown: a table for each study, a row for each network, sparsity and arm."""
-    tables = [_table(study) for study in studies]
+    tables = [
+        corrected_table(
+            f"Networks: {architectures_title(study)}",
+            COLUMNS,
+            [(each.label, each.accuracy, partial(_row, each)) for each in study],
+        )
+        for study in studies
+    ]
     return (
         "\n".join([*tables, LEGEND]) if tables else "There are no runs of several networks yet.\n"
     )
@@ -155,16 +163,6 @@ def _effect(cell: Cell, arm: Arm) -> Effect:
         difference(cell, arm, TIME),
         learned(runs),
     )
-
-
-def _table(study: Sequence[Effect]) -> str:
-    adjusted = holm([each.accuracy.p for each in study])
-    rows = [_row(each, p) for each, p in zip(study, adjusted, strict=True)]
-    lines = [f"### Networks: {architectures_title(study)}", "", *markdown(COLUMNS, rows), ""]
-    for each in study:
-        if lost := [*each.accuracy.diverged, *each.accuracy.incomplete]:
-            lines.append(f"- {each.label}: excluded seeds: {'; '.join(lost)}")
-    return "\n".join(lines) + "\n"
 
 
 def _row(each: Effect, adjusted: float | None) -> tuple[str, ...]:

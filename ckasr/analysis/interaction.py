@@ -9,6 +9,7 @@ four runs of a seed share initial weights, split, order and augmentation.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -16,8 +17,8 @@ from ckasr.experiments.partners import PARTNERS, Partner
 from ckasr.experiments.settings import Settings
 
 from .cells import BASELINE, Arm, Cell, Record, cells, family_title, percent
-from .statistics import CONFIDENCE, Comparison, compare, compare_sides, holm, of_values
-from .tables import NOTHING, PAIRS, interval_text, markdown, p_text, points_text
+from .statistics import CONFIDENCE, Comparison, compare, compare_sides, of_values
+from .tables import NOTHING, PAIRS, corrected_table, interval_text, p_text, points_text
 from .verdict import FEWEST_PAIRS, difference_shown, learned, verdict_on
 
 COLUMNS = (
@@ -144,20 +145,17 @@ def interactions_table(found: Iterable[Interaction]) -> str:
     Args:
         found: the interactions, from `interactions`.
     """
-    tables = [_table(members) for members in studies(found)]
+    tables = [
+        corrected_table(
+            f"Interactions: {members[0].title}",
+            COLUMNS,
+            [(each.label, each.difference, partial(_row, each)) for each in members],
+        )
+        for members in studies(found)
+    ]
     return (
         "\n".join([*tables, LEGEND]) if tables else "There are no complete factorial designs yet.\n"
     )
-
-
-def _table(members: Sequence[Interaction]) -> str:
-    adjusted = holm([each.difference.p for each in members])
-    rows = [_row(each, p) for each, p in zip(members, adjusted, strict=True)]
-    lines = [f"### Interactions: {members[0].title}", "", *markdown(COLUMNS, rows), ""]
-    for each in members:
-        if lost := [*each.difference.diverged, *each.difference.incomplete]:
-            lines.append(f"- {each.label}: excluded seeds: {'; '.join(lost)}")
-    return "\n".join(lines) + "\n"
 
 
 def _row(each: Interaction, adjusted: float | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Markdown tables of the accuracies of runs, with the published accuracies of the paper."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .cells import BASELINE, Arm, Cell, Record, families, percent, studies, title
 from .paper import (
@@ -226,6 +226,30 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         for row in table
     ]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def corrected_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[tuple[str, Comparison, Callable[[float | None], Sequence[str]]]],
+) -> str:
+    """Return a Markdown table with a heading and Holm's correction for all of its rows.
+
+    The lines below the table state which seeds are excluded.
+
+    Args:
+        title: the heading.
+        header: headings of the columns.
+        rows: for each row, its name below the table, its comparison, and a function that returns
+            its cells and whose argument is the corrected p-value.
+    """
+    adjusted = holm([comparison.p for _, comparison, _ in rows])
+    cells = [row(p) for (_, _, row), p in zip(rows, adjusted, strict=True)]
+    lines = [f"### {title}", "", *markdown(header, cells), ""]
+    for name, comparison, _ in rows:
+        if lost := [*comparison.diverged, *comparison.incomplete]:
+            lines.append(f"- {name}: excluded seeds: {'; '.join(lost)}")
+    return "\n".join(lines) + "\n"
 
 
 def points_text(difference: float | None) -> str:

@@ -60,7 +60,7 @@ def zeroed(w: Tensor, epsilon: float) -> Tensor:
 
 
 def lipschitz_bound(weights: list[Tensor], epsilon: float) -> float:
-    """Upper bound on ||f(x; W) - f(x; W - D)|| / ||x||, where D holds the weights below epsilon."""
+    """Upper bound on ||f(x; W) - f(x; W - D)|| / ||x||, where D has the weights below epsilon."""
     thin = [zeroed(w, epsilon) for w in weights]
     total = 0.0
     for i, w in enumerate(weights):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def noisy_information(w: Tensor, s: Tensor, noise: float) -> Tensor:
     """I(X; WX + noise e) in nats for X ~ N(0, S) and standard normal e.
 
-    The value is computed from singular values, which is accurate also if it is very small.
+    The value is computed from singular values, which is also accurate if it is very small.
 
     Args:
         w: weights, shape (q, p).

@@ -69,7 +69,7 @@ def sum_over_pairs(layers: Sequence[Tensor]) -> Tensor:
 
 
 def independent(fast: bool) -> dict[str, Callable[[Tensor, Tensor], float]]:
-    """Functions that compute CKA_1 with other packages, by the name of each installed package.
+    """Functions that compute CKA_1 with other packages, by the names of the installed packages.
 
     dcor is left out of fast runs because it compiles for several seconds.
     """
@@ -174,7 +174,7 @@ def figure(result: Result) -> "Figure":
     drawing, (left, right) = panels(2)
     ticks = range(len(data["offsets"]))
     for i, (key, label) in enumerate(
-        [("naive", "three-term formula, as is"), ("centred", "features centred first")]
+        [("naive", "three-term formula, without centring"), ("centred", "features centred first")]
     ):
         errors = [float("nan") if e is None else max(abs(e), 1e-9) for e in data[key]]
         left.semilogy(ticks, errors, label=label, **style(i, marker=True))
@@ -187,7 +187,7 @@ def figure(result: Result) -> "Figure":
     )
     right.plot(data["sizes"], [-s / 2 for s in data["sizes"]], label="bound $-L/2$", **style(0))
     right.set_xticks(data["sizes"])
-    right.set_xlabel("layers L")
+    right.set_xlabel("number of layers L")
     right.set_ylabel("sum of CKA$_1$ over pairs $i < j$")
     right.legend()
     return drawing

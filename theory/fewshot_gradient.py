@@ -230,12 +230,12 @@ def figure(result: Result) -> "Figure":
                  medianprops={"color": "k"})  # fmt: skip
     left.set_xticks(range(len(shots)), [str(n) for n in shots])
     left.axhline(0, color="k", linewidth=0.8)
-    left.set(xlabel="samples n", ylabel="cosine with the gradient of all samples")
+    left.set(xlabel="number of samples n", ylabel="cosine with the gradient of all samples")
     middle.loglog(shots, [max(r, 1e-4) for r in data["ratio"]], **style(1, marker=True))
     middle.axhline(1, **style(0), label="signal = noise")
     middle.set_xticks(shots, [str(n) for n in shots])
     middle.minorticks_off()
-    middle.set(xlabel="samples n", ylabel=r"$|E\,g|^2$ / var g, unbiased CKA-SR term")
+    middle.set(xlabel="number of samples n", ylabel=r"signal / noise: $|E\,g|^2$ / var g")
     right.loglog(
         data["rates"],
         data["distances"],

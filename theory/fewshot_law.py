@@ -211,7 +211,7 @@ def figure(result: Result) -> "Figure":
     left.set_xticks(sizes, [str(n) for n in sizes])
     left.set_yticks([0.05, 0.1, 0.2, 0.5], ["0.05", "0.1", "0.2", "0.5"])
     left.minorticks_off()
-    left.set(xlabel="samples n", ylabel="sd of CKA$_1$ (unbiased), independent")
+    left.set(xlabel="number of samples n", ylabel="sd of CKA$_1$, independent layers")
     middle.plot([-1, 1], [-1, 1], color="0.7")
     for i, (n, expected, found) in enumerate(data["quantiles"]):
         look = style(i, marker=True) | {"linestyle": "none", "markersize": 3}
@@ -226,7 +226,7 @@ def figure(result: Result) -> "Figure":
     right.set_xscale("log")
     right.set_xticks(data["sizes"], [str(n) for n in data["sizes"]])
     right.minorticks_off()
-    right.set(xlabel="samples n (lines: the formula)", ylabel="mean CKA", ylim=(-0.6, 1.05))
+    right.set(xlabel="number of samples n (lines: formula)", ylabel="mean CKA", ylim=(-0.6, 1.05))
     right.legend(fontsize="x-small", ncols=1, loc="lower left")
     left.legend(loc="upper right")
     middle.legend()

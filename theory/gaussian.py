@@ -68,7 +68,7 @@ def canonical(cross: Tensor, s_x: Tensor, s_y: Tensor) -> Tensor:
 def information(cross: Tensor, s_x: Tensor, s_y: Tensor) -> Tensor:
     """I(X; Y) = -1/2 sum ln(1 - rho_i^2) of jointly Gaussian X and Y, in nats, shape (...).
 
-    The values are accurate also for very small canonical correlations rho_i.
+    The values are also accurate for very small canonical correlations rho_i.
     """
     return -0.5 * torch.log1p(-canonical(cross, s_x, s_y).square()).sum(-1)
 

@@ -123,5 +123,5 @@ def figure(result: Result) -> "Figure":
     left.legend()
     right.hist(data["gains"], bins=60, color="0.6")
     right.axvline(0, color="k", linewidth=1)
-    right.set(xlabel="change of I by setting one weight to zero, nats", ylabel="number of layers")
+    right.set(xlabel="change of I if one weight is set to zero (nats)", ylabel="number of layers")
     return drawing

@@ -219,7 +219,7 @@ def figure(result: Result) -> "Figure":
         axis.plot(cka, nats, **style(0))
         axis.plot(cka[0], nats[0], "o", color="black", markerfacecolor="white", label="start")
         axis.plot(cka[-1], nats[-1], "s", color="black", label="end")
-        axis.set_xlabel("population CKA, falling with time")
+        axis.set_xlabel("population CKA (decreases with time)")
         axis.set_ylabel("I in nats, analytic")
         axis.set_title(f"counterexample: {title}", fontsize=9)
         axis.legend()

@@ -1,4 +1,4 @@
-"""Panels and line styles of the figures. The lines can be told from each other in greyscale too."""
+"""Panels and line styles of the figures. The lines can also be distinguished in greyscale."""
 
 from typing import TYPE_CHECKING
 

@@ -150,13 +150,13 @@ def figure(result: Result) -> "Figure":
     data = result.figure
     trace = data["trace"]
     drawing, (left, middle, right) = panels(3)
-    left.plot(trace["step"], trace["cka"], label="CKA along descent", **style(1))
+    left.plot(trace["step"], trace["cka"], label="CKA during descent", **style(1))
     left.axhline(data["least"], label=r"minimum $\lambda_{min} / \|S\|_F$ (proved)", **style(0))
-    left.set(xlabel="steps of descent on CKA alone", ylabel="CKA, population", xscale="log")
+    left.set(xlabel="steps of gradient descent on CKA", ylabel="CKA, population", xscale="log")
     middle.plot(trace["step"], trace["rank"], label="effective rank of W", **style(2))
     middle.plot(trace["step"], trace["norm"], label=r"$\|W\|_F$ / its initial value", **style(1))
     middle.axhline(1, color="0.6", linewidth=0.8)
-    middle.set(xlabel="steps of descent on CKA alone", xscale="log", yscale="log")
+    middle.set(xlabel="steps of gradient descent on CKA", xscale="log", yscale="log")
     centres = [-4 + 8 * (i + 0.5) / 81 for i in range(81)]
     for i, (values, label) in enumerate(zip(data["histograms"], ("start", "end"), strict=True)):
         right.step(centres, values, where="mid", label=label, **style(i))

@@ -8,6 +8,8 @@ from pathlib import Path
 # Before torch is imported: small tensors are slower on many threads. Workers (pytest -n) inherit
 # this from the process that starts them; more threads than cores mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The import of dcor starts the threads of numba, which sets the number of threads of torch, too.
+os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 import numpy as np
 import pytest

@@ -223,3 +223,10 @@ def test_runs_from_a_plain_checkout(checkout):
     assert done.returncode == 0, done.stderr
     for command in ("run", "sweep", "table", "reproduce", "figures"):
         assert re.search(rf"\b{command}\b", done.stdout)
+
+
+def test_the_import_of_dcor_leaves_the_number_of_threads():
+    """With more threads than cores, two processes of tests mostly wait for each other."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("dcor")
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])

@@ -79,7 +79,10 @@ def independent(fast: bool) -> dict[str, Callable[[Tensor, Tensor], float]]:
 
         found["ckatorch"] = lambda x, y: float(cka_base(x, y, unbiased=True, method="fro_norm"))
     if find_spec("dcor") and not fast:
+        threads = torch.get_num_threads()
         import dcor
+
+        torch.set_num_threads(threads)  # The import starts the threads of numba, which changes it.
 
         def by_dcor(x: Tensor, y: Tensor) -> float:
             a, b = (dcor.u_centered((z @ z.T).fill_diagonal_(0).numpy()) for z in (x, y))
